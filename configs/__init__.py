@@ -1,0 +1,1 @@
+"""Experiments: one file each, every number with its source."""

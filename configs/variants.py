@@ -1,0 +1,55 @@
+"""What every config takes after its colon: a data set by name, and "smoke"."""
+
+from ml_collections import ConfigDict
+
+# name: (TFDS name, evaluation split, classes)
+DATA_SETS = {
+    "imagenet2012": ("imagenet2012", "validation", 1000),
+    "imagenette": ("imagenette/160px-v2", "validation", 10),
+    "cifar10": ("cifar10", "test", 10),
+    "glyphs": ("glyphs", "validation", 10),
+}
+
+
+def select(config: ConfigDict, arg: str) -> ConfigDict:
+    """Applies the words of arg (comma-separated: a name of DATA_SETS, "smoke"), in place.
+
+    Raises ValueError on any other word.
+    """
+    words = [w.strip() for w in arg.split(",") if w.strip()]
+    for word in words:
+        if word != "smoke" and word not in DATA_SETS:
+            raise ValueError(f"'{word}' after the config's colon is none of: {', '.join(DATA_SETS)}, smoke")
+    named = [w for w in words if w in DATA_SETS]
+    if len(named) > 1:
+        raise ValueError(f"one data set at a time after the config's colon, not {' and '.join(named)}")
+    for word in named:
+        data_set(config, word)
+    if "smoke" in words:
+        smoke(config, keep_data=bool(named))
+    if words:
+        config.name = "_".join([config.name, *words])
+    return config
+
+
+def data_set(config: ConfigDict, word: str):
+    """Puts the config on another data set, with its classes; small sets live on the device."""
+    config.data.name, config.data.eval_split, config.model.num_classes = DATA_SETS[word]
+    config.data.on_device = word != "imagenet2012"
+
+
+def smoke(config: ConfigDict, keep_data: bool):
+    """Shrinks the config to seconds: an eighth of the width, small images, two epochs, on a few glyphs."""
+    if keep_data:
+        config.data.train_split += "[:512]"
+        config.data.eval_split += "[:256]"
+    else:
+        data_set(config, "glyphs")
+        config.data.name = "glyphs/tiny"
+    m = config.model
+    m.conv_widths = tuple(max(2 * m.towers, w // 8) for w in m.conv_widths)
+    m.fc_widths = tuple(w // 32 for w in m.fc_widths)
+    config.data.size, config.data.crop = 96, 80
+    config.batch_size = config.evaluation.batch_size = 32
+    config.epochs = 2
+    config.log_every_steps = 1
