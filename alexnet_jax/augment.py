@@ -1,0 +1,119 @@
+"""What happens to an image between the prepared set and conv1 (section 4.1).
+
+The random draws of an epoch are one plain table, `plan`, made from (seed, epoch) with NumPy. The tf.data path and the
+device-resident path both read it, so they show the network the same crops, and a resumed run goes on where it was.
+The arithmetic on pixels, `normalize` and `views`, is JAX and runs inside the compiled step.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Plan(NamedTuple):
+    """The random draws of one epoch, by position in the epoch."""
+
+    order: np.ndarray  # int64 (count,): the example at each position
+    offset: np.ndarray  # int32 (count, 2): top left corner of the crop, (y, x)
+    flip: np.ndarray  # bool (count,)
+    noise: np.ndarray  # float32 (count, 3): how far along each principal component, in its standard deviations
+
+
+def plan(
+    seed: int, epoch: int, count: int, *, size: int, crop: int, random_crop: bool, flip: bool, crop_chunk: int,
+    noise: float
+) -> Plan:  # fmt: skip
+    """Draws one epoch over `count` prepared images of size x size.
+
+    Crops start anywhere in 0 .. size - crop, both ends included: 33 x 33 places for 224 in 256, as in the 2012 code (the
+    paper counts 32 x 32). `crop_chunk` consecutive images share an offset and a flip: 1 in the paper's words, 32 in
+    the code (convdata_jpeg.py:77). With random_crop off every crop is the centre one. A draw belongs to its example,
+    not to its place in the order, unless it is shared by neighbours.
+    """
+    orders, offsets, flips, noises = (np.random.Generator(np.random.PCG64([seed, epoch, i])) for i in range(4))
+    order = orders.permutation(count)
+    draws = -(-count // crop_chunk)
+    offset = offsets.integers(0, size - crop + 1, (draws, 2), dtype=np.int32)
+    flipped = flips.random(draws) < 0.5
+    alpha = noises.standard_normal((count, 3), dtype=np.float32)[order] * np.float32(noise)
+    which = order if crop_chunk == 1 else np.arange(count) // crop_chunk
+    offset, flipped = offset[which], flipped[which]
+    if not random_crop:
+        offset = np.full_like(offset, (size - crop) // 2)
+    return Plan(order, offset, flipped & flip, alpha)
+
+
+def crop_and_flip(images: jax.Array, index: jax.Array, offset: jax.Array, flip: jax.Array, crop: int) -> jax.Array:
+    """Takes images[index] cropped and flipped, on the device.
+
+    Args: images uint8 (n, size, size, 3); index int32 (b,); offset int32 (b, 2); flip bool (b,).
+    Returns: uint8 (b, crop, crop, 3).
+    """
+
+    def one(i, at, mirrored):
+        window = jax.lax.dynamic_slice(images, (i, at[0], at[1], 0), (1, crop, crop, 3))[0]
+        return jnp.where(mirrored, window[:, ::-1], window)
+
+    return jax.vmap(one)(index, offset, flip)
+
+
+def _centre(images: jax.Array, crop: int) -> jax.Array:
+    at = (images.shape[-3] - crop) // 2
+    return images[..., at : at + crop, at : at + crop, :]
+
+
+def normalize(batch: dict, statistics: dict, *, mean: str, scale: float) -> jax.Array:
+    """Training crops, ready for conv1: mean removed, colours shifted; raw 0..255 grey levels otherwise (section 2).
+
+    Args:
+      batch: image uint8 (b, crop, crop, 3), offset int32 (b, 2), flip bool (b,), noise float32 (b, 3).
+      statistics: mean (size, size, 3), channel_mean (3,), stdevs (3,), vectors (3, 3) with components as columns.
+      mean: "pixel" takes the mean image at the crop's own place, mirrored with it (the mean activity of each pixel,
+        section 2); "centre" takes its centre window for every crop (convdata_jpeg.py:95, 210); "channel" one number
+        per channel; "none" nothing.
+      scale: a last factor; 1/1.1 in the code (convdata_jpeg.py:176).
+    Returns: float32 (b, crop, crop, 3).
+
+    Colour noise (section 4.1): each image moves along the principal components of RGB by noise x standard deviation.
+    The paper says eigenvalue; in grey levels that would be 1483 on the first component, and the code takes the root.
+    """
+    crop = batch["image"].shape[1]
+    images = batch["image"].astype(jnp.float32)
+    if mean == "pixel":
+        full = jnp.asarray(statistics["mean"])[None]
+        zero = jnp.zeros_like(batch["label"])
+        images = images - crop_and_flip(full, zero, batch["offset"], batch["flip"], crop)
+    elif mean == "centre":
+        images = images - _centre(jnp.asarray(statistics["mean"]), crop)
+    elif mean == "channel":
+        images = images - statistics["channel_mean"]
+    shift = (batch["noise"] * statistics["stdevs"]) @ jnp.asarray(statistics["vectors"]).T
+    return (images + shift[:, None, None, :]) * scale
+
+
+def views(images: jax.Array, statistics: dict, *, count: int, crop: int, mean: str, scale: float) -> list[jax.Array]:
+    """The test crops of prepared images (section 4.1): the centre, or four corners and centre and their reflections.
+
+    Args: images uint8 (b, size, size, 3); count 1 or 10.
+    Returns: `count` arrays float32 (b, crop, crop, 3), mean removed as in training, without noise.
+    """
+    if count not in (1, 10):
+        raise ValueError(f"views is 1 (centre) or 10 (corners, centre, reflections), not {count}")
+    pixels = images.astype(jnp.float32)
+    if mean == "pixel":
+        pixels = pixels - statistics["mean"]
+    elif mean == "centre":
+        window = _centre(jnp.asarray(statistics["mean"]), crop)
+    elif mean == "channel":
+        pixels = pixels - statistics["channel_mean"]
+    if count == 1:
+        crops = [_centre(pixels, crop)]
+    else:
+        far = images.shape[1] - crop
+        corners = [pixels[:, y : y + crop, x : x + crop] for y in (0, far) for x in (0, far)]
+        crops = [c[:, :, ::step] for c in (*corners, _centre(pixels, crop)) for step in (1, -1)]
+    if mean == "centre":
+        crops = [c - window for c in crops]
+    return [c * scale for c in crops]

@@ -1,0 +1,196 @@
+"""The embedded data set: ten letters in many faces, drawn rather than downloaded, read through TFDS as any other set.
+
+What it offers:
+
+    builder("full").as_dataset(split="train[:512]")   # drawn once, then kept where TFDS keeps its data sets
+    image, label = draw(seed=0, index=7)              # one image; needs neither TensorFlow nor TFDS
+"""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from alexnet_jax import UserError
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+# Training flips images, so the mirror image of a letter must not be another's: no S with Z, no J with L, no M, N or W.
+# Nor may a turn make one of another. E and F, P and R, K and R are close on purpose: the set is not to be trivial.
+LETTERS = "AEFGHKPRST"
+
+# The Latin text faces that come with matplotlib; its other fonts hold symbols or only some letters.
+FACES = (
+    "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique",
+    "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique", "DejaVuSansMono-BoldOblique",
+    "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic",
+    "STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta",
+    "cmr10", "cmb10", "cmti10", "cmss10", "cmtt10",
+)  # fmt: skip
+
+SIZE = 256
+FONT_PIXELS = (110, 165)  # the letter's em, of which a capital is about 0.7; the widest, turned, still fit the margin
+MAX_TURN = 25.0  # degrees either way
+MARGIN = 24  # pixels from the letter to the edge: a 224x224 crop cuts off at most 8 of it
+MIN_CONTRAST = 70.0  # of 255, between the luminance of the letter and of every part of the background
+NOISE = 5.0  # standard deviation, of 255
+LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # of R, G, B (ITU-R BT.601)
+
+# Images of each split, by config. The tiny splits are the first images of the full ones.
+SPLITS = {"full": {"train": 4000, "validation": 1000}, "tiny": {"train": 256, "validation": 64}}
+SEEDS = {"train": 0, "validation": 1}
+
+
+def draw(seed: int, index: int) -> tuple[np.ndarray, int]:
+    """Draws one image: a letter over a random background.
+
+    Args:
+      seed: which sequence of images; not negative.
+      index: which image of it; not negative.
+
+    Returns:
+      The image, uint8 (256, 256, 3), and its label, index % 10: the letter is LETTERS[label]. Both depend on
+      (seed, index) alone, so images can be drawn in any order and by any process.
+    """
+    label = index % len(LETTERS)
+    rng = np.random.default_rng(np.random.SeedSequence((seed, index)))
+    ink, *ground = _colours(rng)
+    image = _blend(ground[0], ground[1], _pattern(rng))
+    # Shapes in a background colour, so that neither an edge nor a colour says where the letter is.
+    image = _blend(image, ground[int(rng.integers(2))], _clutter(rng))
+    image = _blend(image, ink, _letter(rng, LETTERS[label]))
+    image += NOISE * rng.standard_normal((SIZE, SIZE), np.float32)
+    return np.ascontiguousarray(np.clip(np.rint(image), 0, 255).astype(np.uint8).transpose(1, 2, 0)), label
+
+
+def builder(config: str = "full", data_dir: str | None = None) -> "tfds.core.DatasetBuilder":
+    """Returns the prepared TFDS builder of glyphs/<config>, drawing the set first if data_dir does not hold it.
+
+    Args:
+      config: "full" (4,000 training and 1,000 validation images) or "tiny" (256 and 64).
+      data_dir: where TFDS keeps its data sets; None or "": $TFDS_DATA_DIR, else TFDS's own default.
+
+    Returns:
+      A builder of examples {"image": uint8 (256, 256, 3), stored as JPEG, "label": int64 ()}.
+    """
+    if config not in SPLITS:
+        raise UserError(f"there is no data set 'glyphs/{config}': use one of glyphs/{', glyphs/'.join(SPLITS)}")
+    cls = _builder_class()
+    made = cls(config=config, data_dir=data_dir or None)
+    if made.data_path.exists():
+        return made
+    try:
+        made.download_and_prepare()
+    except Exception as error:
+        # TFDS writes to a folder of its own and renames it at the end, which fails where another process was faster;
+        # its copy holds the same images.
+        if not made.data_path.exists():
+            if isinstance(error, OSError):
+                raise UserError(f"cannot write glyphs ({error}): set data.data_dir to a folder you own") from error
+            raise
+    return cls(config=config, data_dir=data_dir or None)  # anew: the builder that lost a race knows of no splits
+
+
+def _colours(rng: np.random.Generator) -> np.ndarray:
+    """The letter's colour and two of the background, float32 (3, 3, 1, 1), the letter brighter than both or darker."""
+    while True:
+        colours = rng.uniform(0, 255, (3, 3)).astype(np.float32)
+        ink, *ground = colours @ LUMINANCE
+        if min(ground) - ink > MIN_CONTRAST or ink - max(ground) > MIN_CONTRAST:
+            return colours[..., None, None]
+
+
+def _blend(below: np.ndarray, above: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """below where weight, (256, 256) in [0, 1], is 0, above where it is 1; colours (3, 1, 1) or images (3, 256, 256).
+
+    Colour comes first because NumPy is four times slower over a last axis of three.
+    """
+    return below + weight * (above - below)
+
+
+def _pattern(rng: np.random.Generator) -> np.ndarray:
+    """A gradient, stripes or clouds, float32 (256, 256) in [0, 1]."""
+    kind = rng.integers(3)
+    if kind == 0:  # clouds: noise on a coarse grid, made smooth
+        cells = int(rng.integers(3, 12))
+        grid = Image.fromarray(rng.uniform(0, 1, (cells, cells)).astype(np.float32))
+        return np.clip(np.asarray(grid.resize((SIZE, SIZE), Image.Resampling.BICUBIC)), 0, 1)
+    angle = rng.uniform(0, 2 * math.pi)
+    along = np.linspace(-0.5, 0.5, SIZE, dtype=np.float32)
+    ramp = math.cos(angle) * along + math.sin(angle) * along[:, None]
+    if kind == 1:  # gradient; the diagonal is sqrt(2) long
+        return ramp / math.sqrt(2) + 0.5
+    waves, phase, sharpness = rng.uniform(2, 14), rng.uniform(0, 2 * math.pi), rng.uniform(0.5, 4)
+    return 0.5 + 0.5 * np.tanh(sharpness * np.sin(2 * math.pi * waves * ramp + phase))
+
+
+def _clutter(rng: np.random.Generator) -> np.ndarray:
+    """Up to four ellipses and lines, float32 (256, 256) in [0, 1]."""
+    mask = Image.new("L", (SIZE, SIZE))
+    pen = ImageDraw.Draw(mask)
+    for _ in range(rng.integers(5)):
+        x0, x1 = sorted(rng.uniform(0, SIZE, 2))
+        y0, y1 = rng.uniform(0, SIZE, 2)
+        if rng.integers(2):
+            pen.ellipse((x0, min(y0, y1), x1, max(y0, y1)), fill=int(rng.integers(80, 256)))
+        else:
+            pen.line((x0, y0, x1, y1), fill=int(rng.integers(80, 256)), width=int(rng.integers(4, 24)))
+    return np.asarray(mask, np.float32) / 255
+
+
+def _letter(rng: np.random.Generator, letter: str) -> np.ndarray:
+    """The letter in some face, size, turn and place, float32 (256, 256) in [0, 1]."""
+    face = FACES[rng.integers(len(FACES))]
+    cut = _glyph(face, int(rng.integers(*FONT_PIXELS)), letter)
+    cut = cut.rotate(rng.uniform(-MAX_TURN, MAX_TURN), Image.Resampling.BICUBIC, expand=True)
+    cut = cut.crop(cut.getbbox())
+    x, y = (int(rng.integers(MARGIN, SIZE - MARGIN - side + 1)) for side in cut.size)
+    mask = Image.new("L", (SIZE, SIZE))
+    mask.paste(cut, (x, y))
+    return np.asarray(mask, np.float32) / 255
+
+
+def _glyph(face: str, pixels: int, letter: str) -> Image.Image:
+    """The upright letter, white on black, within a border of two pixels; mode L."""
+    path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{face}.ttf")
+    # The basic layout: the other one depends on whether libraqm is installed.
+    font = ImageFont.truetype(path, pixels, layout_engine=ImageFont.Layout.BASIC)
+    left, top, right, bottom = font.getbbox(letter)
+    # The border lets the edges of a turned letter fade out instead of ending in steps.
+    cut = Image.new("L", (math.ceil(right - left) + 4, math.ceil(bottom - top) + 4))
+    ImageDraw.Draw(cut).text((2 - left, 2 - top), letter, fill=255, font=font)
+    return cut
+
+
+def _builder_class() -> type:
+    """The TFDS builder's class, made on the first call so that the module can be imported without TFDS."""
+    import tensorflow_datasets as tfds
+
+    # Unregistered: TFDS refuses a second class of one name, and builder() is the one way in.
+    class Glyphs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")  # raise it when draw() draws otherwise, else old copies stay in use
+        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in SPLITS]  # the first is the default
+        name = "glyphs"
+
+        def _info(self):
+            features = tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(SIZE, SIZE, 3), encoding_format="jpeg"),
+                    "label": tfds.features.ClassLabel(names=list(LETTERS)),
+                }
+            )
+            return self.dataset_info_from_configs(features=features, supervised_keys=("image", "label"))
+
+        def _split_generators(self, dl_manager):
+            return {name: self._generate_examples(name) for name in SPLITS[self.builder_config.name]}
+
+        def _generate_examples(self, split):
+            for index in range(SPLITS[self.builder_config.name][split]):
+                image, label = draw(SEEDS[split], index)
+                yield index, {"image": image, "label": label}
+
+    return Glyphs

@@ -1,0 +1,102 @@
+"""Two towers on two accelerators (section 3.2): everything that knows of devices.
+
+Each tower device holds half of the kernels of every layer and computes half of the maps of every image. The towers
+compute alone but for the layers that read both, conv3, fc6, fc7 and fc8, where the devices exchange their maps:
+
+    tower 1   conv1 - conv2 -+- conv3 - conv4 - conv5 -+- fc6 -+- fc7 -+- fc8
+                              x                         x       x       x
+    tower 2   conv1 - conv2 -+- conv3 - conv4 - conv5 -+- fc6 -+- fc7 -+- fc8
+
+The network runs under shard_map: each device runs ordinary code on its own half, and the only communication is the
+all_gather that model.py writes at those layers. Annotating shardings on a grouped convolution would not do: the compiler
+gathers everything, computes the whole convolution on both devices and slices. Copies of the tower pair along the `data`
+axis each take their share of the batch. One parameter tree, whole kernels, serves every arrangement.
+"""
+
+from collections.abc import Callable
+
+import jax
+from flax import linen as nn
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from alexnet_jax import UserError
+
+DATA, TOWER = "data", "tower"
+
+
+def make_mesh(devices: ConfigDict, towers: int, batch_size: int) -> Mesh:
+    """The mesh ('data', 'tower') of a config's `devices` section.
+
+    Raises UserError if the devices are too few, or do not divide the towers or the batch.
+    """
+    found = jax.devices()
+    split = devices.tower or (towers if len(found) >= towers * devices.data else 1)
+    if devices.data < 1 or split < 1 or towers % split:
+        raise UserError(
+            f"a network of {towers} tower(s) cannot be split over {split} device(s): "
+            "set --config.devices.tower to a divisor of --config.model.towers, and --config.devices.data to 1 or more"
+        )
+    if devices.data * split > len(found):
+        raise UserError(
+            f"{devices.data} x {split} devices are asked for and {len(found)} found ({found[0].platform}): lower "
+            "--config.devices.data or --config.devices.tower, or, on CPU, set JAX_NUM_CPU_DEVICES="
+            f"{devices.data * split}"
+        )
+    if batch_size % devices.data:
+        raise UserError(
+            f"a batch of {batch_size} does not divide over {devices.data} data-parallel copies: "
+            "change --config.batch_size or --config.devices.data"
+        )
+    return jax.make_mesh((devices.data, split), (DATA, TOWER), axis_types=(AxisType.Auto,) * 2,
+                         devices=found[: devices.data * split])  # fmt: skip
+
+
+def specs(tree):
+    """How a tree of parameters or velocities is split: its last axis, the kernels, over the towers; fc8 is on each."""
+
+    def spec(path, leaf):
+        name = jax.tree_util.keystr(path)
+        return P() if "fc8" in name or not leaf.ndim else P(*(None,) * (leaf.ndim - 1), TOWER)
+
+    return jax.tree_util.tree_map_with_path(spec, tree)
+
+
+def shardings(tree, mesh: Mesh):
+    """`specs` as shardings on a mesh."""
+    return jax.tree.map(lambda s: NamedSharding(mesh, s), specs(tree), is_leaf=lambda s: isinstance(s, P))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Batches are split over the data axis and whole on each tower device."""
+    return NamedSharding(mesh, P(DATA))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same value on every device."""
+    return NamedSharding(mesh, P())
+
+
+def split(model: nn.Module, mesh: Mesh) -> Callable:
+    """The model's apply with the towers and the batch split over the mesh.
+
+    Returns apply(params, images, dropout_key=None) -> (logits, activations by name), global arrays all. A dropout key
+    means training.
+    """
+    local = model.clone(tower_axis=TOWER, data_axis=DATA)
+
+    def run(params, images, key):
+        rngs = {} if key is None else {"dropout": key}
+        return local.apply({"params": params}, images, train=key is not None, rngs=rngs)
+
+    def apply(params, images, dropout_key=None):
+        shapes = jax.eval_shape(lambda p, x: model.apply({"params": p}, x), params, images)[1]
+        activations = {
+            name: P(DATA) if name == "fc8" else P(DATA, *(None,) * (a.ndim - 2), TOWER) for name, a in shapes.items()
+        }
+        return jax.shard_map(
+            run, mesh=mesh, in_specs=(specs(params), P(DATA), P()), out_specs=(P(DATA), activations), check_vma=False
+        )(params, images, dropout_key)
+
+    return apply

@@ -1,0 +1,155 @@
+"""The embedded data set: drawn alike everywhere, balanced, legible in every face, and a TFDS set as any other."""
+
+import io
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alexnet_jax import UserError, glyphs
+
+
+def test_image_and_label():
+    image, label = glyphs.draw(3, 17)
+    assert image.shape == (256, 256, 3) and image.dtype == np.uint8
+    assert glyphs.LETTERS[label] == glyphs.LETTERS[7]
+
+
+def test_depends_on_seed_and_index_alone():
+    first = [glyphs.draw(0, i)[0] for i in range(4)]
+    again = [glyphs.draw(0, i)[0] for i in (3, 2, 1, 0)][::-1]
+    np.testing.assert_array_equal(first, again)
+    others = [glyphs.draw(*key)[0] for key in ((0, 10), (1, 0), (0, 20))]
+    for other in others:
+        assert (other != first[0]).mean() > 0.5
+
+
+def test_splits_are_balanced_and_share_no_image():
+    for sizes in glyphs.SPLITS.values():
+        for size in sizes.values():
+            counts = np.bincount(np.arange(size) % 10)
+            assert counts.max() - counts.min() <= 1
+    assert glyphs.SEEDS["train"] != glyphs.SEEDS["validation"]
+
+
+@pytest.mark.parametrize("face", glyphs.FACES)
+def test_every_face_has_every_letter(face):
+    def bitmap(letter):
+        return np.asarray(glyphs._glyph(face, 100, letter).resize((32, 32)), np.float32) / 255
+
+    missing = bitmap("\ue9ff")  # of the private use area: the box that stands for a glyph the face lacks
+    drawn = {letter: bitmap(letter) for letter in glyphs.LETTERS}
+    for letter, picture in drawn.items():
+        assert picture.mean() > 0.1, f"{face} draws nothing for {letter}"
+        for name, other in {**drawn, "a missing glyph": missing}.items():
+            if name != letter:
+                assert np.abs(picture - other).mean() > 0.04, f"{face} draws {letter} like {name}"
+
+
+def test_no_letter_is_the_mirror_image_of_another():
+    pictures = {c: np.asarray(glyphs._glyph("DejaVuSans", 100, c).resize((32, 32)), float) for c in glyphs.LETTERS}
+    for one, picture in pictures.items():
+        for two, other in pictures.items():
+            assert one == two or np.abs(picture[:, ::-1] - other).mean() > 25, f"{one} mirrored is {two}"
+
+
+def test_letter_stands_out_from_the_background():
+    for index in range(50):
+        rng = np.random.default_rng(index)
+        ink, *ground = glyphs._colours(rng)[..., 0, 0] @ glyphs.LUMINANCE
+        pattern = glyphs._pattern(rng)
+        assert pattern.min() >= 0 and pattern.max() <= 1  # so the background stays between its two colours
+        assert min(ground) - ink > glyphs.MIN_CONTRAST or ink - max(ground) > glyphs.MIN_CONTRAST
+
+
+@pytest.mark.parametrize("face", glyphs.FACES)
+def test_largest_letter_fits_the_margin(face):
+    for letter in glyphs.LETTERS:
+        upright = glyphs._glyph(face, glyphs.FONT_PIXELS[1], letter)
+        for turn in (-glyphs.MAX_TURN, 0, glyphs.MAX_TURN):
+            left, top, right, bottom = upright.rotate(turn, Image.Resampling.BICUBIC, expand=True).getbbox()
+            assert max(right - left, bottom - top) <= 256 - 2 * glyphs.MARGIN, f"{letter} at {turn} degrees"
+
+
+def test_letter_lies_within_the_margin():
+    for index in range(50):
+        ink = glyphs._letter(np.random.default_rng(index), glyphs.LETTERS[index % 10]) > 0
+        for places in (np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))):
+            assert places[0] >= glyphs.MARGIN and places[-1] < 256 - glyphs.MARGIN
+
+
+def test_unknown_config_names_the_known():
+    with pytest.raises(UserError, match="glyphs/full, glyphs/tiny"):
+        glyphs.builder("huge")
+
+
+def test_draws_without_tensorflow():
+    code = "import sys; sys.modules['tensorflow'] = sys.modules['tensorflow_datasets'] = None\n"
+    code += "from alexnet_jax import glyphs; print(glyphs.draw(0, 5)[0].sum())"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert int(out.stdout) == glyphs.draw(0, 5)[0].sum()
+
+
+@pytest.fixture(scope="module")
+def tiny_dir(tmp_path_factory):
+    """Holds glyphs/tiny, prepared beside what a killed preparation leaves."""
+    pytest.importorskip("tensorflow_datasets")
+    folder = tmp_path_factory.mktemp("tfds")
+    left_over = folder / "glyphs/tiny/incomplete.ABCDEF_1.0.0"
+    left_over.mkdir(parents=True)
+    (left_over / "glyphs-train.tfrecord-00000-of-00001").write_bytes(b"half an image")
+    glyphs.builder("tiny", str(folder))
+    return folder
+
+
+def test_reads_back_what_was_drawn(tiny_dir):
+    import tensorflow_datasets as tfds
+
+    def thumbnail(image):
+        return image.reshape(16, 16, 16, 16, 3).mean((1, 3), dtype=np.float32)
+
+    made = glyphs.builder("tiny", str(tiny_dir))
+    assert made.info.features["label"].names == list(glyphs.LETTERS)
+    for split, size in glyphs.SPLITS["tiny"].items():
+        drawn = [glyphs.draw(glyphs.SEEDS[split], index) for index in range(size)]
+        thumbnails = np.stack([thumbnail(image) for image, _ in drawn])
+        found = []
+        stored = made.as_dataset(split=split, decoders={"image": tfds.decode.SkipDecoding()}).as_numpy_iterator()
+        for example in stored:
+            pixels = np.asarray(Image.open(io.BytesIO(example["image"])))
+            found.append(int(np.abs(thumbnails - thumbnail(pixels)).mean((1, 2, 3)).argmin()))
+            image, label = drawn[found[-1]]
+            assert np.abs(pixels - image.astype(np.float32)).mean() < 8, "JPEG moves a value by a few levels, not more"
+            assert label == example["label"]
+        assert sorted(found) == list(range(size))
+
+
+def test_second_call_draws_nothing(tiny_dir, monkeypatch):
+    monkeypatch.setattr(glyphs, "draw", None)
+    assert glyphs.builder("tiny", str(tiny_dir)).info.splits["train"].num_examples == 256
+
+
+def test_slower_of_two_preparations_takes_the_copy_of_the_faster(tiny_dir, tmp_path, monkeypatch):
+    draw = glyphs.draw
+
+    def overtaken(seed, index):
+        if (seed, index) == (glyphs.SEEDS["validation"], 63):
+            shutil.copytree(tiny_dir / "glyphs/tiny/1.0.0", tmp_path / "glyphs/tiny/1.0.0")
+        return draw(0, index % 10)
+
+    monkeypatch.setattr(glyphs, "draw", overtaken)
+    made = glyphs.builder("tiny", str(tmp_path))
+    assert {name: split.num_examples for name, split in made.info.splits.items()} == glyphs.SPLITS["tiny"]
+    assert [path.name for path in (tmp_path / "glyphs/tiny").iterdir()] == ["1.0.0"]
+    for path in (tiny_dir / "glyphs/tiny/1.0.0").iterdir():
+        assert (tmp_path / "glyphs/tiny/1.0.0" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_unwritable_folder_says_so(tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="data_dir"):
+        glyphs.builder("tiny", str(tmp_path / "file"))
