@@ -1,0 +1,219 @@
+"""Batches: the plan's images and no others, the same bits from any step, on any path, over any number of processes."""
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alexnet_jax import UserError, augment
+from alexnet_jax.data import eval_batches, resident_batches, train_batches
+from alexnet_jax.prepare import prepare
+from configs import paper
+
+ROOT = Path(__file__).parent.parent
+SIZE, CROP, BATCH = 32, 24, 8
+TRAIN, VALIDATION = 51, 21  # neither is a multiple of the batch: 6 steps an epoch, 3 images dropped
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    source = tmp_path_factory.mktemp("source")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", TRAIN), ("validation", VALIDATION)):
+        for i in range(count):
+            folder = source / split / "abc"[i % 3]
+            folder.mkdir(parents=True, exist_ok=True)
+            coarse = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(coarse).resize((40, 36), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+    c = paper.get_config().data
+    c.update(name=str(source), prepared_dir=str(tmp_path_factory.mktemp("prepared")), size=SIZE, crop=CROP)
+    return c
+
+
+@pytest.fixture(scope="module")
+def prepared(config):
+    return prepare(config)
+
+
+def changed(config, **changes):
+    config = config.copy_and_resolve_references()
+    config.update(changes)
+    return config
+
+
+def train(prepared, config, first=0, last=9, **changes):
+    settings = {"seed": 3, "batch_size": BATCH, "first_step": first, "last_step": last} | changes
+    return list(train_batches(prepared.train, config, **settings))
+
+
+def resident(prepared, config, first=0, last=9, **changes):
+    settings = {"seed": 3, "batch_size": BATCH, "first_step": first, "last_step": last} | changes
+    return list(resident_batches(len(prepared.train), prepared.train.labels, config, **settings))
+
+
+def assert_equal(these, those, keys=("image", "label", "offset", "flip", "noise")):
+    for this, that in zip(these, those, strict=True):
+        for key in keys:
+            assert this[key].dtype == that[key].dtype
+            np.testing.assert_array_equal(this[key], that[key], err_msg=key)
+
+
+def test_batches_are_the_plans_crops(prepared, config):
+    batches = train(prepared, config)
+    assert len(batches) == 9
+    images = prepared.train.images()
+    plans = [
+        augment.plan(3, e, TRAIN, size=SIZE, crop=CROP, random_crop=True, flip=True, crop_chunk=1, noise=0.1)
+        for e in (0, 1)
+    ]
+    for step, batch in enumerate(batches):
+        assert batch["image"].shape == (BATCH, CROP, CROP, 3) and batch["image"].dtype == np.uint8
+        assert [batch[k].dtype for k in ("label", "offset", "flip", "noise")] == [np.int32, np.int32, bool, np.float32]
+        plan, start = plans[step // 6], step % 6 * BATCH
+        for row in range(BATCH):
+            i = plan.order[start + row]
+            y, x = plan.offset[start + row]
+            window = images[i, y : y + CROP, x : x + CROP]
+            window = window[:, ::-1] if plan.flip[start + row] else window
+            difference = np.abs(batch["image"][row].astype(int) - window)
+            assert difference.max() <= 1  # the decoders of Pillow and TensorFlow may round differently
+            assert batch["label"][row] == prepared.train.labels[i]
+        np.testing.assert_array_equal(batch["offset"], plan.offset[start : start + BATCH])
+        np.testing.assert_array_equal(batch["noise"], plan.noise[start : start + BATCH])
+    assert len({bool(f) for b in batches for f in b["flip"]}) == 2
+
+
+@pytest.mark.parametrize("first", [1, 5, 6, 8])
+def test_any_step_can_be_the_first(first, prepared, config):
+    assert_equal(train(prepared, config, first), train(prepared, config)[first:])
+
+
+def test_both_paths_show_the_same(prepared, config):
+    on_host, on_device = train(prepared, config), resident(prepared, config)
+    assert_equal(on_host, on_device, ("label", "offset", "flip", "noise"))
+    images = prepared.train.images()
+    for this, that in zip(on_host, on_device, strict=True):
+        assert that["index"].dtype == np.int32
+        cropped = augment.crop_and_flip(images, that["index"], that["offset"], that["flip"], CROP)
+        assert np.abs(this["image"].astype(int) - np.asarray(cropped)).max() <= 1
+
+
+@pytest.mark.parametrize("batches", [train, resident])
+def test_shards_put_together_are_the_whole_batch(batches, prepared, config):
+    shards = [batches(prepared, config, 4, 8, shard=(i, 4)) for i in range(4)]
+    together = [
+        {k: np.concatenate([part[k] for part in parts]) for k in parts[0]} for parts in zip(*shards, strict=True)
+    ]
+    assert_equal(together, batches(prepared, config, 4, 8), together[0].keys())
+
+
+def test_an_epoch_shows_an_image_at_most_once_and_epochs_differ(prepared, config):
+    steps = resident(prepared, config, 0, 18)
+    epochs = [np.concatenate([b["index"] for b in steps[e : e + 6]]).tolist() for e in (0, 6, 12)]
+    assert all(len(set(epoch)) == 6 * BATCH for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    other = resident(prepared, config, 0, 6, seed=4)
+    assert np.concatenate([b["index"] for b in other]).tolist() != epochs[0]
+
+
+def test_colour_noise_stops_at_its_epoch(prepared, config):
+    batches = resident(prepared, changed(config, color_noise_epochs=1), 0, 12)
+    assert all(b["noise"].any() for b in batches[:6]) and not any(b["noise"].any() for b in batches[6:])
+    assert all(b["noise"].any() for b in resident(prepared, changed(config, color_noise_epochs=-1), 0, 12))
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 8, 21, 64])
+def test_evaluation_counts_every_image_once_and_in_order(batch_size, prepared):
+    split = prepared.evaluation
+    batches = list(eval_batches(split, batch_size))
+    assert len(batches) == -(-VALIDATION // batch_size)
+    assert {b["image"].shape for b in batches} == {(batch_size, SIZE, SIZE, 3)}
+    assert [batches[0][k].dtype for k in ("image", "label", "mask")] == [np.uint8, np.int32, np.float32]
+    whole = {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
+    np.testing.assert_array_equal(whole["mask"], np.arange(len(whole["mask"])) < VALIDATION)
+    np.testing.assert_array_equal(whole["image"][:VALIDATION], split.images())
+    np.testing.assert_array_equal(whole["label"][:VALIDATION], split.labels)
+    assert not whole["image"][VALIDATION:].any() and not whole["label"][VALIDATION:].any()
+
+
+def test_evaluation_is_shared_out(prepared):
+    shards = [list(eval_batches(prepared.evaluation, 8, shard=(i, 4))) for i in range(4)]
+    together = [
+        {k: np.concatenate([part[k] for part in parts]) for k in parts[0]} for parts in zip(*shards, strict=True)
+    ]
+    assert_equal(together, list(eval_batches(prepared.evaluation, 8)), ("image", "label", "mask"))
+
+
+def test_stopping_early_ends_the_threads(prepared, config):
+    before = threading.active_count()
+    batches = eval_batches(prepared.evaluation, 4)
+    next(batches)
+    assert threading.active_count() > before
+    batches.close()
+    assert threading.active_count() == before
+    endless = train_batches(prepared.train, config, seed=0, batch_size=BATCH, first_step=0, last_step=10**12)
+    next(endless)
+    endless.close()
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "batch_size", "said"),
+    [
+        ({}, TRAIN + 1, "--config.batch_size=52"),
+        ({}, 7, "--config.batch_size=7"),
+        ({"crop": SIZE + 1}, BATCH, "data.crop"),
+        ({"crop": 0}, BATCH, "data.crop"),
+        ({"crop_chunk": 0}, BATCH, "data.crop_chunk"),
+        ({"mean": "median"}, BATCH, "data.mean"),
+        ({"size": SIZE + 2}, BATCH, "data.size"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_at_once(changes, batch_size, said, prepared, config):
+    with pytest.raises(UserError, match=said):
+        train_batches(
+            prepared.train, changed(config, **changes), seed=0, batch_size=batch_size, first_step=0, last_step=1,
+            shard=(0, 2),
+        )  # fmt: skip
+
+
+def test_a_damaged_image_names_the_folder(config, tmp_path):
+    made = prepare(changed(config, prepared_dir=str(tmp_path)))
+    with open(made.directory / "train.tfrecord", "r+b") as file:
+        file.seek(made.train.offsets[0])
+        file.write(bytes(100))
+    with pytest.raises(UserError, match=f"{made.directory} is damaged: delete"):
+        list(train_batches(made.train, config, seed=0, batch_size=TRAIN, first_step=0, last_step=1))
+
+
+WITHOUT_TENSORFLOW = """
+import sys
+sys.modules["tensorflow"] = sys.modules["tensorflow_datasets"] = None  # importing them raises
+from alexnet_jax import UserError, data
+from alexnet_jax.prepare import prepare
+from configs import paper
+
+c = paper.get_config().data
+c.update(name=sys.argv[1], prepared_dir=sys.argv[2], size=32, crop=24)
+p = prepare(c)
+steps = dict(seed=0, batch_size=8, first_step=2, last_step=5)
+batches = list(data.resident_batches(len(p.train), p.train.labels, c, **steps))
+assert p.train.images(batches[0]["index"]).shape == (8, 32, 32, 3)
+print(len(batches), sum(int(b["mask"].sum()) for b in data.eval_batches(p.evaluation, 8)))
+try:
+    next(data.train_batches(p.train, c, **steps))
+except UserError as error:
+    print(error)
+"""
+
+
+def test_all_but_train_batches_works_without_tensorflow(config, tmp_path):
+    command = [sys.executable, "-c", WITHOUT_TENSORFLOW, config.name, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    first, second = done.stdout.splitlines()
+    assert first == f"3 {VALIDATION}", done.stderr
+    assert "needs TensorFlow" in second and "data.on_device" in second
