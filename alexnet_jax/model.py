@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
-from alexnet_jax import layers
+from alexnet_jax import UserError, layers
 
 CONV_SIZES = (11, 5, 3, 3, 3)  # section 3.5
 POOLED = ("conv1", "conv2", "conv5")  # section 3.5
+EXCHANGES = ("conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")  # layers that may read every tower
 ACTIVATIONS = {"relu": nn.relu, "tanh": jnp.tanh}  # section 3.1 compares the two
 
 
@@ -82,7 +83,13 @@ class AlexNet(nn.Module):
             reads = "all" if name in m.exchange else "own"
             kwargs = {"reads": reads, "axis": axis} | kwargs
             return Layer(
-                features, m.init_std[name], m.init_bias[name], towers=m.towers, dtype=jnp.dtype(m.dtype), name=name, **kwargs
+                features,
+                m.init_std[name],
+                m.init_bias[name],
+                towers=m.towers,
+                dtype=jnp.dtype(m.dtype),
+                name=name,
+                **kwargs,
             )
 
         def norm(x):
@@ -131,7 +138,11 @@ class AlexNet(nn.Module):
                 return x
             start = lax.axis_index(self.data_axis) * x.shape[0] if self.data_axis else 0
             return layers.dropout(
-                x, m.dropout, self.make_rng("dropout"), rows=start + jnp.arange(x.shape[0]), towers=first + jnp.arange(here)
+                x,
+                m.dropout,
+                self.make_rng("dropout"),
+                rows=start + jnp.arange(x.shape[0]),
+                towers=first + jnp.arange(here),
             )
 
         x = images.astype(m.dtype)
@@ -147,6 +158,38 @@ class AlexNet(nn.Module):
         return logits, out
 
 
+def shapes(config: ConfigDict, crop: int) -> dict:
+    """The parameters' shapes and dtypes, {layer: {"kernel", "bias"}}, without computing anything."""
+    model = AlexNet(FrozenConfigDict(config))
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, crop, crop, 3)))["params"]
+
+
 def parameter_count(params) -> int:
     """Weights and biases of a parameter tree, or of its shapes; 60,965,224 for the paper's network."""
     return sum(p.size for p in jax.tree.leaves(params))
+
+
+def check(config: ConfigDict, crop: int):
+    """Raises UserError, naming the field, if a `model` section makes no network on crop x crop images."""
+    m = config
+
+    def require(holds, field, must):
+        if not holds:
+            raise UserError(f"--config.model.{field} is {config[field]} {must}")
+
+    require(m.activation in ACTIVATIONS, "activation", f"and must be one of {', '.join(ACTIVATIONS)}")
+    require(m.dtype in ("float32", "bfloat16"), "dtype", "and must be float32 or bfloat16")
+    require(m.towers >= 1, "towers", "and must be 1 or more")
+    require(0 <= m.dropout < 1, "dropout", "and must be at least 0 and less than 1")
+    require(len(m.conv_widths) == 5, "conv_widths", "and must name five widths")
+    require(len(m.fc_widths) == 2, "fc_widths", "and must name two widths")
+    for field in ("conv_widths", "fc_widths"):
+        require(
+            all(w > 0 and w % m.towers == 0 for w in config[field]), field, f"and must divide into {m.towers} towers"
+        )
+    unknown = set(m.exchange) - set(EXCHANGES)
+    require(not unknown and "fc8" in m.exchange, "exchange", f"and must hold fc8 and be out of {', '.join(EXCHANGES)}")
+    try:
+        shapes(config, crop)
+    except ValueError as e:
+        raise UserError(f"the network does not fit images of {crop} pixels ({e}): raise --config.data.crop") from e

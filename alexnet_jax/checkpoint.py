@@ -1,0 +1,177 @@
+"""Save, restore, resume. A run is a workdir: config.json, statistics.npz, metrics.jsonl, checkpoints/."""
+
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict, FrozenConfigDict
+from orbax.checkpoint import checkpoint_managers as policies
+
+from alexnet_jax import UserError
+from alexnet_jax.model import AlexNet, shapes
+
+# Fields that a resumed run may change: they say how and where it runs, not what it computes.
+FREE = (
+    "devices.", "checkpoint_every_steps", "log_every_steps", "evaluation.batch_size", "data.data_dir", "data.prepared_dir"
+)  # fmt: skip
+
+
+def manager(workdir: Path) -> ocp.CheckpointManager:
+    """The run's checkpoints: the latest and the one of the lowest validation error are kept."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports each save in twenty lines
+    keep = policies.AnyPreservationPolicy(
+        [
+            policies.LatestN(1),
+            policies.BestN(get_metric_fn=lambda m: -m["top1_error"], n=1, keep_checkpoints_without_metrics=False),
+        ]
+    )
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=keep, best_fn=lambda m: m["top1_error"], best_mode="min", step_prefix="step"
+    )
+    return ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
+
+
+def save(checkpoints: ocp.CheckpointManager, step: int, state, host: dict, error: float | None = None):
+    """Writes a training state and the host's own (JSON) at `step`, in the background.
+
+    `error` is the validation top-1 error where the step ends an epoch. A kill while it writes leaves the previous
+    checkpoint as the latest. Raises UserError if the disk is full or not writable.
+    """
+    try:
+        checkpoints.save(
+            step,
+            args=ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host)),
+            metrics=None if error is None else {"top1_error": error},
+            force=True,
+        )
+    except (OSError, ValueError) as e:
+        raise _write_error(checkpoints, e) from e
+
+
+def finish(checkpoints: ocp.CheckpointManager):
+    """Waits for saves that are under way. Raises UserError if one failed."""
+    try:
+        checkpoints.wait_until_finished()
+    except (OSError, ValueError) as e:
+        raise _write_error(checkpoints, e) from e
+
+
+def _write_error(checkpoints, e: Exception) -> UserError:
+    reason = str(e).splitlines()[0]
+    return UserError(
+        f"the checkpoint could not be written to {checkpoints.directory}: {reason}; make room, then start the same "
+        "command again: it goes on from the last whole checkpoint"
+    )
+
+
+def restore(checkpoints: ocp.CheckpointManager, like) -> tuple[int, object, dict] | None:
+    """The latest (step, state, host), or None. `like` gives the state's shapes, dtypes and shardings."""
+    step = checkpoints.latest_step()
+    if step is None:
+        return None
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(like), host=ocp.args.JsonRestore())
+    try:
+        found = checkpoints.restore(step, args=args)
+    except Exception as e:  # orbax raises many kinds for a damaged checkpoint
+        raise UserError(
+            f"checkpoint {step} in {checkpoints.directory} cannot be read ({str(e).splitlines()[0]}): "
+            f"remove its folder to resume from an earlier one, or start over in another --workdir"
+        ) from e
+    return step, found["state"], found["host"]
+
+
+def claim(workdir: Path, config: ConfigDict, statistics: dict, classes: list[str]):
+    """Makes workdir this config's own, or checks that it is.
+
+    Raises UserError, naming the fields that differ, if it holds a run of another config, or if it cannot be written.
+    """
+    path = workdir / "config.json"
+    mine = json.loads(config.to_json())
+    try:
+        if path.exists():
+            theirs = _flat(_read_json(path))
+            differ = [
+                f"{name}: {theirs.get(name)} there, {value} here"
+                for name, value in _flat(mine).items()
+                if theirs.get(name, _MISSING) != value and not name.startswith(FREE)
+            ]
+            if differ:
+                raise UserError(
+                    f"{workdir} holds a run of another config ({'; '.join(differ)}): "
+                    "name another --workdir, or remove it to start over"
+                )
+        elif workdir.exists() and any(workdir.iterdir()):
+            raise UserError(f"{workdir} is not empty and holds no run: name another --workdir")
+        workdir.mkdir(parents=True, exist_ok=True)
+        np.savez(workdir / "statistics.npz", **statistics, classes=np.array(classes))
+        fresh = path.with_suffix(".tmp")
+        fresh.write_text(json.dumps(mine, indent=2) + "\n")
+        os.replace(fresh, path)
+    except OSError as e:
+        raise UserError(f"cannot write to the workdir {workdir} ({e.strerror or e}): name another --workdir") from e
+
+
+_MISSING = object()
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    out = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        out |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return out
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as e:
+        raise UserError(f"{path} is not whole ({e}): the workdir is no run; name another --workdir") from e
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained network and what it needs to be used."""
+
+    workdir: Path
+    step: int
+    config: ConfigDict
+    model: AlexNet
+    params: dict  # {layer: {"kernel", "bias"}}, float32
+    statistics: dict[str, np.ndarray]  # of its training set: mean, channel_mean, stdevs, vectors
+    classes: list[str]
+
+
+def load(workdir: str | Path, which: str = "best") -> Run:
+    """Reads a run back on one device.
+
+    Args: which, "best" (the lowest validation error; the latest if none was measured) or "latest".
+    Raises UserError if workdir holds no run, or no checkpoint yet.
+    """
+    workdir = Path(workdir).expanduser()
+    if not (workdir / "config.json").exists():
+        raise UserError(f"{workdir} holds no run (no config.json): train one with python -m alexnet_jax.main")
+    config = ConfigDict(_read_json(workdir / "config.json"))
+    with np.load(workdir / "statistics.npz", allow_pickle=False) as file:
+        statistics = dict(file)
+    classes = [str(c) for c in statistics.pop("classes")]
+    model = AlexNet(FrozenConfigDict(config.model))
+    checkpoints = manager(workdir)
+    step = checkpoints.best_step() if which == "best" else None
+    step = checkpoints.latest_step() if step is None else step
+    if step is None:
+        raise UserError(f"{workdir} holds no checkpoint yet: let python -m alexnet_jax.main reach its first one")
+    parameters = shapes(config.model, config.data.crop)
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = {"params": jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), parameters)}
+    args = ocp.args.Composite(state=ocp.args.PyTreeRestore(like, partial_restore=True))
+    try:
+        params = checkpoints.restore(step, args=args)["state"]["params"]
+    except Exception as e:
+        raise UserError(f"checkpoint {step} of {workdir} cannot be read: {str(e).splitlines()[0]}") from e
+    return Run(workdir, step, config, model, params, statistics, classes)

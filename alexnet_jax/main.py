@@ -1,0 +1,99 @@
+"""Trains a config.
+
+python -m alexnet_jax.main --config configs/quickstart.py [--workdir DIR] [--config.FIELD=VALUE ...]
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from alexnet_jax import UserError, checkpoint, model, towers
+from alexnet_jax.prepare import prepare
+from alexnet_jax.train import train
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "the config's file, e.g. configs/paper.py", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "where the run lives; default: runs/ and the config's name")
+
+
+def run(config, workdir: Path) -> int:
+    """Prepares, trains or resumes, draws the figures and says where everything is. Returns the exit status."""
+    model.check(config.model, config.data.crop)
+    mesh = towers.make_mesh(config.devices, config.model.towers, config.batch_size)
+    if config.evaluation.batch_size % config.devices.data:
+        raise UserError("--config.evaluation.batch_size does not divide over --config.devices.data copies")
+    prepared = prepare(config.data)
+    if len(prepared.classes) != config.model.num_classes:
+        raise UserError(
+            f"the data set has {len(prepared.classes)} classes and the network {config.model.num_classes}: "
+            f"set --config.model.num_classes={len(prepared.classes)}"
+        )
+    checkpoint.claim(workdir, config, prepared.statistics, prepared.classes)
+    introduce(config, prepared, mesh, workdir)
+    result = train(config, prepared, mesh, workdir)
+    if result is None:
+        print(f"stopped and saved; the same command goes on from here: {' '.join(['python', '-m', *_command()])}")
+        return 130
+    drawn = {}
+    print(
+        f"validation, {result['views']} view(s), {result['images']} images: "
+        f"top-1 error {result['top1_error']:.2%}, top-5 error {result['top5_error']:.2%}"
+    )
+    for what, path in {"checkpoints": workdir / "checkpoints", "metrics": workdir / "metrics.jsonl", **drawn}.items():
+        print(f"  {what + ':':22} {path}")
+    return 0
+
+
+def introduce(config, prepared, mesh, workdir: Path):
+    """Says what is about to run, and where things go."""
+    steps = len(prepared.train) // config.batch_size
+    shapes = jax.tree.leaves(model.shapes(config.model, config.data.crop))
+    kind = mesh.devices.flat[0].device_kind
+    print(
+        f"network:  {sum(p.size for p in shapes):,} parameters, {config.model.towers} tower(s), {config.model.dtype}\n"
+        f"devices:  {mesh.shape['data']} x {mesh.shape['tower']} (data x tower) of {len(jax.devices())} {kind}\n"
+        f"data:     {config.data.name}: {len(prepared.train):,} training and {len(prepared.evaluation):,} validation "
+        f"images, {len(prepared.classes)} classes, in {prepared.directory}\n"
+        f"training: {config.epochs} epochs x {steps} steps of {config.batch_size} images, learning rate "
+        f"{config.optimizer.learning_rate:g}\n"
+        f"workdir:  {workdir}",
+        flush=True,
+    )
+
+
+def _command() -> list[str]:
+    return ["alexnet_jax.main", *sys.argv[1:]]
+
+
+def main(argv: list[str]):
+    """absl's main; the user's mistakes end in one line."""
+    if len(argv) > 1:
+        sys.exit(f"error: '{argv[1]}' is not a flag; flags start with --, as in --config.batch_size=64")
+    try:
+        if CONFIG.value is None:
+            raise UserError("name a config: python -m alexnet_jax.main --config configs/quickstart.py")
+        workdir = Path(WORKDIR.value or Path("runs") / CONFIG.value.name).expanduser()
+        sys.exit(run(CONFIG.value, workdir))
+    except UserError as e:
+        sys.exit(f"error: {e}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on from the last checkpoint")
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses the flags; what is wrong with them ends in one line."""
+    try:
+        return flags.FLAGS(argv)
+    except Exception as e:  # ml_collections raises whatever the config file or an override raises
+        sys.exit(f"error: {' '.join(str(e).split())}")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "alexnet_jax" / "xla"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    logging.set_verbosity(logging.ERROR)  # TFDS and orbax report every file at the level below
+    app.run(main, flags_parser=parse)

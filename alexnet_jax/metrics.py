@@ -1,0 +1,106 @@
+"""What a run reports: top-1 and top-5 errors, JSON lines, TensorBoard, the progress line."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from tensorboard.summary import Writer
+from tqdm import tqdm
+
+TOP = 5  # section 2: top-1 and top-5 error
+
+
+def sums(log_probabilities: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+    """Sums over a batch, to be divided by `images` once they are all added up.
+
+    Args: log_probabilities float32 (b, classes), labels int32 (b,), mask float32 (b,), 0 for padding.
+    Returns: scalars loss (cross-entropy, nats), top1_error, top5_error (numbers of images), images.
+
+    An image counts as a top-5 error if at least five classes are more probable than its own. A class as probable as
+    its own counts as more probable too, so a net that gives every class the same is always wrong, not always right.
+    """
+    own = jnp.take_along_axis(log_probabilities, labels[:, None], axis=1)
+    above = jnp.sum(log_probabilities >= own, axis=1) - 1
+    above = jnp.where(jnp.isnan(own[:, 0]), log_probabilities.shape[1], above)
+    return {
+        "loss": jnp.sum(-own[:, 0] * mask),
+        "top1_error": jnp.sum((above >= 1) * mask),
+        "top5_error": jnp.sum((above >= TOP) * mask),
+        "images": jnp.sum(mask),
+    }
+
+
+def means(totals: dict) -> dict[str, float]:
+    """Divides sums by their number of images: loss in nats, errors 0..1."""
+    images = float(totals["images"])
+    return {name: float(totals[name]) / images for name in ("loss", "top1_error", "top5_error")}
+
+
+class Log:
+    """Writes a run's records to metrics.jsonl and TensorBoard, and keeps its progress line."""
+
+    def __init__(self, workdir: Path, *, step: int, steps: int, batch_size: int, steps_per_epoch: int):
+        """Goes on at `step` of `steps`: records after it, which a killed run left, are dropped."""
+        self.path = workdir / "metrics.jsonl"
+        self.steps_per_epoch = steps_per_epoch
+        self.batch_size = batch_size
+        self._drop_after(step)
+        self.file = self.path.open("a")
+        self.tensorboard = Writer(str(workdir))
+        self.progress = tqdm(
+            total=steps * batch_size, initial=step * batch_size, unit=" images", unit_scale=True, dynamic_ncols=True,
+            smoothing=0.1, mininterval=0.5,
+        )  # fmt: skip
+        self.resume_clock(step)
+
+    def _drop_after(self, step: int):
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text().splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:  # a line that the kill cut short is the last
+                break
+            if record["step"] <= step:
+                kept.append(line + "\n")
+        fresh = self.path.with_suffix(".tmp")
+        fresh.write_text("".join(kept))
+        os.replace(fresh, self.path)
+
+    def resume_clock(self, step: int):
+        """Starts timing at `step`: what lay before was not training."""
+        self.clock = time.perf_counter(), step
+
+    def images_per_second(self, step: int) -> float:
+        """Training speed since the last record."""
+        then, start = self.clock
+        now = time.perf_counter()
+        self.clock = now, step
+        return (step - start) * self.batch_size / (now - then)
+
+    def advance(self, step: int, text: str):
+        """Moves the progress line to `step`."""
+        self.progress.set_postfix_str(text, refresh=False)
+        self.progress.update(step * self.batch_size - self.progress.n)
+
+    def say(self, text: str):
+        """Prints a line above the progress line."""
+        self.progress.write(text)
+
+    def write(self, step: int, split: str, values: dict):
+        """Adds a record: step, epoch, split and the values."""
+        record = {"step": step, "epoch": round(step / self.steps_per_epoch, 4), "split": split} | values
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+        for name, value in values.items():
+            self.tensorboard.add_scalar(f"{split}/{name}", value, step)
+
+    def close(self):
+        """Leaves the files whole."""
+        self.progress.close()
+        self.file.close()
+        self.tensorboard.close()

@@ -1,0 +1,195 @@
+"""The training step and the loop around it (section 5)."""
+
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from alexnet_jax import UserError, augment, checkpoint, data, metrics, optimizer, towers
+from alexnet_jax.evaluate import evaluate, make_probabilities
+from alexnet_jax.model import AlexNet
+from alexnet_jax.prepare import Prepared
+
+
+def train_step(state: dict, batch: dict, rates: dict, constants: dict, *, apply: Callable, update: Callable, config):
+    """One update on one batch; pure, compiled once for the whole run.
+
+    Args:
+      state: step int32, params, velocity; donated.
+      batch: data.train_batches's arrays, or data.resident_batches's with `index` in place of `image`.
+      rates: the epoch's learning rates, a tree like params (optimizer.rates).
+      constants: statistics of the training set; key, of the run's dropout; images uint8 (n, size, size, 3) or None.
+    Returns: the new state, and sums over the batch (metrics.sums).
+    """
+    if constants["images"] is not None:
+        crops = augment.crop_and_flip(constants["images"], batch["index"], batch["offset"], batch["flip"], config.crop)
+        batch = batch | {"image": crops}
+    images = augment.normalize(batch, constants["statistics"], mean=config.mean, scale=config.train_scale)
+    key = jax.random.fold_in(constants["key"], state["step"])
+    labels = batch["label"]
+
+    def loss(params):
+        logits, _ = apply(params, images, key)
+        log_probabilities = jax.nn.log_softmax(logits)
+        sums = metrics.sums(log_probabilities, labels, jnp.ones(labels.shape, jnp.float32))
+        return sums["loss"] / labels.shape[0], sums
+
+    gradients, sums = jax.grad(loss, has_aux=True)(state["params"])
+    updates, velocity = update(gradients, state["velocity"], state["params"], rates=rates)
+    params = jax.tree.map(jnp.add, state["params"], updates)
+    return {"step": state["step"] + 1, "params": params, "velocity": velocity}, sums
+
+
+def new_state(model: AlexNet, rule, crop: int, seed: int) -> dict:
+    """The state before the first step: initial values from the config, velocity zero."""
+    params = model.init(jax.random.key(seed), jnp.zeros((1, crop, crop, 3)))["params"]
+    return {"step": jnp.int32(0), "params": params, "velocity": rule.init(params)}
+
+
+def prefetch(batches: Iterable[dict], sharding, ahead: int = 2) -> Iterator[dict]:
+    """Moves batches to the devices `ahead` of their use."""
+    queue = deque()
+    for batch in batches:
+        queue.append(jax.device_put(batch, sharding))
+        if len(queue) > ahead:
+            yield queue.popleft()
+    yield from queue
+
+
+class Stop:
+    """Whether SIGTERM or Ctrl-C has asked the run to finish its step and stop; a second Ctrl-C stops at once."""
+
+    signal = None
+
+    def __enter__(self):
+        self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def _ask(self, number, frame):
+        self.signal = signal.Signals(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def __exit__(self, *_):
+        for s, handler in self.before.items():
+            signal.signal(s, handler)
+
+
+def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> dict | None:
+    """Trains, evaluates each epoch, checkpoints; goes on from the workdir's latest checkpoint if there is one.
+
+    Returns: the last validation result, or None if SIGTERM or Ctrl-C stopped the run, which is then saved.
+    Raises UserError if the loss is not finite, or if a file cannot be written.
+    """
+    batch_size, seed = config.batch_size, config.seed
+    steps_per_epoch = len(prepared.train) // batch_size
+    steps = config.epochs * steps_per_epoch
+
+    # --- the network and its step -------------------------------------------------------------------------------
+    model = AlexNet(FrozenConfigDict(config.model))
+    apply = towers.split(model, mesh)
+    rule = optimizer.update_rule(config.optimizer)
+    make_state = partial(new_state, model, rule, config.data.crop, seed)
+    shardings = towers.shardings(jax.eval_shape(make_state), mesh)
+    everywhere = towers.replicated(mesh)
+    step_fn = jax.jit(
+        partial(train_step, apply=apply, update=rule.update, config=config.data),
+        donate_argnums=0,
+        out_shardings=(shardings, everywhere),
+    )
+    predict = {views: make_probabilities(apply, config.data, views) for views in {1, config.evaluation.views}}
+
+    # --- start, or resume ---------------------------------------------------------------------------------------
+    checkpoints = checkpoint.manager(workdir)
+    like = jax.tree.map(
+        lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), jax.eval_shape(make_state), shardings
+    )
+    host = {"plateau": optimizer.new_plateau(), "window": {}, "result": None}
+    if found := checkpoint.restore(checkpoints, like):
+        start, state, host = found
+    else:
+        start, state = 0, jax.jit(make_state, out_shardings=shardings)()
+
+    # --- data ---------------------------------------------------------------------------------------------------
+    span = {"seed": seed, "batch_size": batch_size, "first_step": start, "last_step": steps}
+    if config.data.on_device:
+        images = jax.device_put(prepared.train.images(progress=True), everywhere)
+        batches = data.resident_batches(len(prepared.train), prepared.train.labels, config.data, **span)
+    else:
+        images = None
+        batches = data.train_batches(prepared.train, config.data, **span)
+    statistics = jax.device_put(prepared.statistics, everywhere)
+    constants = {"statistics": statistics, "key": jax.random.fold_in(jax.random.key(seed), 1), "images": images}
+
+    log = metrics.Log(workdir, step=start, steps=steps, batch_size=batch_size, steps_per_epoch=steps_per_epoch)
+    if start:
+        log.say(f"resumed at step {start} of {steps}")
+
+    def validate(views: int) -> dict:
+        size = config.evaluation.batch_size
+        shards = (jax.device_put(b, towers.batch_sharding(mesh)) for b in data.eval_batches(prepared.evaluation, size))
+        return evaluate([partial(predict[views], state["params"], statistics)], [shards])
+
+    def settle(pending):
+        """Takes in a step's sums, once the next step is under way."""
+        step, sums, rate = pending
+        sums = {name: float(value) for name, value in sums.items()}
+        if not abs(sums["loss"]) < float("inf"):
+            raise UserError(
+                f"the loss is {sums['loss']} at step {step} with a learning rate of {rate:g}: start again in another "
+                f"--workdir with a lower one, say --config.optimizer.learning_rate={config.optimizer.learning_rate / 2:g}"
+            )
+        window = host["window"]
+        host["window"] = {name: window.get(name, 0.0) + value for name, value in sums.items()}
+        if step % config.log_every_steps == 0 or step % steps_per_epoch == 0:
+            means = metrics.means(host["window"])
+            host["window"] = {}
+            speed = log.images_per_second(step)
+            log.write(step, "train", means | {"learning_rate": rate, "images_per_second": round(speed, 1)})
+            log.advance(step, f"loss {means['loss']:.3f}, top-1 error {means['top1_error']:.1%}")
+
+    # --- the loop -----------------------------------------------------------------------------------------------
+    pending = None
+    with Stop() as stop:
+        for step, batch in enumerate(prefetch(batches, towers.batch_sharding(mesh)), start + 1):
+            epoch = (step - 1) // steps_per_epoch
+            if pending is None or (step - 1) % steps_per_epoch == 0:
+                rate = optimizer.learning_rate(config.optimizer, epoch, config.epochs, host["plateau"])
+                rates = optimizer.rates(config.optimizer, state["params"], rate, epoch)
+            state, sums = step_fn(state, batch, rates, constants)
+            if pending is not None:
+                settle(pending)
+            pending = step, sums, rate
+
+            if step % steps_per_epoch == 0:
+                settle(pending)
+                pending, error = None, None
+                if (epoch + 1) % config.evaluation.every_epochs == 0 or step == steps:
+                    result = validate(1)
+                    host["plateau"] = optimizer.watch(config.optimizer, host["plateau"], result["top1_error"])
+                    host["result"] = {"views": 1} | result
+                    log.write(step, "validation", host["result"] | {"learning_rate": rate})
+                    error = result["top1_error"]
+                    log.say(
+                        f"epoch {epoch + 1}: validation loss {result['loss']:.3f}, top-1 error {error:.2%}, "
+                        f"top-5 error {result['top5_error']:.2%}"
+                    )
+                if step == steps and config.evaluation.views > 1:
+                    host["result"] = {"views": config.evaluation.views} | validate(config.evaluation.views)
+                    log.write(step, "validation", host["result"] | {"learning_rate": rate})
+                checkpoint.save(checkpoints, step, state, host, error)
+                log.resume_clock(step)
+            elif stop.signal or step % config.checkpoint_every_steps == 0:
+                settle(pending)
+                pending = None
+                checkpoint.save(checkpoints, step, state, host)
+            if stop.signal:
+                break
+    checkpoint.finish(checkpoints)
+    log.close()
+    return None if stop.signal else host["result"]

@@ -1,0 +1,43 @@
+"""A half-width AlexNet in two towers on small crops of Imagenette, for two CPU cores and an hour.
+
+    python -m alexnet_jax.main --config configs/imagenette_small.py
+
+Hardware, time and error: see the README's table of results.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import source, variants
+
+NARROW = 2**0.5  # half the inputs: initial values this much larger keep the signal of the full width
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The code's network at half its width on 128 of 144 pixels; arg as in configs/paper.py."""
+    c = variants.select(source.get_config(), "imagenette")
+    c.name = "imagenette_small"
+    c.batch_size = 64
+    c.epochs = 54
+
+    m = c.model
+    m.conv_widths = tuple(w // 2 for w in m.conv_widths)
+    m.fc_widths = (2048, 2048)
+    for name in ("conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"):
+        m.init_std[name] *= NARROW
+
+    o = c.optimizer
+    o.rule = "epochs"
+    o.drop_epochs = (38, 48, 52)
+    o.layer_rates = ()
+
+    d = c.data
+    d.size, d.crop = 144, 128
+    d.crop_chunk = 1
+    d.mean = "pixel"
+    d.train_scale = 1.0
+    d.color_noise_epochs = -1
+
+    c.evaluation.every_epochs = 2
+
+    c.checkpoint_every_steps = 500
+    return variants.select(c, arg)
