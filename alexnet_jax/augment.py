@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 
 class Plan(NamedTuple):
@@ -18,31 +19,35 @@ class Plan(NamedTuple):
     order: np.ndarray  # int64 (count,): the example at each position
     offset: np.ndarray  # int32 (count, 2): top left corner of the crop, (y, x)
     flip: np.ndarray  # bool (count,)
-    noise: np.ndarray  # float32 (count, 3): how far along each principal component, in its standard deviations
+    noise: np.ndarray  # float32 (count, 3): standard normal, one for each principal component of RGB
 
 
 def plan(
-    seed: int, epoch: int, count: int, *, size: int, crop: int, random_crop: bool, flip: bool, crop_chunk: int,
-    noise: float
-) -> Plan:  # fmt: skip
+    seed: int, epoch: int, count: int, *, size: int, crop: int, random_crop: bool, flip: bool, crop_chunk: int
+) -> Plan:
     """Draws one epoch over `count` prepared images of size x size.
 
-    Crops start anywhere in 0 .. size - crop, both ends included: 33 x 33 places for 224 in 256, as in the 2012 code (the
-    paper counts 32 x 32). `crop_chunk` consecutive images share an offset and a flip: 1 in the paper's words, 32 in
-    the code (convdata_jpeg.py:77). With random_crop off every crop is the centre one. A draw belongs to its example,
-    not to its place in the order, unless it is shared by neighbours.
+    Crops start anywhere in 0 .. size - crop, both ends included: 33 x 33 places for 224 in 256, as in the 2012 code
+    (the paper counts 32 x 32). `crop_chunk` consecutive images share an offset and a flip: 1 in the paper's words,
+    32 in the code (convdata_jpeg.py:77). With random_crop off every crop is the centre one. A draw belongs to its
+    example, not to its place in the order, unless it is shared by neighbours.
     """
     orders, offsets, flips, noises = (np.random.Generator(np.random.PCG64([seed, epoch, i])) for i in range(4))
     order = orders.permutation(count)
     draws = -(-count // crop_chunk)
     offset = offsets.integers(0, size - crop + 1, (draws, 2), dtype=np.int32)
     flipped = flips.random(draws) < 0.5
-    alpha = noises.standard_normal((count, 3), dtype=np.float32)[order] * np.float32(noise)
+    noise = noises.standard_normal((count, 3), dtype=np.float32)[order]
     which = order if crop_chunk == 1 else np.arange(count) // crop_chunk
     offset, flipped = offset[which], flipped[which]
     if not random_crop:
         offset = np.full_like(offset, (size - crop) // 2)
-    return Plan(order, offset, flipped & flip, alpha)
+    return Plan(order, offset, flipped & flip, noise)
+
+
+def noise_strength(config: ConfigDict, epoch: int) -> float:
+    """The standard deviation of section 4.1's alphas in an epoch, from a config's `data` section."""
+    return 0.0 if 0 <= config.color_noise_epochs <= epoch else config.color_noise
 
 
 def crop_and_flip(images: jax.Array, index: jax.Array, offset: jax.Array, flip: jax.Array, crop: int) -> jax.Array:
@@ -64,19 +69,20 @@ def _centre(images: jax.Array, crop: int) -> jax.Array:
     return images[..., at : at + crop, at : at + crop, :]
 
 
-def normalize(batch: dict, statistics: dict, *, mean: str, scale: float) -> jax.Array:
-    """Training crops, ready for conv1: mean removed, colours shifted; raw 0..255 grey levels otherwise (section 2).
+def normalize(batch: dict, statistics: dict, noise: jax.Array, *, mean: str, divide: bool) -> jax.Array:
+    """Training crops, ready for conv1: mean removed, colours shifted; grey levels of 0..255 otherwise (section 2).
 
     Args:
       batch: image uint8 (b, crop, crop, 3), offset int32 (b, 2), flip bool (b,), noise float32 (b, 3).
       statistics: mean (size, size, 3), channel_mean (3,), stdevs (3,), vectors (3, 3) with components as columns.
+      noise: float32 scalar, the standard deviation of the alphas (noise_strength).
       mean: "pixel" takes the mean image at the crop's own place, mirrored with it (the mean activity of each pixel,
         section 2); "centre" takes its centre window for every crop (convdata_jpeg.py:95, 210); "channel" one number
         per channel; "none" nothing.
-      scale: a last factor; 1/1.1 in the code (convdata_jpeg.py:176).
+      divide: by 1 + noise, as the code does to keep the spread of test images (convdata_jpeg.py:155-179).
     Returns: float32 (b, crop, crop, 3).
 
-    Colour noise (section 4.1): each image moves along the principal components of RGB by noise x standard deviation.
+    Colour noise (section 4.1): each image moves along the principal components of RGB by alpha x standard deviation.
     The paper says eigenvalue; in grey levels that would be 1483 on the first component, and the code takes the root.
     """
     crop = batch["image"].shape[1]
@@ -89,11 +95,12 @@ def normalize(batch: dict, statistics: dict, *, mean: str, scale: float) -> jax.
         images = images - _centre(jnp.asarray(statistics["mean"]), crop)
     elif mean == "channel":
         images = images - statistics["channel_mean"]
-    shift = (batch["noise"] * statistics["stdevs"]) @ jnp.asarray(statistics["vectors"]).T
-    return (images + shift[:, None, None, :]) * scale
+    shift = noise * (batch["noise"] * statistics["stdevs"]) @ jnp.asarray(statistics["vectors"]).T
+    images = images + shift[:, None, None, :]
+    return images / (1 + noise) if divide else images
 
 
-def views(images: jax.Array, statistics: dict, *, count: int, crop: int, mean: str, scale: float) -> list[jax.Array]:
+def views(images: jax.Array, statistics: dict, *, count: int, crop: int, mean: str) -> list[jax.Array]:
     """The test crops of prepared images (section 4.1): the centre, or four corners and centre and their reflections.
 
     Args: images uint8 (b, size, size, 3); count 1 or 10.
@@ -116,4 +123,4 @@ def views(images: jax.Array, statistics: dict, *, count: int, crop: int, mean: s
         crops = [c[:, :, ::step] for c in (*corners, _centre(pixels, crop)) for step in (1, -1)]
     if mean == "centre":
         crops = [c - window for c in crops]
-    return [c * scale for c in crops]
+    return crops

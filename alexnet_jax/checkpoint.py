@@ -17,7 +17,8 @@ from alexnet_jax.model import AlexNet, shapes
 
 # Fields that a resumed run may change: they say how and where it runs, not what it computes.
 FREE = (
-    "devices.", "checkpoint_every_steps", "log_every_steps", "evaluation.batch_size", "data.data_dir", "data.prepared_dir"
+    "devices.", "checkpoint_every_steps", "log_every_steps", "evaluation.batch_size", "data.data_dir",
+    "data.prepared_dir",
 )  # fmt: skip
 
 

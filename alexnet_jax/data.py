@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax import UserError, augment
-from alexnet_jax.prepare import Split, in_threads, tensorflow
+from alexnet_jax.records import Split, in_threads, tensorflow
 
 _plan = functools.lru_cache(maxsize=2)(augment.plan)  # this epoch's and, read ahead, the next one's
 
@@ -105,10 +105,9 @@ def _rows(count: int, labels: np.ndarray, config: ConfigDict, seed: int, batch_s
 
     def rows(step: int) -> dict[str, np.ndarray]:
         epoch, batch = divmod(int(step), per_epoch)
-        quiet = 0 <= c.color_noise_epochs <= epoch
         plan = _plan(
             seed, epoch, count, size=c.size, crop=c.crop, random_crop=c.random_crop, flip=c.flip,
-            crop_chunk=c.crop_chunk, noise=0.0 if quiet else c.color_noise,
+            crop_chunk=c.crop_chunk,
         )  # fmt: skip
         at = slice(batch * batch_size + mine.start, batch * batch_size + mine.stop)
         index = plan.order[at].astype(np.int32)

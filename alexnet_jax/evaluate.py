@@ -30,7 +30,7 @@ def make_probabilities(apply: Callable, config: ConfigDict, views: int) -> Calla
     layer.cu:1805). `apply` maps (params, images) to (logits, activations).
     """
     crops = partial(
-        augment.views, count=views, crop=config.crop, mean=config.mean, scale=config.eval_scale
+        augment.views, count=views, crop=config.crop, mean=config.mean
     )  # fmt: skip
 
     @jax.jit
@@ -79,9 +79,7 @@ def evaluate_runs(workdirs: list[str], views: int, split: str) -> dict:
     sets = [prepare(run.config.data).split(split) for run in runs]
     for run, images in zip(runs, sets, strict=True):
         if run.classes != runs[0].classes or not np.array_equal(images.labels, sets[0].labels):
-            raise UserError(
-                f"{run.workdir} and {runs[0].workdir} have other classes or images: evaluate them one by one"
-            )
+            raise UserError(f"{run.workdir} and {runs[0].workdir} differ in classes or images: evaluate each alone")
     predictors = []
     for run in runs:
         probabilities = make_probabilities(

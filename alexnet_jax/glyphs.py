@@ -6,6 +6,8 @@ What it offers:
     image, label = draw(seed=0, index=7)              # one image; needs neither TensorFlow nor TFDS
 """
 
+import contextlib
+import io
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +15,10 @@ from typing import TYPE_CHECKING
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
 
 from alexnet_jax import UserError
+from alexnet_jax.records import tensorflow
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -84,7 +88,9 @@ def builder(config: str = "full", data_dir: str | None = None) -> "tfds.core.Dat
     if made.data_path.exists():
         return made
     try:
-        made.download_and_prepare()
+        settings = {"total": sum(SPLITS[config].values()), "unit": " images", "dynamic_ncols": True}
+        with _quiet_tfds(), tqdm(desc="drawing glyphs", **settings) as made.bar:
+            made.download_and_prepare()
     except Exception as error:
         # TFDS writes to a folder of its own and renames it at the end, which fails where another process was faster;
         # its copy holds the same images.
@@ -166,8 +172,22 @@ def _glyph(face: str, pixels: int, letter: str) -> Image.Image:
     return cut
 
 
+@contextlib.contextmanager
+def _quiet_tfds():
+    """Keeps back what TFDS prints of a download, which this is not, and its bars, three within each other."""
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds.enable_progress_bar()
+
+
 def _builder_class() -> type:
     """The TFDS builder's class, made on the first call so that the module can be imported without TFDS."""
+    tensorflow()  # first, so that it is quiet
     import tensorflow_datasets as tfds
 
     # Unregistered: TFDS refuses a second class of one name, and builder() is the one way in.
@@ -191,6 +211,7 @@ def _builder_class() -> type:
         def _generate_examples(self, split):
             for index in range(SPLITS[self.builder_config.name][split]):
                 image, label = draw(SEEDS[split], index)
+                self.bar.update()
                 yield index, {"image": image, "label": label}
 
     return Glyphs

@@ -34,8 +34,8 @@ def convolution(x: jax.Array, kernel: jax.Array, *, stride: int, padding: tuple[
 def _space_to_depth(x, kernel, stride, padding):
     """Turns a strided convolution into one of stride 1 over stride x stride blocks laid out as channels.
 
-    Conv1 reads three channels at stride 4, which leaves vector units idle; as 48 channels at stride 1 it fills them. The
-    kernel is zero-padded from 11 to 12, a multiple of the stride: the same sums, with zeros added.
+    Conv1 reads three channels at stride 4, which leaves vector units idle; as 48 channels at stride 1 it fills them.
+    The kernel is zero-padded from 11 to 12, a multiple of the stride: the same sums, with zeros added.
     """
     b, h, w, c = x.shape
     k, _, _, filters = kernel.shape
@@ -144,8 +144,8 @@ def local_response_norm(
 ) -> jax.Array:
     """Local response normalization (section 3.3): x / (k + a S)^beta.
 
-    S sums the squares of the `size` maps around each map, clipped at the edges of its tower (of all maps if groups is 1);
-    a is alpha, or alpha / size as in the 2012 code (layer.py:1183) and Caffe.
+    S sums the squares of the `size` maps around each map, clipped at the edges of its tower (of all maps if groups
+    is 1); a is alpha, or alpha / size as in the 2012 code (layer.py:1183) and Caffe.
 
     Args: x (..., c). Returns: the same shape and dtype; computed in float32.
     """
@@ -209,9 +209,9 @@ def dropout(x: jax.Array, rate: float, key: jax.Array, *, rows: jax.Array, tower
     The paper multiplies by 0.5 at test time instead; the expectations agree.
 
     Args:
-      x: (b, units of the towers here). rows: int (b,), each image's place in the global batch. towers: int (t,), which
-        towers are here. A unit's mask depends on its image's row and its tower alone, so that a batch split over devices
-        and towers split over devices draw the masks that one device would.
+      x: (b, units of the towers here). rows: int (b,), each image's place in the global batch. towers: int (t,),
+        which towers are here. A unit's mask depends on its image's row and its tower alone, so that a batch or towers
+        split over devices draw the masks that one device would.
     """
     width = x.shape[1] // towers.shape[0]
 

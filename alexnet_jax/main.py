@@ -3,6 +3,8 @@
 python -m alexnet_jax.main --config configs/quickstart.py [--workdir DIR] [--config.FIELD=VALUE ...]
 """
 
+import contextlib
+import io
 import os
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from alexnet_jax import UserError, checkpoint, model, towers
+from alexnet_jax import UserError, checkpoint, figures, model, towers
 from alexnet_jax.prepare import prepare
 from alexnet_jax.train import train
 
@@ -21,6 +23,14 @@ WORKDIR = flags.DEFINE_string("workdir", None, "where the run lives; default: ru
 
 def run(config, workdir: Path) -> int:
     """Prepares, trains or resumes, draws the figures and says where everything is. Returns the exit status."""
+    for section, field in (
+        (config, "epochs"), (config, "log_every_steps"), (config, "checkpoint_every_steps"),
+        (config.evaluation, "every_epochs"), (config.evaluation, "batch_size"), (config, "batch_size"),
+    ):  # fmt: skip
+        if section[field] < 1:
+            raise UserError(f"{field} is {section[field]} in the config and must be 1 or more")
+    if config.evaluation.views not in (1, 10):
+        raise UserError(f"--config.evaluation.views is {config.evaluation.views} and must be 1 or 10")
     model.check(config.model, config.data.crop)
     mesh = towers.make_mesh(config.devices, config.model.towers, config.batch_size)
     if config.evaluation.batch_size % config.devices.data:
@@ -37,7 +47,7 @@ def run(config, workdir: Path) -> int:
     if result is None:
         print(f"stopped and saved; the same command goes on from here: {' '.join(['python', '-m', *_command()])}")
         return 130
-    drawn = {}
+    drawn = figures.draw_run(workdir, prepared.evaluation)
     print(
         f"validation, {result['views']} view(s), {result['images']} images: "
         f"top-1 error {result['top1_error']:.2%}, top-5 error {result['top5_error']:.2%}"
@@ -86,7 +96,8 @@ def main(argv: list[str]):
 def parse(argv: list[str]) -> list[str]:
     """Parses the flags; what is wrong with them ends in one line."""
     try:
-        return flags.FLAGS(argv)
+        with contextlib.redirect_stderr(io.StringIO()):  # ml_collections prints a traceback of its own
+            return flags.FLAGS(argv)
     except Exception as e:  # ml_collections raises whatever the config file or an override raises
         sys.exit(f"error: {' '.join(str(e).split())}")
 

@@ -1,4 +1,4 @@
-"""AlexNet as the paper draws it (section 3.5, figure 2): five convolutions, three fully connected layers, two towers."""
+"""AlexNet as the paper draws it (section 3.5, figure 2): five convolutions, three fully connected layers, in towers."""
 
 from functools import partial
 
@@ -17,7 +17,7 @@ ACTIVATIONS = {"relu": nn.relu, "tanh": jnp.tanh}  # section 3.1 compares the tw
 
 
 class Layer(nn.Module):
-    """The linear part of one layer over the towers on this device: a convolution, or, where `size` is None, a dense one.
+    """The linear part of a layer over the towers on this device: a convolution, or, where `size` is None, a dense one.
 
     Parameters, float32: kernel (size, size, inputs, features) or (inputs, features), and bias (features,).
     `reads` says what comes in: "image", whole on every device; "own", each tower its own maps; "all", every tower's
@@ -58,12 +58,12 @@ class Layer(nn.Module):
 class AlexNet(nn.Module):
     """The network that a config's `model` section describes; configs/paper.py says what each field is.
 
-    Call it on images float32 (b, side, side, 3), mean removed, in grey levels of 0..255: the norms and the initial values
-    assume that scale. It returns (logits float32 (b, num_classes), activations by name): conv1 .. conv5 after their
+    Call it on images float32 (b, side, side, 3), mean removed, in grey levels of 0..255: the norms and the initial
+    values assume that scale. It returns (logits float32 (b, num_classes), activations by name): conv1 .. conv5 after their
     nonlinearity, norm1, norm2, pool1, pool2, pool5, fc6 and fc7 before dropout, fc8. Training needs an rng "dropout".
 
-    Inside shard_map `tower_axis` and `data_axis` name the device axes of the towers and of the batch. Where they are None
-    one device computes the same function from the same parameters.
+    Inside shard_map `tower_axis` and `data_axis` name the device axes of the towers and of the batch. Where they are
+    None one device computes the same function from the same parameters.
     """
 
     config: ConfigDict

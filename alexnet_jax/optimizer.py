@@ -3,8 +3,8 @@
     v <- 0.9 v - 0.0005 lr w - lr g        w <- w + v
 
 The velocity carries the learning rate and the decay, so after a drop it coasts on for some twenty steps; torch's and
-optax's own momentum multiply by the rate outside and slow down at once. Every rule changes the rate between epochs only,
-so the host works it out and hands it to the compiled step as an argument.
+optax's own momentum multiply by the rate outside and slow down at once. Every rule changes the rate between epochs
+only, so the host works it out and hands it to the compiled step as an argument.
 """
 
 import jax
@@ -20,8 +20,8 @@ RULES = ("plateau", "epochs", "stages")
 def update_rule(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
     """The update above as optax; `update` takes the keyword `rates`, a tree of learning rates like the parameters.
 
-    Weights decay and biases do not, unless config.decay_biases (weights.cu:147, layer.cu:565). A leaf whose rate is 0 is
-    left alone wholly: no decay, no coasting, its velocity kept (weights.cu:148).
+    Weights decay and biases do not, unless config.decay_biases (weights.cu:147, layer.cu:565). A leaf whose rate is
+    0 is left alone wholly: no decay, no coasting, its velocity kept (weights.cu:148).
     """
 
     def decayed(params):
@@ -59,7 +59,7 @@ def watch(config: ConfigDict, plateau: dict, error: float) -> dict:
     """The plateau after another epoch's validation top-1 error (0..1).
 
     "Divide the learning rate by 10 when the validation error rate stopped improving" (section 5), up to config.drops
-    times. The paper gives no patience; config.patience epochs without a fall of config.min_improvement count as stopped.
+    times. The paper gives no patience; config.patience epochs without a fall of config.min_improvement are a stop.
     """
     if error < plateau["best"] - config.min_improvement:
         return plateau | {"best": error, "waited": 0}

@@ -10,8 +10,6 @@ made from a TFDS set works anywhere once copied into the `prepared_dir` there. A
 by what the source held: delete its folder to prepare a changed source anew.
 """
 
-import contextlib
-import dataclasses
 import fcntl
 import functools
 import hashlib
@@ -21,88 +19,23 @@ import json
 import os
 import re
 import shutil
-import struct
 import sys
-import zipfile
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from alexnet_jax import UserError, __version__
+from alexnet_jax.records import Prepared, decode, frame, in_threads, open_prepared, slug, tensorflow
 
 FORMAT = 1  # raise it when the same source would be prepared differently
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # no format that runs another program, as EPS does
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """The images of one split, at random access from any thread."""
-
-    name: str
-    size: int
-    labels: np.ndarray  # int32 (n,)
-    ids: list[str]  # the source's names
-    offsets: np.ndarray  # int64 (n,): where in the file each JPEG begins
-    lengths: np.ndarray  # int64 (n,)
-    file: BinaryIO
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def read(self, indices: Iterable[int]) -> list[bytes]:
-        """Returns the JPEGs at the indices. Raises UserError if the file is damaged there."""
-        jpegs = [os.pread(self.file.fileno(), self.lengths[i], self.offsets[i]) for i in indices]
-        if not all(jpeg.startswith(b"\xff\xd8") and jpeg.endswith(b"\xff\xd9") for jpeg in jpegs):
-            raise self.damaged()
-        return jpegs
-
-    def image(self, index: int) -> np.ndarray:
-        """Returns one image, uint8 (size, size, 3). Raises UserError if the file is damaged there."""
-        [jpeg] = self.read([index])
-        try:
-            return _decode(jpeg)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise self.damaged() from error
-
-    def images(self, indices: Iterable[int] | None = None, progress: bool = False) -> np.ndarray:
-        """Returns the images at the indices, or all, uint8 (n, size, size, 3), decoded on all cores."""
-        indices = range(len(self)) if indices is None else list(indices)
-        images = np.empty((len(indices), self.size, self.size, 3), np.uint8)
-        decoded = in_threads(self.image, indices)
-        bar = tqdm(decoded, f"reading {self.name}", len(indices), unit=" images", disable=not progress)
-        for row, image in enumerate(bar):
-            images[row] = image
-        return images
-
-    def damaged(self) -> UserError:
-        """Returns the error to raise when an image does not decode."""
-        return _damaged(Path(self.file.name).parent)
-
-
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-    """A prepared set: all that training and evaluation know of their data."""
-
-    directory: Path
-    classes: list[str]
-    statistics: dict[str, np.ndarray]  # float32: mean (size, size, 3), channel_mean (3,), stdevs (3,), vectors (3, 3)
-    train: Split
-    evaluation: Split
-
-    def split(self, name: str) -> Split:
-        """Returns the split the config calls `name`, for example "validation". Raises UserError if it is not here."""
-        splits = {s.name: s for s in (self.evaluation, self.train)}
-        if name not in splits:
-            raise UserError(f"{self.directory} has no split '{name}', only {' and '.join(sorted(splits))}")
-        return splits[name]
 
 
 def prepare(config: ConfigDict) -> Prepared:
@@ -127,83 +60,26 @@ def prepare(config: ConfigDict) -> Prepared:
     asked = [FORMAT, str(root or config.name), config.train_split, config.eval_split, config.size]
     asked.append(config.validation_fraction if root else None)
     digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
-    directory = cache / f"{_slug(root.name if root else config.name)}-{config.size}px-{digest[:10]}"
+    directory = cache / f"{slug(root.name if root else config.name)}-{config.size}px-{digest[:10]}"
     if not directory.exists():
         if root and cache.resolve().is_relative_to(root.resolve()):
             raise UserError(f"{cache} lies inside the images' own folder: choose another --config.data.prepared_dir")
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity(logging.ERROR)  # TFDS reports what it finds and reads
         try:
             _prepare_once(config, cache, directory)
         except OSError as error:
             hint = "choose another folder with --config.data.prepared_dir=..."
             raise UserError(f"cannot prepare {config.name} in {cache} ({error}): {hint}") from error
-    return _open(directory)
-
-
-def in_threads(function: Callable, items: Iterable, ahead: int = 0) -> Iterator:
-    """Yields function(item) in the items' order, computed on all cores, `ahead` of them or more in advance.
-
-    Closing the iterator early stops the threads.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    pool, waiting = ThreadPoolExecutor(cores), deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > max(ahead, 2 * cores):  # bounded, so that memory is
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def tensorflow():
-    """Returns TensorFlow, kept off the accelerators, whose memory JAX needs. Raises UserError if it is missing."""
-    try:
-        import tensorflow as tf
-    except ImportError as error:
-        raise UserError(f"this needs TensorFlow ({error}); sets prepared before and data.on_device do not") from error
-    with contextlib.suppress(RuntimeError):  # the caller has used it already: too late
-        tf.config.set_visible_devices([], "GPU")
-    return tf
+        finally:
+            logging.set_verbosity(verbosity)
+    return open_prepared(directory)
 
 
 def _folder(name: str) -> Path | None:
     """The folder a source's name means, or None for a TFDS name."""
     is_path = name.startswith(("/", "./", "../", "~")) or Path(name).is_dir()
     return Path(os.path.abspath(os.path.expanduser(name))) if is_path else None
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^\w.-]", "_", name)
-
-
-def _damaged(directory: Path) -> UserError:
-    return UserError(f"the prepared set {directory} is damaged: delete that folder and it is prepared anew")
-
-
-def _open(directory: Path) -> Prepared:
-    try:
-        meta = json.loads((directory / "meta.json").read_text())
-        with np.load(directory / "statistics.npz", allow_pickle=False) as arrays:
-            statistics = dict(arrays)
-        train, evaluation = (_open_split(directory, meta, meta[role]) for role in ("train_split", "eval_split"))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise _damaged(directory) from error
-    return Prepared(directory, meta["classes"], statistics, train, evaluation)
-
-
-def _open_split(directory: Path, meta: dict, name: str) -> Split:
-    stem = directory / _slug(name)
-    with np.load(f"{stem}.npz", allow_pickle=False) as arrays:
-        index = dict(arrays)
-    with open(f"{stem}.ids.txt", encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
-        ids = lines.read().split("\n")[:-1]
-    file = open(f"{stem}.tfrecord", "rb", buffering=0)  # noqa: SIM115 - stays open as long as the Split
-    end = index["offsets"][-1] + index["lengths"][-1] + 4
-    if os.fstat(file.fileno()).st_size != end or not len(ids) == len(index["labels"]) == meta["splits"][name]["count"]:
-        raise ValueError("files cut short")
-    return Split(name, meta["size"], ids=ids, file=file, **index)
 
 
 # ---------------------------------------------------------------- sources
@@ -216,6 +92,15 @@ class Source(NamedTuple):
     classes: list[str]
     counts: dict[str, int]  # by split
     examples: Callable[[str], Iterator[tuple[str, int, bytes | Path]]]  # split -> (id, label, encoded image) ...
+
+
+def open_source(config: ConfigDict, cache: Path) -> Source:
+    """Returns the source of the config's `data` section; glyphs are drawn in the folder `cache` if need be.
+
+    Raises UserError: nothing by that name, not downloaded, no images, an unknown split.
+    """
+    root = _folder(config.name)
+    return _open_folder(config, root) if root else _open_tfds(config, cache)
 
 
 def _open_folder(config: ConfigDict, root: Path) -> Source:
@@ -341,8 +226,7 @@ def _prepare_once(config: ConfigDict, cache: Path, directory: Path):
             return
         partial = Path(f"{directory}.partial")
         shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
-        root = _folder(config.name)
-        source = _open_folder(config, root) if root else _open_tfds(config, cache)
+        source = open_source(config, cache)
         partial.mkdir()
         try:
             _write_set(config, source, partial)
@@ -376,12 +260,12 @@ def _write_set(config: ConfigDict, source: Source, folder: Path):
 def _write_split(config: ConfigDict, source: Source, split: str, folder: Path) -> tuple[dict, dict]:
     """Writes a split's files. Returns its entry in meta.json and its statistics."""
     lengths, labels, ids, damaged, pixels, products = [], [], [], {}, 0, 0
-    stem = folder / _slug(split)
+    stem = folder / slug(split)
     examples = source.examples(split)
     chunks = iter(lambda: list(itertools.islice(examples, 16)), [])
     prepared = in_threads(functools.partial(_prepare_chunk, size=config.size), chunks)
-    bar = tqdm(desc=f"preparing {config.name} {split}", total=source.counts[split], unit=" images")
-    with bar, open(f"{stem}.tfrecord", "wb") as file:
+    settings = {"total": source.counts[split], "unit": " images", "dynamic_ncols": True}
+    with tqdm(desc=f"preparing {config.name} {split}", **settings) as bar, open(f"{stem}.tfrecord", "wb") as file:
         for rows, chunk_pixels, chunk_products in prepared:
             pixels, products = pixels + chunk_pixels, products + chunk_products
             bar.update(len(rows))
@@ -420,8 +304,8 @@ def _prepare_chunk(examples: list, size: int) -> tuple[list, np.ndarray, np.ndar
         except Exception as error:  # Pillow raises nearly anything on broken files
             rows.append((name, label, b"", _line(error)))
             continue
-        rows.append((name, label, _record(jpeg), ""))
-        stored = _decode(jpeg)  # the statistics are of what training sees
+        rows.append((name, label, frame(jpeg), ""))
+        stored = decode(jpeg)  # the statistics are of what training sees
         pixels += stored
         colours = stored.reshape(-1, 3).astype(np.float64)
         products += (colours.T @ colours).astype(np.int64)  # below 2**53, so exact
@@ -442,10 +326,6 @@ def _to_jpeg(encoded: bytes, size: int) -> bytes:
     return buffer.getvalue()
 
 
-def _decode(jpeg: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(jpeg), formats=("JPEG",)))
-
-
 def _statistics(count: int, pixels: np.ndarray, products: np.ndarray) -> dict[str, np.ndarray]:
     """Mean image, mean colour, and the principal components of RGB (columns of vectors) with their deviations."""
     n = count * pixels.shape[0] * pixels.shape[1]
@@ -455,38 +335,3 @@ def _statistics(count: int, pixels: np.ndarray, products: np.ndarray) -> dict[st
     stdevs = np.sqrt(values.clip(0))
     arrays = {"mean": pixels / count, "channel_mean": total / n, "stdevs": stdevs, "vectors": vectors}
     return {name: array.astype(np.float32) for name, array in arrays.items()}
-
-
-def _record(data: bytes) -> bytes:
-    """A TFRecord, made without TensorFlow: length, its checksum, the data, their checksum."""
-    length = struct.pack("<Q", len(data))
-    return length + _checksum(length) + data + _checksum(data)
-
-
-def _checksum(data: bytes) -> bytes:
-    """The masked CRC-32C of at least 4 bytes. In NumPy, by blocks of 256: a CRC is linear, so every byte adds its own.
-
-    Zeros in front of the data change nothing once the CRC's initial ones are folded into the first 4 bytes.
-    """
-    tables, skip = _crc_tables()
-    padded = np.zeros(-(-len(data) // 256) * 256, np.uint8)
-    padded[-len(data) :] = np.frombuffer(data, np.uint8)
-    padded[-len(data) :][:4] ^= 255
-    crc = 0
-    for block in np.bitwise_xor.reduce(tables[np.arange(256), padded.reshape(-1, 256)], axis=1).tolist():
-        crc = block ^ skip[0][crc & 255] ^ skip[1][crc >> 8 & 255] ^ skip[2][crc >> 16 & 255] ^ skip[3][crc >> 24]
-    crc ^= 0xFFFFFFFF
-    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
-
-
-@functools.cache
-def _crc_tables() -> tuple[np.ndarray, list[list[int]]]:
-    """uint32 (256, 256), what a byte (column) at a place of its block (row) adds to the CRC; and the first four rows,
-    which carry a CRC over one block."""
-    table = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
-        table = (table >> 1) ^ (np.uint32(0x82F63B78) * (table & 1))
-    rows = [table]
-    for _ in range(255):
-        rows.append((rows[-1] >> 8) ^ table[rows[-1] & 255])
-    return np.stack(rows[::-1]), [row.tolist() for row in rows[:-5:-1]]

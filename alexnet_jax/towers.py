@@ -8,9 +8,9 @@ compute alone but for the layers that read both, conv3, fc6, fc7 and fc8, where 
     tower 2   conv1 - conv2 -+- conv3 - conv4 - conv5 -+- fc6 -+- fc7 -+- fc8
 
 The network runs under shard_map: each device runs ordinary code on its own half, and the only communication is the
-all_gather that model.py writes at those layers. Annotating shardings on a grouped convolution would not do: the compiler
-gathers everything, computes the whole convolution on both devices and slices. Copies of the tower pair along the `data`
-axis each take their share of the batch. One parameter tree, whole kernels, serves every arrangement.
+all_gather that model.py writes at those layers. Annotating shardings on a grouped convolution would not do: the
+compiler gathers everything, computes the whole convolution on both devices and slices. Copies of the tower pair along
+the `data` axis each take their share of the batch. One parameter tree, whole kernels, serves every arrangement.
 """
 
 from collections.abc import Callable

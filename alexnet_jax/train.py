@@ -14,23 +14,25 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from alexnet_jax import UserError, augment, checkpoint, data, metrics, optimizer, towers
 from alexnet_jax.evaluate import evaluate, make_probabilities
 from alexnet_jax.model import AlexNet
-from alexnet_jax.prepare import Prepared
+from alexnet_jax.records import Prepared
 
 
-def train_step(state: dict, batch: dict, rates: dict, constants: dict, *, apply: Callable, update: Callable, config):
+def train_step(state: dict, batch: dict, epoch: dict, constants: dict, *, apply: Callable, update: Callable, config):
     """One update on one batch; pure, compiled once for the whole run.
 
     Args:
       state: step int32, params, velocity; donated.
       batch: data.train_batches's arrays, or data.resident_batches's with `index` in place of `image`.
-      rates: the epoch's learning rates, a tree like params (optimizer.rates).
+      epoch: what changes between epochs: rates, a tree like params (optimizer.rates); noise, of the colours.
       constants: statistics of the training set; key, of the run's dropout; images uint8 (n, size, size, 3) or None.
     Returns: the new state, and sums over the batch (metrics.sums).
     """
     if constants["images"] is not None:
         crops = augment.crop_and_flip(constants["images"], batch["index"], batch["offset"], batch["flip"], config.crop)
         batch = batch | {"image": crops}
-    images = augment.normalize(batch, constants["statistics"], mean=config.mean, scale=config.train_scale)
+    images = augment.normalize(
+        batch, constants["statistics"], epoch["noise"], mean=config.mean, divide=config.divide_by_noise
+    )
     key = jax.random.fold_in(constants["key"], state["step"])
     labels = batch["label"]
 
@@ -41,7 +43,7 @@ def train_step(state: dict, batch: dict, rates: dict, constants: dict, *, apply:
         return sums["loss"] / labels.shape[0], sums
 
     gradients, sums = jax.grad(loss, has_aux=True)(state["params"])
-    updates, velocity = update(gradients, state["velocity"], state["params"], rates=rates)
+    updates, velocity = update(gradients, state["velocity"], state["params"], rates=epoch["rates"])
     params = jax.tree.map(jnp.add, state["params"], updates)
     return {"step": state["step"] + 1, "params": params, "velocity": velocity}, sums
 
@@ -142,7 +144,7 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
         if not abs(sums["loss"]) < float("inf"):
             raise UserError(
                 f"the loss is {sums['loss']} at step {step} with a learning rate of {rate:g}: start again in another "
-                f"--workdir with a lower one, say --config.optimizer.learning_rate={config.optimizer.learning_rate / 2:g}"
+                f"--workdir with a lower one: --config.optimizer.learning_rate={config.optimizer.learning_rate / 2:g}"
             )
         window = host["window"]
         host["window"] = {name: window.get(name, 0.0) + value for name, value in sums.items()}
@@ -160,8 +162,11 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
             epoch = (step - 1) // steps_per_epoch
             if pending is None or (step - 1) % steps_per_epoch == 0:
                 rate = optimizer.learning_rate(config.optimizer, epoch, config.epochs, host["plateau"])
-                rates = optimizer.rates(config.optimizer, state["params"], rate, epoch)
-            state, sums = step_fn(state, batch, rates, constants)
+                now = {
+                    "rates": optimizer.rates(config.optimizer, state["params"], rate, epoch),
+                    "noise": jnp.float32(augment.noise_strength(config.data, epoch)),
+                }
+            state, sums = step_fn(state, batch, now, constants)
             if pending is not None:
                 settle(pending)
             pending = step, sums, rate

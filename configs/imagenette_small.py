@@ -34,7 +34,7 @@ def get_config(arg: str = "") -> ConfigDict:
     d.size, d.crop = 144, 128
     d.crop_chunk = 1
     d.mean = "pixel"
-    d.train_scale = 1.0
+    d.divide_by_noise = False
     d.color_noise_epochs = -1
 
     c.evaluation.every_epochs = 2

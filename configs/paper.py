@@ -87,8 +87,7 @@ def get_config(arg: str = "") -> ConfigDict:
     d.mean = "pixel"  # section 2: per-pixel mean; or centre (its centre window, as the code), channel, none
     d.color_noise = 0.1  # section 4.1: standard deviation of the alphas
     d.color_noise_epochs = -1  # colour noise stops at this epoch; -1: never
-    d.train_scale = 1.0  # the code divides training images by 1.1
-    d.eval_scale = 1.0
+    d.divide_by_noise = False  # the code divides training images by 1 + color_noise
     d.on_device = False  # hold the training set on the device as uint8 and augment there
 
     c.evaluation = ConfigDict()

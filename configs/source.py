@@ -36,5 +36,5 @@ def get_config(arg: str = "") -> ConfigDict:
     d.crop_chunk = 32  # convdata_jpeg.py:77
     d.mean = "centre"  # convdata_jpeg.py:95, 210
     d.color_noise_epochs = 67  # switched off late
-    d.train_scale = 1 / 1.1  # convdata_jpeg.py:176, with colour noise; it goes when the noise goes
+    d.divide_by_noise = True  # convdata_jpeg.py:155-179: by 1.1
     return variants.select(c, arg)

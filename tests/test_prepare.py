@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from alexnet_jax import UserError
-from alexnet_jax import prepare as prepare_module
 from alexnet_jax.prepare import prepare
 from configs import paper
 
@@ -147,9 +146,6 @@ def test_labels_and_names_follow_the_folders(prepared):
         assert split.ids == sorted(split.ids)
         assert [prepared.classes[label] for label in split.labels] == [name.split("/")[0] for name in split.ids]
         assert split.labels.dtype == np.int32
-    assert prepared.split("train") is prepared.train and prepared.split("validation") is prepared.evaluation
-    with pytest.raises(UserError, match="no split 'test'"):
-        prepared.split("test")
 
 
 def test_statistics_are_those_of_the_decoded_training_images(prepared):
@@ -163,19 +159,6 @@ def test_statistics_are_those_of_the_decoded_training_images(prepared):
     covariance = np.cov(pixels.T, bias=True)
     np.testing.assert_allclose(vectors.T @ vectors, np.eye(3), atol=1e-6)
     np.testing.assert_allclose(covariance @ vectors, vectors * stdevs**2, rtol=1e-4, atol=1e-2)
-
-
-def test_random_access_gives_the_images_asked_for(prepared):
-    everything = prepared.train.images()
-    np.testing.assert_array_equal(prepared.train.images([5, 0, -1]), everything[[5, 0, -1]])
-    assert prepared.train.images([]).shape == (0, 32, 32, 3)
-
-
-def test_tensorflow_reads_the_same_records(prepared):
-    tf = pytest.importorskip("tensorflow")
-    for split in (prepared.train, prepared.evaluation):
-        records = tf.data.TFRecordDataset(str(prepared.directory / f"{split.name}.tfrecord"))
-        assert [r.numpy() for r in records] == split.read(range(len(split)))
 
 
 def test_preparing_again_gives_the_same_bytes(photos, prepared, tmp_path):
@@ -226,7 +209,7 @@ prepare.prepare(data_config(*sys.argv[3:]))
 """
 
 
-@pytest.mark.parametrize("place", [("_record", 5), ("_statistics", 2), ("_sync", 8)])
+@pytest.mark.parametrize("place", [("frame", 5), ("_statistics", 2), ("_sync", 8)])
 def test_a_killed_preparation_leaves_nothing_that_looks_whole(place, photos, prepared, tmp_path):
     process = run(KILL_DURING, *place, photos, tmp_path)
     assert process.wait(60) == -9, process.stderr.read()
@@ -272,26 +255,6 @@ def test_a_disk_that_takes_no_more_is_one_line_and_leaves_no_rest(photos, prepar
     out, err = run(FULL_DISK, photos, tmp_path).communicate(timeout=60)
     assert str(tmp_path) in out and "--config.data.prepared_dir=" in out and out.count("\n") == 1, err
     assert [p.name for p in tmp_path.iterdir()] == [f"{prepared.directory.name}.lock"]
-
-
-def test_a_damaged_prepared_set_says_which_folder_to_delete(prepared, tmp_path):
-    def copy(name):
-        return Path(shutil.copytree(prepared.directory, tmp_path / name))
-
-    for name in ("train.tfrecord", "validation.npz", "statistics.npz", "meta.json", "train.ids.txt"):
-        directory = copy(f"short_{name}")
-        os.truncate(directory / name, 100)
-        with pytest.raises(UserError, match=f"{directory} is damaged: delete"):
-            prepare_module._open(directory)
-    directory = copy("zeros")
-    offset, length = prepared.train.offsets[3], prepared.train.lengths[3]
-    with open(directory / "train.tfrecord", "r+b") as file:
-        file.seek(offset + length // 2)
-        file.write(bytes(length // 2))
-    split = prepare_module._open(directory).train
-    split.images([2, 4])
-    with pytest.raises(UserError, match=f"{directory} is damaged: delete"):
-        split.images()
 
 
 # ---------------------------------------------------------------- what the user can mend

@@ -1,0 +1,30 @@
+# make quickstart: from nothing to a trained network and its pictures. make test: the whole suite.
+PYTHON ?= python3
+BIN = .venv/bin
+
+.PHONY: quickstart test lint clean
+
+quickstart: .venv/.installed
+	$(BIN)/python -m alexnet_jax.main --config configs/quickstart.py
+
+test: .venv/.installed-dev
+	$(BIN)/python -m pytest
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("alexnet_jax needs Python 3.11 or newer") if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: .venv/bin/python requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/.installed-dev: .venv/.installed pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,175 @@
+"""Prepared sets on disk: what reads and frames them.
+
+    prepared = open_prepared(directory)      # a folder that prepare.py made
+    prepared.train.images([0, 7])            # uint8 (2, 256, 256, 3)
+
+Needs neither the images' source nor TensorFlow.
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import re
+import struct
+import zipfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+import google_crc32c
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from alexnet_jax import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The images of one split, at random access from any thread."""
+
+    name: str
+    size: int
+    labels: np.ndarray  # int32 (n,)
+    ids: list[str]  # the source's names
+    offsets: np.ndarray  # int64 (n,): where in the file each JPEG begins
+    lengths: np.ndarray  # int64 (n,)
+    file: BinaryIO
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, indices: Iterable[int]) -> list[bytes]:
+        """Returns the JPEGs at the indices. Raises UserError if the file is damaged there."""
+        jpegs = [os.pread(self.file.fileno(), self.lengths[i], self.offsets[i]) for i in indices]
+        if not all(jpeg.startswith(b"\xff\xd8") and jpeg.endswith(b"\xff\xd9") for jpeg in jpegs):
+            raise self.damaged()
+        return jpegs
+
+    def image(self, index: int) -> np.ndarray:
+        """Returns one image, uint8 (size, size, 3). Raises UserError if the file is damaged there."""
+        [jpeg] = self.read([index])
+        try:
+            return decode(jpeg)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise self.damaged() from error
+
+    def images(self, indices: Iterable[int] | None = None, progress: bool = False) -> np.ndarray:
+        """Returns the images at the indices, or all, uint8 (n, size, size, 3), decoded on all cores."""
+        indices = range(len(self)) if indices is None else list(indices)
+        images = np.empty((len(indices), self.size, self.size, 3), np.uint8)
+        decoded = in_threads(self.image, indices)
+        settings = {"unit": " images", "dynamic_ncols": True, "disable": not progress}
+        for row, image in enumerate(tqdm(decoded, f"reading {self.name}", len(indices), **settings)):
+            images[row] = image
+        return images
+
+    def damaged(self) -> UserError:
+        """Returns the error to raise when an image does not decode."""
+        return _damaged(Path(self.file.name).parent)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A prepared set: all that training and evaluation know of their data."""
+
+    directory: Path
+    classes: list[str]
+    statistics: dict[str, np.ndarray]  # float32: mean (size, size, 3), channel_mean (3,), stdevs (3,), vectors (3, 3)
+    train: Split
+    evaluation: Split
+
+    def split(self, name: str) -> Split:
+        """Returns the split the config calls `name`, for example "validation". Raises UserError if it is not here."""
+        splits = {s.name: s for s in (self.evaluation, self.train)}
+        if name not in splits:
+            raise UserError(f"{self.directory} has no split '{name}', only {' and '.join(sorted(splits))}")
+        return splits[name]
+
+
+def open_prepared(directory: Path) -> Prepared:
+    """Opens the prepared set in a folder. Raises UserError if files are missing or cut short."""
+    try:
+        meta = json.loads((directory / "meta.json").read_text())
+        with np.load(directory / "statistics.npz", allow_pickle=False) as arrays:
+            statistics = dict(arrays)
+        train, evaluation = (_open_split(directory, meta, meta[role]) for role in ("train_split", "eval_split"))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise _damaged(directory) from error
+    return Prepared(directory, meta["classes"], statistics, train, evaluation)
+
+
+def in_threads(function: Callable, items: Iterable, ahead: int = 0) -> Iterator:
+    """Yields function(item) in the items' order, computed on all cores, `ahead` of them or more in advance.
+
+    Closing the iterator early stops the threads.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    pool, waiting = ThreadPoolExecutor(cores), deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > max(ahead, 2 * cores):  # bounded, so that memory is
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def tensorflow():
+    """Returns TensorFlow, kept off the accelerators, whose memory JAX needs. Raises UserError if it is missing."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read once, when imported; 0 brings all its lines back
+    # Decoding makes no use of oneDNN, whose greeting passes every log level.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise UserError(f"this needs TensorFlow ({error}); sets prepared before and data.on_device do not") from error
+    with contextlib.suppress(RuntimeError):  # the caller has used it already: too late
+        tf.config.set_visible_devices([], "GPU")
+    tf.get_logger().setLevel("ERROR")  # TFDS calls what TensorFlow deprecates
+    return tf
+
+
+def decode(jpeg: bytes) -> np.ndarray:
+    """Returns a prepared image, uint8 (size, size, 3), read-only."""
+    return np.asarray(Image.open(io.BytesIO(jpeg), formats=("JPEG",)))
+
+
+def frame(data: bytes) -> bytes:
+    """Returns a TFRecord, made without TensorFlow: length, its checksum, the data, their checksum."""
+    length = struct.pack("<Q", len(data))
+    return length + _checksum(length) + data + _checksum(data)
+
+
+def slug(name: str) -> str:
+    """Returns the name as it stands in names of files."""
+    return re.sub(r"[^\w.-]", "_", name)
+
+
+def _checksum(data: bytes) -> bytes:
+    """The CRC-32C, masked as TFRecord asks: a checksum of data that hold checksums would be weak."""
+    crc = google_crc32c.value(data)
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+def _damaged(directory: Path) -> UserError:
+    return UserError(f"the prepared set {directory} is damaged: delete that folder and it is prepared anew")
+
+
+def _open_split(directory: Path, meta: dict, name: str) -> Split:
+    stem = directory / slug(name)
+    with np.load(f"{stem}.npz", allow_pickle=False) as arrays:
+        index = dict(arrays)
+    with open(f"{stem}.ids.txt", encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
+        ids = lines.read().split("\n")[:-1]
+    file = open(f"{stem}.tfrecord", "rb", buffering=0)  # noqa: SIM115 - stays open as long as the Split
+    end = index["offsets"][-1] + index["lengths"][-1] + 4
+    if os.fstat(file.fileno()).st_size != end or not len(ids) == len(index["labels"]) == meta["splits"][name]["count"]:
+        raise ValueError("files cut short")
+    return Split(name, meta["size"], ids=ids, file=file, **index)

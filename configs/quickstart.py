@@ -1,0 +1,39 @@
+"""Minutes on two CPU cores: a narrow AlexNet in two towers learns to read ten letters.
+
+    make quickstart        or        python -m alexnet_jax.main --config configs/quickstart.py
+
+The network has the paper's layers and sees 224 x 224 crops; it is a quarter as wide and its fully connected layers a
+sixteenth. Hardware, time and error: see the README's table of results.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import paper, variants
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The quickstart's config; arg as in configs/paper.py."""
+    c = variants.select(paper.get_config(), "glyphs")
+    c.name = "quickstart"
+    c.batch_size = 32
+    c.epochs = 8
+
+    m = c.model
+    m.conv_widths = (24, 64, 96, 96, 64)
+    m.fc_widths = (256, 256)
+    m.dropout = 0.2  # a small network on an easy task
+    m.lrn.divide_by_size = True
+    # Standard deviations of He et al. (2015), sqrt(2 / inputs): N(0, 0.01) would leave so narrow a network asleep.
+    for name, inputs in (("conv2", 5 * 5 * 12), ("conv3", 3 * 3 * 64), ("conv4", 3 * 3 * 48), ("conv5", 3 * 3 * 48),
+                         ("fc6", 6 * 6 * 64), ("fc7", 256)):  # fmt: skip
+        m.init_std[name] = (2 / inputs) ** 0.5
+        m.init_bias[name] = 0.0
+
+    o = c.optimizer
+    o.rule = "epochs"
+    o.drop_epochs = (6,)
+
+    c.data.flip = False  # a mirrored letter is another letter, or none
+    c.data.mean = "channel"
+    c.evaluation.views = 1
+    return variants.select(c, arg)

@@ -1,0 +1,108 @@
+"""Eight CPU devices for meshes up to 4 x 2, a network narrow enough to run in a test, photos and a run on them."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if os.environ["JAX_PLATFORMS"] == "cpu":  # tests compile much and run little: halves their time; flags of yours win
+    os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}".strip()
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from alexnet_jax import main
+from alexnet_jax.model import AlexNet
+from configs import paper
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture
+def narrow():
+    """narrow(**changes): the paper's model section at a fraction of the width, dotted fields as lrn__size=3."""
+
+    def make(**changes):
+        m = paper.get_config().model
+        m.conv_widths, m.fc_widths, m.num_classes = (16, 16, 12, 12, 8), (24, 20), 7
+        m.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
+        return m
+
+    return make
+
+
+@pytest.fixture
+def draw():
+    """draw(m, batch, side): parameters and images at which every part of the network shows.
+
+    Images are in grey levels and kernels keep their scale, so that the norms' sums count beside k; biases are random.
+    """
+
+    def make(m, batch, side):
+        rng = np.random.default_rng(0)
+        images = rng.normal(0, 60, (batch, side, side, 3)).astype(np.float32)
+        shapes = jax.eval_shape(AlexNet(m).init, jax.random.key(0), images)["params"]
+
+        def value(p):
+            std = 1.0 if p.ndim == 1 else (2 / (p.size / p.shape[-1])) ** 0.5
+            return rng.normal(0, std, p.shape).astype(np.float32)
+
+        return jax.tree.map(value, shapes), images
+
+    return make
+
+
+COLORS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (200, 50, 40)}
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """A folder of 3 classes x 32 training and 11 validation images: coloured discs on noise."""
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:80, :80]
+    for split, count in (("train", 32), ("validation", 11)):
+        for name, color in COLORS.items():
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.normal(128, 25, (80, 80, 3))
+                cy, cx = rng.integers(25, 55, 2)
+                pixels[(y - cy) ** 2 + (x - cx) ** 2 < 20**2] += np.array(color) - 128
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.png")
+    return root
+
+
+def tiny_config(photos):
+    """Four epochs of six steps of a narrow network in two towers, with dropout and every augmentation."""
+    c = paper.get_config("smoke")
+    c.name = "tiny"
+    c.batch_size, c.epochs = 16, 4
+    c.model.num_classes = 3
+    for layer in ("conv2", "conv3", "conv4", "conv5", "fc6", "fc7"):
+        c.model.init_std[layer], c.model.init_bias[layer] = 0.1, 0.0
+    c.optimizer.learning_rate = 0.003
+    c.optimizer.rule, c.optimizer.drop_epochs = "epochs", (3,)
+    c.data.name = str(photos)
+    c.data.prepared_dir = str(photos.parent / "prepared")
+    c.data.size, c.data.crop = 72, 64
+    c.evaluation.batch_size = 10
+    c.devices.tower = 1
+    c.log_every_steps, c.checkpoint_every_steps = 4, 2
+    return c
+
+
+@pytest.fixture
+def config(photos):
+    """tiny_config, to be changed at will."""
+    return tiny_config(photos)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(photos, tmp_path_factory):
+    """The workdir of a short, finished run on the photos."""
+    c = tiny_config(photos)
+    c.epochs = 2
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    main.run(c, workdir)
+    return workdir

@@ -1,0 +1,249 @@
+"""Each operation against an independent definition: a NumPy loop, PyTorch, or a plain formula left to autodiff."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from alexnet_jax import layers
+
+
+def normal(*shape, seed=0, scale=1.0):
+    return np.random.default_rng([seed, *shape]).normal(0, scale, shape).astype(np.float32)
+
+
+def close(actual, expected, tolerance=1e-5):
+    """Equal up to `tolerance` of the largest value: sums of float32 in another order."""
+    actual, expected = (np.asarray(a, np.float64) for a in (actual, expected))
+    assert actual.shape == expected.shape
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+def with_gradients(f, g, *inputs):
+    """f of the inputs and its gradients along g, compiled as one."""
+
+    def run(g, *inputs):
+        out, back = jax.vjp(f, *inputs)
+        return out, *back(g.astype(out.dtype))
+
+    return jax.jit(run)(g, *inputs)
+
+
+def nchw(x):
+    return torch.tensor(x).permute(0, 3, 1, 2)
+
+
+def nhwc(x):
+    return x.detach().permute(0, 2, 3, 1).numpy()
+
+
+# Local response normalization.
+
+LRN = pytest.mark.parametrize("groups", (1, 2))
+LRN_RULES = pytest.mark.parametrize(
+    "size, beta, divide_by_size", [(5, 0.75, False), (5, 0.75, True), (3, 0.6, False), (15, 0.75, True)]
+)  # a window of 15 is wider than the 8 maps
+K, ALPHA = 2.0, 0.05
+
+
+def lrn_loop(x, size, a, beta, groups):
+    """Section 3.3's sum over j = max(0, i - n/2) .. min(N - 1, i + n/2) for each map i of each tower."""
+    towers = np.split(x.astype(np.float64), groups, axis=-1)
+    for t, tower in enumerate(towers):
+        count = tower.shape[-1]
+        out = np.empty_like(tower)
+        for i in range(count):
+            total = sum(tower[..., j] ** 2 for j in range(max(0, i - size // 2), min(count - 1, i + size // 2) + 1))
+            out[..., i] = tower[..., i] / (K + a * total) ** beta
+        towers[t] = out
+    return np.concatenate(towers, axis=-1)
+
+
+def lrn_plain(x, size, a, beta, groups):
+    """The same as one matrix product, for autodiff."""
+    i = np.arange(x.shape[-1])
+    tower = i // (len(i) // groups)
+    band = (np.abs(i[:, None] - i) <= size // 2) & (tower[:, None] == tower)
+    return x / (K + a * x**2 @ band.astype(np.float32)) ** beta
+
+
+@LRN
+@LRN_RULES
+def test_lrn_is_the_papers_formula(size, beta, divide_by_size, groups):
+    """Output against the loop and PyTorch; the hand-written gradient against autodiff and central differences."""
+    x, g = normal(2, 3, 3, 8, scale=4), normal(2, 3, 3, 8, seed=1)
+    rule = {"size": size, "k": K, "alpha": ALPHA, "beta": beta, "divide_by_size": divide_by_size, "groups": groups}
+    out, gradient = with_gradients(partial(layers.local_response_norm, **rule), g, x)
+
+    a = ALPHA / size if divide_by_size else ALPHA
+    definition = partial(lrn_loop, size=size, a=a, beta=beta, groups=groups)
+    close(out, definition(x))
+    theirs = [F.local_response_norm(t, size, a * size, beta, K) for t in nchw(x).chunk(groups, 1)]  # torch divides
+    close(out, nhwc(torch.cat(theirs, 1)))
+
+    close(gradient, with_gradients(partial(lrn_plain, size=size, a=a, beta=beta, groups=groups), g, x)[1])
+    steps = 1e-4 * np.eye(8)  # along one map at a time, at all images and places at once
+    differences = [(g * (definition(x + s) - definition(x - s))).sum(-1) for s in steps]
+    close(gradient, np.stack(differences, axis=-1) / 2e-4)
+
+
+def test_lrn_keeps_the_dtype():
+    x = normal(2, 3, 3, 8, scale=4)
+    rule = {"size": 5, "k": K, "alpha": ALPHA, "beta": 0.75, "divide_by_size": False, "groups": 2}
+    out = layers.local_response_norm(jnp.asarray(x, jnp.bfloat16), **rule)
+    assert out.dtype == jnp.bfloat16
+    close(out, layers.local_response_norm(x, **rule), 1e-2)
+
+
+def test_spatial_response_norm():
+    """Against a loop over places: alpha is divided by size^2 also where the window hangs over the edge."""
+    x = normal(2, 7, 6, 3, scale=4)
+    expected = np.empty_like(x)
+    for i, j in np.ndindex(7, 6):
+        total = (x[:, max(0, i - 2) : i + 3, max(0, j - 2) : j + 3] ** 2).sum((1, 2))
+        expected[:, i, j] = x[:, i, j] / (1 + 0.3 / 25 * total) ** 0.75
+    close(layers.spatial_response_norm(x, size=5, k=1.0, alpha=0.3, beta=0.75), expected)
+
+
+# Convolution.
+
+
+def torch_conv_with_gradients(x, w, g, *, stride, padding, groups):
+    x, w = nchw(x).requires_grad_(), torch.tensor(w).permute(3, 2, 0, 1).contiguous().requires_grad_()
+    out = F.conv2d(F.pad(x, padding * 2), w, stride=stride, groups=groups)
+    out.backward(nchw(g))
+    return nhwc(out), nhwc(x.grad), w.grad.permute(2, 3, 1, 0).numpy()
+
+
+def check_conv(batch, sides, inputs, size, filters, dtype=jnp.float32, tolerance=1e-5, **geometry):
+    x, w = normal(batch, *sides, inputs), normal(size, size, inputs // geometry["groups"], filters)
+    out = [(n + sum(geometry["padding"]) - size) // geometry["stride"] + 1 for n in sides]
+    g = normal(batch, *out, filters)
+    ours = with_gradients(partial(layers.convolution, **geometry), g, jnp.asarray(x, dtype), jnp.asarray(w, dtype))
+    theirs = torch_conv_with_gradients(x, w, g, **geometry)
+    for name, a, b in zip(("output", "input's gradient", "kernel's gradient"), ours, theirs, strict=True):
+        assert a.dtype == dtype, name
+        close(a, b, tolerance)
+
+
+@pytest.mark.parametrize("padding", [(0, 3), (2, 2), (0, 0)])
+@pytest.mark.parametrize("sides", [(224, 224), (227, 227), (31, 33), (34, 64)])
+def test_strided_convolution(sides, padding):
+    """Conv1's blocks of pixels as channels: any side, whether the kernels reach its end, fall short or hang over."""
+    check_conv(2, sides, 3, 11, 4, stride=4, padding=padding, groups=1)
+
+
+@pytest.mark.parametrize("groups", (1, 2))
+@pytest.mark.parametrize("size, padding", [(5, (2, 2)), (3, (1, 1)), (3, (0, 2))])
+def test_convolution_in_towers(size, padding, groups):
+    check_conv(2, (9, 13), 6, size, 8, stride=1, padding=padding, groups=groups)
+
+
+@pytest.mark.xfail(strict=True, reason="_space_to_depth interleaves the towers' channels; conv1 alone is strided")
+def test_strided_convolution_in_towers():
+    check_conv(2, (31, 33), 6, 11, 8, stride=4, padding=(0, 3), groups=2)
+
+
+@pytest.mark.parametrize("batch", (1, 2, 3, 4, 6, 8))
+def test_kernel_gradient_of_any_batch(batch):
+    """The kernel's gradient is summed a few images at a time: none left out, none twice."""
+    check_conv(batch, (6, 5), 4, 3, 6, stride=1, padding=(1, 1), groups=2)
+
+
+def test_convolution_in_bfloat16():
+    check_conv(8, (31, 31), 3, 11, 4, jnp.bfloat16, 2e-2, stride=4, padding=(0, 3), groups=1)
+    check_conv(8, (9, 9), 6, 3, 8, jnp.bfloat16, 2e-2, stride=1, padding=(1, 1), groups=2)
+
+
+def test_kernel_gradients_of_cpu_and_other_platforms_agree():
+    x, w, g = normal(6, 9, 8, 3), normal(5, 5, 3, 4), normal(6, 9, 8, 4)
+    ours, plain = (f((2, 2), x, w, g) for f in (layers._kernel_gradient, layers._plain_kernel_gradient))
+    close(ours, plain)
+
+
+# Pooling.
+
+
+@pytest.mark.parametrize("sides", [(13, 13), (12, 9), (3, 4)])
+@pytest.mark.parametrize("size", (3, 2))
+def test_max_pool(size, sides):
+    """Output and gradient are torch's, on data without ties, with rows that no window covers and rows that two do."""
+    shape = (2, *sides, 3)
+    x = np.random.default_rng(0).permutation(np.prod(shape)).reshape(shape).astype(np.float32)
+    theirs = nchw(x).requires_grad_()
+    expected = F.max_pool2d(theirs, size, 2)
+    g = normal(*nhwc(expected).shape)
+    expected.backward(nchw(g))
+    out, gradient = with_gradients(partial(layers.max_pool, size=size, stride=2), g, x)
+    np.testing.assert_array_equal(out, nhwc(expected))
+    close(gradient, nhwc(theirs.grad))
+
+
+def test_max_pool_shares_a_gradient_among_the_tied():
+    x = np.zeros((1, 3, 3, 1), np.float32)
+    x[0, :, 1] = 1  # the middle column ties
+    gradient = with_gradients(partial(layers.max_pool, size=3, stride=2), np.ones((1, 1, 1, 1)), x)[1][0, :, :, 0]
+    assert gradient[:, 1].min() > 0 and gradient.sum() == gradient[:, 1].sum() == 1
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 5, 1), (1, 5, 2, 1)])
+def test_max_pool_of_too_small_a_map(shape):
+    with pytest.raises(ValueError, match="map is too small for 3x3 pooling"):
+        layers.max_pool(jnp.zeros(shape), size=3, stride=2)
+
+
+# Fully connected.
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 2, 6), (4, 10)])
+@pytest.mark.parametrize("groups", (1, 2))
+def test_dense(groups, shape):
+    """Each tower's outputs read that tower's maps alone, flattened with the channel fastest."""
+    x = normal(*shape)
+    w = normal(int(np.prod(shape[1:])) // groups, 8)
+    towers = zip(np.split(x, groups, axis=-1), np.split(w, groups, axis=1), strict=True)
+    expected = []
+    for maps, kernel in towers:
+        total = np.zeros((4, kernel.shape[1]))
+        for row, place in enumerate(np.ndindex(maps.shape[1:])):
+            total += maps[(slice(None), *place)][:, None] * kernel[row]
+        expected.append(total)
+    close(layers.dense(x, w, groups=groups), np.concatenate(expected, axis=1))
+
+
+# Dropout.
+
+
+def drop(x, rate=0.5, key=0, rows=None, towers=(0, 1)):
+    rows = jnp.arange(x.shape[0]) if rows is None else jnp.asarray(rows)
+    apply = jax.jit(layers.dropout, static_argnums=1)
+    return np.asarray(apply(x, rate, jax.random.key(key), rows=rows, towers=jnp.asarray(towers)))
+
+
+@pytest.mark.parametrize("rate", (0.5, 0.2))
+def test_dropout_keeps_the_expectation(rate):
+    """Each unit is zero with probability `rate`, else grown by 1 / (1 - rate); 5 standard deviations of slack."""
+    out = drop(np.ones((64, 256), np.float32), rate)
+    assert set(np.unique(out)) == {np.float32(0), np.float32(1 / (1 - rate))}
+    slack = 5 * (rate * (1 - rate) / out.size) ** 0.5
+    assert abs((out == 0).mean() - rate) < slack
+    assert abs(out.mean() - 1) < slack / (1 - rate)
+
+
+def test_dropout_mask_depends_on_row_tower_and_key_alone():
+    """A part of the batch, or one tower, draws the masks it has in the whole: what lets devices share the work."""
+    x = np.ones((8, 128), np.float32)
+    whole = drop(x)
+    np.testing.assert_array_equal(drop(x[4:], rows=range(4, 8)), whole[4:])
+    np.testing.assert_array_equal(drop(x[:, 64:], towers=[1]), whole[:, 64:])
+    np.testing.assert_array_equal(drop(x[2:5, :64], rows=range(2, 5), towers=[0]), whole[2:5, :64])
+
+
+def test_dropout_masks_differ_by_row_tower_and_key():
+    whole, other = drop(np.ones((8, 128), np.float32)), drop(np.ones((8, 128), np.float32), key=1)
+    masks = np.concatenate([whole[:, :64], whole[:, 64:], other[:, :64], other[:, 64:]])
+    assert len(np.unique(masks, axis=0)) == 32

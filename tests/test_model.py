@@ -1,0 +1,295 @@
+"""The network against the paper's numbers, against a PyTorch network written from the paper, and tower from tower."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from alexnet_jax.model import AlexNet, parameter_count
+from configs import paper
+
+# Shapes and counts at full width.
+
+
+def full(side=224, **changes):
+    """Shapes of the parameters and the activations, without computing any."""
+    m = paper.get_config().model
+    m.update(changes)
+    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    params = jax.eval_shape(AlexNet(m).init, jax.random.key(0), images)["params"]
+    logits, out = jax.eval_shape(lambda p, x: AlexNet(m).apply({"params": p}, x), params, images)
+    return params, logits, out
+
+
+def multiply_accumulates(params, out):
+    """Each weight of a layer is used once at each place of its output."""
+    return sum(p["kernel"].size * int(np.prod(out[name].shape[1:-1])) for name, p in params.items())
+
+
+PAPER = (96, 256, 384, 384, 256)
+
+
+@pytest.mark.parametrize(
+    "changes, parameters, macs",
+    [
+        ({}, 60_965_224, 724_406_816),  # the paper
+        ({"side": 227, "conv1_padding": (0, 0)}, 60_965_224, 724_406_816),  # Caffe
+        ({"towers": 1}, 62_378_344, 1_135_256_096),
+        (
+            {"towers": 1, "conv_widths": (64, 192, 384, 256, 256), "conv1_padding": (2, 2)},  # torchvision
+            61_100_840,
+            714_188_480,
+        ),
+        ({"towers": 1, "conv_widths": (48, 128, 192, 192, 128), "fc_widths": (2048,) * 2}, 16_630_440, 311_191_824),
+        ({"towers": 1, "conv_widths": (48, 128, 192, 192, 256)}, 59_798_312, 391_514_384),  # section 3.2's control
+    ],
+)
+def test_parameters_and_multiply_accumulates(changes, parameters, macs):
+    params, _, out = full(**changes)
+    assert parameter_count(params) == parameters
+    assert multiply_accumulates(params, out) == macs
+
+
+def test_shapes_at_full_width():
+    params, logits, out = full()
+    maps = {"conv1": 55, "norm1": 55, "pool1": 27, "conv2": 27, "norm2": 27, "pool2": 13}
+    maps |= {"conv3": 13, "conv4": 13, "conv5": 13, "pool5": 6}
+    widths = dict(zip("12345", PAPER, strict=True))
+    expected = {name: (1, side, side, widths[name[-1]]) for name, side in maps.items()}
+    expected |= {"fc6": (1, 4096), "fc7": (1, 4096), "fc8": (1, 1000)}
+    assert {name: a.shape for name, a in out.items()} == expected
+    assert logits.shape == (1, 1000)
+    kernels = {"conv1": (11, 11, 3, 96), "conv2": (5, 5, 48, 256), "conv3": (3, 3, 256, 384)}
+    kernels |= {"conv4": (3, 3, 192, 384), "conv5": (3, 3, 192, 256)}
+    kernels |= {"fc6": (9216, 4096), "fc7": (4096, 4096), "fc8": (4096, 1000)}  # section 3.5, figure 2
+    assert {name: p["kernel"].shape for name, p in params.items()} == kernels
+
+
+# The same function as an independent network.
+
+
+def twin(params, images, m):
+    """AlexNet in PyTorch, written from the paper and FACTS of the 2012 code; parameters and images as torch tensors."""
+    out = {}
+    act = {"relu": F.relu, "tanh": torch.tanh}[m.activation]
+
+    def convolution(name, x, **geometry):
+        kernel = params[name]["kernel"].permute(3, 2, 0, 1)
+        groups = 1 if name in m.exchange or name == "conv1" else m.towers
+        return F.conv2d(x, kernel, params[name]["bias"], groups=groups, **geometry)
+
+    def norm(name, x):
+        alpha = m.lrn.alpha * (1 if m.lrn.divide_by_size else m.lrn.size)  # torch divides
+        parts = x.chunk(m.towers if m.lrn.per_tower else 1, dim=1)
+        x = [F.local_response_norm(part, m.lrn.size, alpha, m.lrn.beta, m.lrn.k) for part in parts]
+        out[name] = torch.cat(x, dim=1)
+        return out[name]
+
+    def respond(i, x):
+        """What follows conv1 and conv2: nonlinearity, norm and pool, in one of three orders."""
+        conv, normed = f"conv{i}", f"conv{i}" in m.lrn.layers
+        first, last = conv in m.lrn.before_activation, m.lrn.after_pool
+        if normed and first:
+            x = norm(f"norm{i}", x)
+        x = out[conv] = act(x)
+        if normed and not first and not last:
+            x = norm(f"norm{i}", x)
+        if conv in m.spatial_norm.layers:
+            s = m.spatial_norm
+            mean = F.avg_pool2d(x * x, s.size, 1, s.size // 2)  # the sum over size^2, zeros beyond the edge
+            x = out[f"spatial_norm{i}"] = x / (s.k + s.alpha * mean) ** s.beta
+        x = out[f"pool{i}"] = F.max_pool2d(x, m.pool_size, m.pool_stride)
+        return norm(f"norm{i}", x) if normed and not first and last else x
+
+    def fully_connected(name, x):
+        """Of CHW maps: the kernel's rows go from (y, x, channel) to (channel, y, x), tower by tower."""
+        kernel, groups = params[name]["kernel"], 1 if name in m.exchange else m.towers
+        side = x.shape[2] if x.ndim == 4 else 1
+        maps, columns = x.chunk(groups, dim=1), kernel.chunk(groups, dim=1)
+        products = []
+        for part, w in zip(maps, columns, strict=True):
+            w = w.reshape(side, side, -1, w.shape[1]).permute(2, 0, 1, 3).flatten(0, 2)
+            products.append(part.flatten(1) @ w)
+        return torch.cat(products, dim=1) + params[name]["bias"]
+
+    x = F.pad(images.permute(0, 3, 1, 2), tuple(m.conv1_padding) * 2)
+    x = respond(1, convolution("conv1", x, stride=4))
+    x = respond(2, convolution("conv2", x, padding=2))
+    x = out["conv3"] = act(convolution("conv3", x, padding=1))
+    x = out["conv4"] = act(convolution("conv4", x, padding=1))
+    x = out["conv5"] = act(convolution("conv5", x, padding=1))
+    x = out["pool5"] = F.max_pool2d(x, m.pool_size, m.pool_stride)
+    x = out["fc6"] = act(fully_connected("fc6", x))
+    x = out["fc7"] = act(fully_connected("fc7", x))
+    out["fc8"] = fully_connected("fc8", x)
+    return {name: a.permute(0, 2, 3, 1) if a.ndim == 4 else a for name, a in out.items()}
+
+
+def forward(m, params, images, **kwargs):
+    return jax.jit(lambda p, x: AlexNet(m).apply({"params": p}, x, **kwargs))(params, images)
+
+
+SOURCE = {
+    "lrn__before_activation": ("conv1",),
+    "lrn__divide_by_size": True,
+    "spatial_norm__layers": ("conv2",),
+}
+
+
+def check_twin(m, params, images, gradients):
+    """Every named activation, and the gradient of every parameter, against PyTorch in float64."""
+    weights = np.linspace(-1, 1, len(images) * m.num_classes).reshape(len(images), -1).astype(np.float32)
+
+    def loss(params):
+        logits, out = AlexNet(m).apply({"params": params}, images)
+        return jnp.vdot(weights, logits), out | {"logits": logits}
+
+    theirs = jax.tree.map(lambda p: torch.tensor(p, dtype=torch.float64, requires_grad=True), params)
+    expected = twin(theirs, torch.tensor(images, dtype=torch.float64), m)
+    (torch.tensor(weights) * expected["fc8"]).sum().backward()
+    expected = {name: a.detach() for name, a in expected.items()} | {"logits": expected["fc8"].detach()}
+    if gradients:
+        (_, out), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+        compare(gradient, jax.tree.map(lambda p: p.grad, theirs))
+    else:
+        out = jax.jit(loss)(params)[1]
+    compare(out, expected)
+
+
+def compare(actual, expected):
+    """Each array within 1e-4 of its largest value: eight layers of float32 sums."""
+
+    def one(path, a, b):
+        scale = float(np.abs(b).max())
+        assert a.shape == b.shape and scale > 0, path
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * scale, err_msg=jax.tree_util.keystr(path))
+
+    jax.tree_util.tree_map_with_path(one, actual, jax.tree.map(np.asarray, expected))
+
+
+SOURCE = {
+    "lrn__before_activation": ("conv1",),
+    "lrn__divide_by_size": True,
+    "spatial_norm__layers": ("conv2",),
+}
+
+
+@pytest.mark.parametrize("side, changes", [(224, {}), (64, SOURCE)], ids=["paper", "source"])
+def test_activations_and_gradients_are_the_twins(narrow, draw, side, changes):
+    m = narrow(**changes)
+    check_twin(m, *draw(m, 2, side), gradients=True)
+
+
+@pytest.mark.parametrize(
+    "side, changes",
+    [
+        (64, {"lrn__per_tower": False}),
+        (64, {"lrn__after_pool": True, "lrn__size": 3}),
+        (64, {"lrn__layers": (), "conv1_padding": (2, 2)}),
+        (64, {"activation": "tanh", "lrn__layers": ("conv2",)}),
+        (67, {"pool_size": 2, "conv1_padding": (0, 0)}),
+        (64, {"towers": 1}),
+        (64, {"exchange": ("fc6", "fc7", "fc8")}),
+        (64, {"exchange": ("conv3", "conv4", "fc7", "fc8")}),
+        (95, {"exchange": ("conv2", "fc8"), "conv_widths": (8, 16, 24, 12, 16)}),  # fc6 of 2 x 2 maps, in towers
+    ],
+    ids=lambda v: ",".join(f"{name}={value}" for name, value in v.items()) if isinstance(v, dict) else str(v),
+)
+def test_every_option_is_the_twins(narrow, draw, side, changes):
+    m = narrow(**changes)
+    check_twin(m, *draw(m, 2, side), gradients=False)
+
+
+def test_norms_count(narrow, draw):
+    """The drawn numbers are such that a norm left out or misplaced is no rounding error."""
+    m = narrow()
+    params, images = draw(m, 2, 64)
+    out = forward(m, params, images)[1]
+    for i in (1, 2):
+        ratio = np.asarray(out[f"norm{i}"] / out[f"conv{i}"]) * 2**0.75
+        assert np.nanmean(ratio) < 0.95
+
+
+# Towers.
+
+
+def tower_gradients(m, params, images, activation, layer):
+    """The largest gradient of tower one's `activation` with respect to each tower's kernels of `layer`."""
+
+    def first_tower(kernel):
+        changed = params | {layer: params[layer] | {"kernel": kernel}}
+        out = AlexNet(m).apply({"params": changed}, images)[1][activation]
+        return (out[..., : out.shape[-1] // 2] ** 2).sum()
+
+    gradient = jax.jit(jax.grad(first_tower))(params[layer]["kernel"])
+    return [float(np.abs(half).max()) for half in np.split(np.asarray(gradient), 2, axis=-1)]
+
+
+@pytest.mark.parametrize(
+    "activation, layer, changes, sees_the_other",
+    [
+        ("pool2", "conv1", {}, False),
+        ("pool2", "conv1", {"lrn__per_tower": False}, True),
+        ("conv3", "conv2", {}, True),
+        ("pool5", "conv3", {}, False),
+        ("conv5", "conv4", {}, False),
+        ("pool5", "conv1", {"exchange": ("fc6", "fc7", "fc8")}, False),
+        ("fc6", "conv5", {}, True),
+        ("fc7", "fc6", {}, True),
+        ("fc7", "fc6", {"exchange": ("conv3", "fc6", "fc8")}, False),
+    ],
+)
+def test_towers_are_isolated_but_where_they_exchange(narrow, draw, activation, layer, changes, sees_the_other):
+    """What tower one does not read has a gradient of exactly zero."""
+    m = narrow(**changes)
+    own, other = tower_gradients(m, *draw(m, 2, 64), activation, layer)
+    assert own > 0
+    assert (other > 0) == sees_the_other
+
+
+# Numbers.
+
+
+def test_bfloat16(narrow, draw):
+    """The computation is coarse; parameters and logits stay float32."""
+    m, coarse = narrow(), narrow(dtype="bfloat16")
+    params, images = draw(m, 4, 64)
+    initial = jax.eval_shape(AlexNet(coarse).init, jax.random.key(0), images)["params"]
+    assert {p.dtype for p in jax.tree.leaves(initial)} == {jnp.dtype(jnp.float32)}
+    logits, out = forward(coarse, params, images)
+    assert logits.dtype == jnp.float32 and out["conv1"].dtype == out["fc7"].dtype == jnp.bfloat16
+    exact = forward(m, params, images)[0]
+    error = np.abs(logits - exact).max() / np.abs(exact).max()
+    assert 1e-4 < error < 0.05  # bfloat16 has 8 bits
+
+
+def test_dropout_in_training_only(narrow, draw):
+    m = narrow()
+    params, images = draw(m, 2, 64)
+
+    whole = forward(m, params, images)[0]
+    train = jax.jit(lambda key: AlexNet(m).apply({"params": params}, images, train=True, rngs={"dropout": key}))
+    one, two, again = (train(jax.random.key(seed)) for seed in (0, 1, 0))
+    np.testing.assert_array_equal(one[0], again[0])
+    assert (one[0] != two[0]).all() and (one[0] != whole).all()
+    np.testing.assert_array_equal(one[1]["fc6"], two[1]["fc6"])  # its outputs are named before dropout
+    assert (one[1]["fc7"] != two[1]["fc7"]).any()  # and dropped when fc7 reads them
+
+    m.dropout = 0.0
+    np.testing.assert_array_equal(forward(m, params, images, train=True)[0], whole)
+
+
+def test_initial_values_are_the_configs(narrow):
+    m = narrow(conv_widths=(48, 32, 32, 32, 32), fc_widths=(64, 64), num_classes=64)
+    assert set(m.init_std.values()) == {0.01}  # section 5
+    for i, name in enumerate(m.init_std):
+        m.init_std[name], m.init_bias[name] = 0.01 * (i + 1), float(i)
+    init = jax.jit(AlexNet(m).init)(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))["params"]
+    assert set(init) == set(m.init_std)
+    for name, p in init.items():
+        kernel = np.asarray(p["kernel"])
+        assert abs(kernel.std() / m.init_std[name] - 1) < 5 / (2 * kernel.size) ** 0.5, name
+        assert abs(kernel.mean()) < 5 * m.init_std[name] / kernel.size**0.5, name
+        assert (p["bias"] == m.init_bias[name]).all(), name

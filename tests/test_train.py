@@ -1,0 +1,193 @@
+"""A run end to end: it learns, it can be killed, it refuses what it should."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alexnet_jax import UserError, checkpoint, main, metrics
+
+
+def records(workdir, but=("images_per_second",)):
+    lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in but} for line in lines]
+
+
+def test_it_learns_and_says_so(config, tmp_path, capsys):
+    config.epochs = 12
+    config.optimizer.drop_epochs = (10,)
+    config.model.dropout = 0.2
+    assert main.run(config, tmp_path / "run") == 0
+    found = records(tmp_path / "run", but=())
+    train = [r for r in found if r["split"] == "train"]
+    validation = [r for r in found if r["split"] == "validation"]
+    assert train[0]["loss"] > 1.0 and validation[-1]["top1_error"] < 0.1
+    assert [r["step"] for r in train][:4] == [4, 6, 8, 12]  # every fourth, and the end of each epoch
+    assert len(validation) == 13 and [r["views"] for r in validation[-2:]] == [1, 10]
+    assert {"step", "epoch", "split", "loss", "top1_error", "top5_error", "learning_rate", "images_per_second"} <= set(train[0])
+    assert train[-1]["learning_rate"] == pytest.approx(0.0003)
+    assert all(r["images"] == 33 for r in validation)
+    said = capsys.readouterr().out
+    for fact in ("2 tower(s)", "96 training and 33 validation", "12 epochs x 6 steps", "metrics.jsonl", "checkpoints"):
+        assert fact in said
+    assert list((tmp_path / "run").glob("events.out.tfevents.*"))
+
+
+def start(config, workdir):
+    """Starts main in a process of its own, with the config's changes as flags."""
+    flat = config.to_dict()
+    flags = [f"--config={workdir}.py", f"--workdir={workdir}"]
+    Path(f"{workdir}.py").write_text(
+        "import json\nfrom ml_collections import ConfigDict\n\n\ndef get_config():\n"
+        f"    return ConfigDict(json.loads({json.dumps(json.dumps(flat))}))\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-m", "alexnet_jax.main", *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def wait_for(process, workdir, step):
+    """Waits until the run has logged `step`."""
+    while process.poll() is None:
+        path = Path(workdir) / "metrics.jsonl"
+        if path.exists() and any(json.loads(line)["step"] >= step for line in path.read_text().splitlines()[:-1]):
+            return
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("on_device", [True, False])
+def test_killed_and_resumed_ends_bit_for_bit_equal(config, tmp_path, on_device):
+    """With dropout and augmentation, stopped mid-epoch by SIGTERM, then by SIGKILL at a random moment."""
+    config.data.on_device = on_device
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    process = start(config, whole)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+
+    process = start(config, broken)
+    wait_for(process, broken, step=4)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate()
+    assert process.returncode == 130 and "goes on from here" in output, output
+
+    process = start(config, broken)
+    wait_for(process, broken, step=12)
+    time.sleep(random.random() / 2)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    process = start(config, broken)
+    output, _ = process.communicate()
+    assert process.returncode == 0 and "resumed at step" in output, output
+
+    assert records(whole) == records(broken)
+    a, b = (checkpoint.load(w, "latest") for w in (whole, broken))
+    assert a.step == b.step == 24
+    for layer in a.params:
+        for kind in ("kernel", "bias"):
+            np.testing.assert_array_equal(a.params[layer][kind], b.params[layer][kind], err_msg=f"{layer} {kind}")
+
+
+def test_keeps_the_latest_and_the_best(config, tmp_path):
+    config.optimizer.rule = "plateau"
+    main.run(config, tmp_path / "run")
+    steps = sorted(int(p.name.split("_")[-1]) for p in (tmp_path / "run" / "checkpoints").iterdir())
+    errors = {r["step"]: r["top1_error"] for r in records(tmp_path / "run") if r.get("views") == 1}
+    best = checkpoint.load(tmp_path / "run", "best").step
+    assert errors[best] == min(errors.values())
+    assert steps == sorted({best, 24})
+    assert checkpoint.load(tmp_path / "run", "latest").step == 24
+
+
+def test_a_finished_run_is_left_as_it_is(config, tmp_path):
+    main.run(config, tmp_path / "run")
+    before = records(tmp_path / "run", but=())
+    assert main.run(config, tmp_path / "run") == 0
+    assert records(tmp_path / "run", but=()) == before
+
+
+def test_a_workdir_of_another_config_is_refused(config, tmp_path):
+    config.epochs = 1
+    main.run(config, tmp_path / "run")
+    config.optimizer.learning_rate = 0.02
+    config.model.dropout = 0.1
+    with pytest.raises(UserError, match="learning_rate: 0.003 there, 0.02 here") as e:
+        main.run(config, tmp_path / "run")
+    assert "model.dropout" in str(e.value)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").touch()
+    with pytest.raises(UserError, match="holds no run"):
+        main.run(config, tmp_path / "other")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
+    config.optimizer.learning_rate = 1e8
+    with pytest.raises(UserError, match=r"loss is (nan|inf) at step \d+ with a learning rate of 1e\+08.*lower"):
+        main.run(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("model.activation", "gelu", "relu, tanh"),
+        ("model.num_classes", 10, "num_classes=3"),
+        ("model.conv_widths", (12, 33, 48, 48, 32), "2 towers"),
+        ("model.exchange", ("conv3", "fc6", "fc7", "fc8", "pool1"), "model.exchange"),
+        ("data.crop", 40, "data.crop"),
+        ("data.crop", 80, "data.crop"),
+        ("data.mean", "median", "data.mean"),
+        ("optimizer.rule", "cosine", "optimizer.rule"),
+        ("batch_size", 97, "batch_size"),
+        ("devices.data", 64, "devices"),
+        ("devices.data", 3, "batch_size"),
+        ("devices.tower", 3, "devices.tower"),
+        ("data.name", "/no/such/folder", "no/such/folder"),
+        ("epochs", 0, "epochs"),
+    ],
+)
+def test_what_a_user_gets_wrong_names_the_field(config, tmp_path, field, value, says):
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError) as e:
+        main.run(config, tmp_path / "run")
+    assert says in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ([], "--config"),
+        (["--config=configs/nothing.py"], "configs/nothing.py"),
+        (["--config=configs/paper.py:mnist"], "mnist"),
+        (["--config=configs/paper.py:smoke", "--config.optimizer.learing_rate=1"], "learing_rate"),
+        (["--config=configs/paper.py:smoke", "--config.batch_size=many"], "batch_size"),
+        (["--config=configs/paper.py:smoke", "stray"], "stray"),
+    ],
+)
+def test_wrong_flags_end_in_one_line(flags, says):
+    run = subprocess.run([sys.executable, "-m", "alexnet_jax.main", *flags], capture_output=True, text=True, env=os.environ)
+    assert run.returncode != 0
+    assert says in run.stderr
+    assert "Traceback" not in run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1
+
+
+def test_top5_counts_ties_as_errors():
+    """A network that has collapsed to one answer for all is wrong, never right by the order of the classes."""
+    import jax.numpy as jnp
+
+    flat = jnp.log(jnp.full((4, 10), 0.1))
+    labels, mask = jnp.arange(4), jnp.ones(4)
+    found = metrics.means(metrics.sums(flat, labels, mask))
+    assert found == pytest.approx({"loss": np.log(10), "top1_error": 1.0, "top5_error": 1.0})
+    ranked = jnp.log(jnp.tile(jnp.arange(10, 0, -1) / 55, (10, 1)))
+    found = metrics.means(metrics.sums(ranked, jnp.arange(10), jnp.ones(10)))
+    assert found["top1_error"] == pytest.approx(0.9) and found["top5_error"] == pytest.approx(0.5)
+    found = metrics.sums(ranked, jnp.arange(10), jnp.ones(10).at[5:].set(0))
+    assert float(found["images"]) == 5 and float(found["top5_error"]) == 0
