@@ -87,8 +87,8 @@ def evaluate_runs(workdirs: list[str], views: int, split: str) -> dict:
         )
         predictors.append(partial(probabilities, run.params, run.statistics))
     size = runs[0].config.evaluation.batch_size
-    with tqdm(total=len(sets[0]), unit=" images", desc=f"{split}, {views} view(s)", dynamic_ncols=True) as bar:
-        found = evaluate(predictors, [eval_batches(images, size) for images in sets], bar)
+    with metrics.bar(len(sets[0]), f"{split}, {views} view(s)") as progress:
+        found = evaluate(predictors, [eval_batches(images, size) for images in sets], progress)
     return {"split": split, "views": views} | found | {"runs": [str(r.workdir) for r in runs]}
 
 

@@ -273,7 +273,7 @@ def _short(name: str, length: int = 20) -> str:
 
 
 def draw_run(workdir: str | Path, split: Split) -> dict[str, Path]:
-    """Draws a run's kernels, curves and predictions (of eight images of `split`) into the workdir; returns their paths."""
+    """Draws a run's kernels, curves and predictions for eight images of `split` into its workdir; returns the paths."""
     run = checkpoint.load(workdir)
     folder = Path(workdir)
     kernel = np.asarray(run.params["conv1"]["kernel"])

@@ -39,6 +39,11 @@ def means(totals: dict) -> dict[str, float]:
     return {name: float(totals[name]) / images for name in ("loss", "top1_error", "top5_error")}
 
 
+def bar(images: int, text: str) -> tqdm:
+    """A progress line over a number of images that goes when it is done."""
+    return tqdm(total=images, desc=text, unit=" images", leave=False, dynamic_ncols=True)
+
+
 class Log:
     """Writes a run's records to metrics.jsonl and TensorBoard, and keeps its progress line."""
 

@@ -59,8 +59,9 @@ class AlexNet(nn.Module):
     """The network that a config's `model` section describes; configs/paper.py says what each field is.
 
     Call it on images float32 (b, side, side, 3), mean removed, in grey levels of 0..255: the norms and the initial
-    values assume that scale. It returns (logits float32 (b, num_classes), activations by name): conv1 .. conv5 after their
-    nonlinearity, norm1, norm2, pool1, pool2, pool5, fc6 and fc7 before dropout, fc8. Training needs an rng "dropout".
+    values assume that scale. It returns (logits float32 (b, num_classes), activations by name): conv1 .. conv5 after
+    their nonlinearity, norm1, norm2, pool1, pool2, pool5, fc6 and fc7 before dropout, fc8. Training needs an rng
+    "dropout".
 
     Inside shard_map `tower_axis` and `data_axis` name the device axes of the towers and of the batch. Where they are
     None one device computes the same function from the same parameters.

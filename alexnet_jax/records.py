@@ -108,17 +108,21 @@ def in_threads(function: Callable, items: Iterable, ahead: int = 0) -> Iterator:
 
     Closing the iterator early stops the threads.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    pool, waiting = ThreadPoolExecutor(cores), deque()
+    pool, waiting = ThreadPoolExecutor(cores()), deque()
     try:
         for item in items:
             waiting.append(pool.submit(function, item))
-            if len(waiting) > max(ahead, 2 * cores):  # bounded, so that memory is
+            if len(waiting) > max(ahead, 2 * cores()):  # bounded, so that memory is
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def cores() -> int:
+    """Returns how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def tensorflow():

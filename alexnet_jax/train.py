@@ -1,5 +1,6 @@
 """The training step and the loop around it (section 5)."""
 
+import contextlib
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -135,7 +136,8 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
     def validate(views: int) -> dict:
         size = config.evaluation.batch_size
         shards = (jax.device_put(b, towers.batch_sharding(mesh)) for b in data.eval_batches(prepared.evaluation, size))
-        return evaluate([partial(predict[views], state["params"], statistics)], [shards])
+        with metrics.bar(len(prepared.evaluation), f"validation, {views} view(s)") as progress:
+            return evaluate([partial(predict[views], state["params"], statistics)], [shards], progress)
 
     def settle(pending):
         """Takes in a step's sums, once the next step is under way."""
@@ -157,7 +159,7 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
 
     # --- the loop -----------------------------------------------------------------------------------------------
     pending = None
-    with Stop() as stop:
+    with Stop() as stop, contextlib.closing(log):
         for step, batch in enumerate(prefetch(batches, towers.batch_sharding(mesh)), start + 1):
             epoch = (step - 1) // steps_per_epoch
             if pending is None or (step - 1) % steps_per_epoch == 0:
@@ -196,5 +198,4 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
             if stop.signal:
                 break
     checkpoint.finish(checkpoints)
-    log.close()
     return None if stop.signal else host["result"]
