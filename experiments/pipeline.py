@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -60,8 +61,8 @@ def write_photos(config, prepared: Prepared, source: Path, square: Path):
     """Writes each photo of the training split as it came into `source`, and as it was prepared into `square`."""
     kept = set(prepared.train.ids)  # without those too damaged to read
     photos = open_source(config, prepared.directory.parent).examples(config.train_split)
-    bar = tqdm(photos, "copying photos", len(kept), unit=" images", dynamic_ncols=True)
-    for index, (name, _, photo) in enumerate(bar):
+    photos = tqdm(photos, "copying photos", len(kept), unit=" images", dynamic_ncols=True)
+    for index, (name, _, photo) in enumerate(photos):
         if name in kept:
             (source / f"{index:08}.jpg").write_bytes(photo.read_bytes() if isinstance(photo, Path) else photo)
     for index in range(len(prepared.train)):
@@ -93,10 +94,8 @@ def speed(batches: Iterable, seconds: float) -> float:
 
 def measure(args: argparse.Namespace):
     """Prepares, measures in turns and prints. Raises UserError if PyTorch or the data are missing."""
-    try:
-        import torch  # noqa: F401 - here to fail before the work of preparing
-    except ImportError as error:
-        raise UserError(f"this compares with PyTorch ({error}): pip install -e .[dev]") from error
+    if find_spec("torch") is None:
+        raise UserError("this compares with PyTorch, which is not installed: pip install -e .[dev]")
     config = paper.get_config().data
     config.update(name=args.data, size=SIZE, crop=CROP)
     prepared = prepare(config)
@@ -112,12 +111,12 @@ def measure(args: argparse.Namespace):
         for _ in tqdm(range(args.repeats), "measuring", unit=" rounds", dynamic_ncols=True):
             for name, batches in paths.items():
                 speeds[name].append(round(speed(batches(), args.seconds) / cores(), 1))
-    medians = {name: statistics.median(found) for name, found in speeds.items()}
-    ratios = {name: round(medians["prepared"] / median, 3) for name, median in medians.items()}
-    print(f"{f'images/s per core, {cores()} cores':30} {'median':>8} {'lowest':>8} {'highest':>8} {'prepared is':>12}")
-    for name, found in speeds.items():
-        print(f"{name:30} {medians[name]:8.0f} {min(found):8.0f} {max(found):8.0f} {ratios[name]:11.2f}x")
-    print(json.dumps({"cores": cores(), "images_per_second_per_core": medians, "ratios": ratios}))
+        medians = {name: round(statistics.median(found), 1) for name, found in speeds.items()}
+        ratios = {name: round(medians["prepared"] / median, 3) for name, median in medians.items()}
+        print(f"{'images/s per core':30} {'median':>8} {'lowest':>8} {'highest':>8} {'prepared is':>12}")
+        for name, found in speeds.items():
+            print(f"{name:30} {medians[name]:8.0f} {min(found):8.0f} {max(found):8.0f} {ratios[name]:11.2f}x")
+        print(json.dumps({"cores": cores(), "images_per_second_per_core": medians, "ratios": ratios}), flush=True)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,17 @@ def test_several_runs_average_probabilities(tiny_run, run, tmp_path):
 
 
 def test_the_last_line_is_json(tiny_run):
-    command = [sys.executable, "-m", "alexnet_jax.evaluate", "--workdir", str(tiny_run), "--views", "1", "--split", "train"]
+    command = [
+        sys.executable,
+        "-m",
+        "alexnet_jax.evaluate",
+        "--workdir",
+        str(tiny_run),
+        "--views",
+        "1",
+        "--split",
+        "train",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.strip().splitlines()[-1])

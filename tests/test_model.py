@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from alexnet_jax.model import AlexNet, parameter_count
+from alexnet_jax.model import AlexNet, parameter_count, shapes
 from configs import paper
 
 # Shapes and counts at full width.
@@ -17,8 +17,8 @@ def full(side=224, **changes):
     """Shapes of the parameters and the activations, without computing any."""
     m = paper.get_config().model
     m.update(changes)
+    params = shapes(m, side)
     images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-    params = jax.eval_shape(AlexNet(m).init, jax.random.key(0), images)["params"]
     logits, out = jax.eval_shape(lambda p, x: AlexNet(m).apply({"params": p}, x), params, images)
     return params, logits, out
 
@@ -71,7 +71,7 @@ def test_shapes_at_full_width():
 
 
 def twin(params, images, m):
-    """AlexNet in PyTorch, written from the paper and FACTS of the 2012 code; parameters and images as torch tensors."""
+    """AlexNet in PyTorch, written from the paper: activations by name of parameters and images that are tensors."""
     out = {}
     act = {"relu": F.relu, "tanh": torch.tanh}[m.activation]
 
@@ -131,13 +131,6 @@ def forward(m, params, images, **kwargs):
     return jax.jit(lambda p, x: AlexNet(m).apply({"params": p}, x, **kwargs))(params, images)
 
 
-SOURCE = {
-    "lrn__before_activation": ("conv1",),
-    "lrn__divide_by_size": True,
-    "spatial_norm__layers": ("conv2",),
-}
-
-
 def check_twin(m, params, images, gradients):
     """Every named activation, and the gradient of every parameter, against PyTorch in float64."""
     weights = np.linspace(-1, 1, len(images) * m.num_classes).reshape(len(images), -1).astype(np.float32)
@@ -146,16 +139,16 @@ def check_twin(m, params, images, gradients):
         logits, out = AlexNet(m).apply({"params": params}, images)
         return jnp.vdot(weights, logits), out | {"logits": logits}
 
-    theirs = jax.tree.map(lambda p: torch.tensor(p, dtype=torch.float64, requires_grad=True), params)
+    theirs = jax.tree.map(lambda p: torch.tensor(p, dtype=torch.float64, requires_grad=gradients), params)
     expected = twin(theirs, torch.tensor(images, dtype=torch.float64), m)
-    (torch.tensor(weights) * expected["fc8"]).sum().backward()
-    expected = {name: a.detach() for name, a in expected.items()} | {"logits": expected["fc8"].detach()}
     if gradients:
+        (torch.tensor(weights) * expected["fc8"]).sum().backward()
         (_, out), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
         compare(gradient, jax.tree.map(lambda p: p.grad, theirs))
     else:
         out = jax.jit(loss)(params)[1]
-    compare(out, expected)
+    expected = {name: a.detach() for name, a in expected.items()}
+    compare(out, expected | {"logits": expected["fc8"]})
 
 
 def compare(actual, expected):
@@ -200,6 +193,12 @@ def test_activations_and_gradients_are_the_twins(narrow, draw, side, changes):
 def test_every_option_is_the_twins(narrow, draw, side, changes):
     m = narrow(**changes)
     check_twin(m, *draw(m, 2, side), gradients=False)
+
+
+def test_full_width_is_the_twins(draw):
+    """No width, side or count of maps is special to the narrow networks."""
+    m = paper.get_config().model
+    check_twin(m, *draw(m, 1, 224), gradients=False)
 
 
 def test_norms_count(narrow, draw):
@@ -256,8 +255,7 @@ def test_bfloat16(narrow, draw):
     """The computation is coarse; parameters and logits stay float32."""
     m, coarse = narrow(), narrow(dtype="bfloat16")
     params, images = draw(m, 4, 64)
-    initial = jax.eval_shape(AlexNet(coarse).init, jax.random.key(0), images)["params"]
-    assert {p.dtype for p in jax.tree.leaves(initial)} == {jnp.dtype(jnp.float32)}
+    assert {p.dtype for p in jax.tree.leaves(shapes(coarse, 64))} == {jnp.dtype(jnp.float32)}
     logits, out = forward(coarse, params, images)
     assert logits.dtype == jnp.float32 and out["conv1"].dtype == out["fc7"].dtype == jnp.bfloat16
     exact = forward(m, params, images)[0]
@@ -268,7 +266,6 @@ def test_bfloat16(narrow, draw):
 def test_dropout_in_training_only(narrow, draw):
     m = narrow()
     params, images = draw(m, 2, 64)
-
     whole = forward(m, params, images)[0]
     train = jax.jit(lambda key: AlexNet(m).apply({"params": params}, images, train=True, rngs={"dropout": key}))
     one, two, again = (train(jax.random.key(seed)) for seed in (0, 1, 0))

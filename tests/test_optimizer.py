@@ -56,7 +56,9 @@ def test_every_step_equals_the_papers_rule_over_a_drop(config, changes):
     rng = np.random.default_rng(0)
     params, gradients = tree(rng), [tree(rng) for _ in range(60)]
     rates = [0.01] * 30 + [0.001] * 30
-    for found, wanted in zip(run(config, rates, gradients, params), by_hand(config, rates, gradients, params), strict=True):
+    for found, wanted in zip(
+        run(config, rates, gradients, params), by_hand(config, rates, gradients, params), strict=True
+    ):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), found, wanted)
 
 
@@ -129,8 +131,11 @@ def test_epochs_of_the_2012_run():
         found = optimizer.rates(o, params, rate, epoch)
         return [float(x) for x in (found["fc8"]["kernel"], found["fc8"]["bias"], found["conv1"]["kernel"])]
 
-    for epoch, wanted in {0: (1e-2, 2e-2, 1e-2), 24: (1e-2, 2e-2, 1e-2), 25: (1e-3, 2e-3, 1e-3), 51: (1e-4, 2e-4, 1e-4),
-                          67: (1e-4, 2e-4, 1e-5), 72: (1e-4, 2e-4, 0), 79: (1e-5, 2e-5, 0), 90: (1e-5, 2e-5, 0)}.items():  # fmt: skip
+    weights_biases_conv1 = {
+        0: (1e-2, 2e-2, 1e-2), 24: (1e-2, 2e-2, 1e-2), 25: (1e-3, 2e-3, 1e-3), 51: (1e-4, 2e-4, 1e-4),
+        67: (1e-4, 2e-4, 1e-5), 72: (1e-4, 2e-4, 0), 79: (1e-5, 2e-5, 0), 90: (1e-5, 2e-5, 0),
+    }  # fmt: skip
+    for epoch, wanted in weights_biases_conv1.items():
         np.testing.assert_allclose(at(epoch), wanted, rtol=1e-5, err_msg=str(epoch))
 
 

@@ -15,10 +15,10 @@ from configs import paper
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """Eight training and three validation images of 32 x 32."""
+    """Twelve training and three validation images of 32 x 32."""
     source = tmp_path_factory.mktemp("source")
     rng = np.random.default_rng(0)
-    for split, count in (("train", 8), ("validation", 3)):
+    for split, count in (("train", 12), ("validation", 3)):
         (source / split / "ant").mkdir(parents=True)
         for i in range(count):
             coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))

@@ -31,7 +31,9 @@ def test_it_learns_and_says_so(config, tmp_path, capsys):
     assert train[0]["loss"] > 1.0 and validation[-1]["top1_error"] < 0.1
     assert [r["step"] for r in train][:4] == [4, 6, 8, 12]  # every fourth, and the end of each epoch
     assert len(validation) == 13 and [r["views"] for r in validation[-2:]] == [1, 10]
-    assert {"step", "epoch", "split", "loss", "top1_error", "top5_error", "learning_rate", "images_per_second"} <= set(train[0])
+    assert {"step", "epoch", "split", "loss", "top1_error", "top5_error", "learning_rate", "images_per_second"} <= set(
+        train[0]
+    )
     assert train[-1]["learning_rate"] == pytest.approx(0.0003)
     assert all(r["images"] == 33 for r in validation)
     said = capsys.readouterr().out
@@ -171,7 +173,9 @@ def test_what_a_user_gets_wrong_names_the_field(config, tmp_path, field, value, 
     ],
 )
 def test_wrong_flags_end_in_one_line(flags, says):
-    run = subprocess.run([sys.executable, "-m", "alexnet_jax.main", *flags], capture_output=True, text=True, env=os.environ)
+    run = subprocess.run(
+        [sys.executable, "-m", "alexnet_jax.main", *flags], capture_output=True, text=True, env=os.environ
+    )
     assert run.returncode != 0
     assert says in run.stderr
     assert "Traceback" not in run.stderr
