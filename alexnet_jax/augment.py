@@ -89,7 +89,7 @@ def normalize(batch: dict, statistics: dict, noise: jax.Array, *, mean: str, div
     images = batch["image"].astype(jnp.float32)
     if mean == "pixel":
         full = jnp.asarray(statistics["mean"])[None]
-        zero = jnp.zeros_like(batch["label"])
+        zero = jnp.zeros(batch["flip"].shape, jnp.int32)
         images = images - crop_and_flip(full, zero, batch["offset"], batch["flip"], crop)
     elif mean == "centre":
         images = images - _centre(jnp.asarray(statistics["mean"]), crop)

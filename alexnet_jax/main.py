@@ -78,6 +78,14 @@ def _command() -> list[str]:
     return ["alexnet_jax.main", *sys.argv[1:]]
 
 
+def _name(config) -> str:
+    try:
+        return config.name
+    except OSError as e:  # how ml_collections reports, only now, that the file could not be read
+        reason = str(e).strip().splitlines()[-1].strip()
+        raise UserError(f"the config cannot be read: {reason}; configs/ holds what there is") from e
+
+
 def main(argv: list[str]):
     """absl's main; the user's mistakes end in one line."""
     if len(argv) > 1:
@@ -85,8 +93,8 @@ def main(argv: list[str]):
     try:
         if CONFIG.value is None:
             raise UserError("name a config: python -m alexnet_jax.main --config configs/quickstart.py")
-        workdir = Path(WORKDIR.value or Path("runs") / CONFIG.value.name).expanduser()
-        sys.exit(run(CONFIG.value, workdir))
+        config = CONFIG.value
+        sys.exit(run(config, Path(WORKDIR.value or Path("runs") / _name(config)).expanduser()))
     except UserError as e:
         sys.exit(f"error: {e}")
     except KeyboardInterrupt:
@@ -99,7 +107,10 @@ def parse(argv: list[str]) -> list[str]:
         with contextlib.redirect_stderr(io.StringIO()):  # ml_collections prints a traceback of its own
             return flags.FLAGS(argv)
     except Exception as e:  # ml_collections raises whatever the config file or an override raises
-        sys.exit(f"error: {' '.join(str(e).split())}")
+        lines = str(e.args[0] if e.args else e).strip().splitlines()
+        text = lines[-1] if "Traceback" in str(e) else " ".join(lines)
+        text = text.replace("\\n", " ").replace("\\'", "'").strip("\"'")  # some messages come as Python strings
+        sys.exit(f"error: {text}")
 
 
 if __name__ == "__main__":

@@ -66,10 +66,7 @@ def test_batches_are_the_plans_crops(prepared, config):
     batches = train(prepared, config)
     assert len(batches) == 9
     images = prepared.train.images()
-    plans = [
-        augment.plan(3, e, TRAIN, size=SIZE, crop=CROP, random_crop=True, flip=True, crop_chunk=1, noise=0.1)
-        for e in (0, 1)
-    ]
+    plans = [augment.plan(3, e, TRAIN, size=SIZE, crop=CROP, random_crop=True, flip=True, crop_chunk=1) for e in (0, 1)]
     for step, batch in enumerate(batches):
         assert batch["image"].shape == (BATCH, CROP, CROP, 3) and batch["image"].dtype == np.uint8
         assert [batch[k].dtype for k in ("label", "offset", "flip", "noise")] == [np.int32, np.int32, bool, np.float32]
@@ -118,12 +115,6 @@ def test_an_epoch_shows_an_image_at_most_once_and_epochs_differ(prepared, config
     assert len({tuple(epoch) for epoch in epochs}) == 3
     other = resident(prepared, config, 0, 6, seed=4)
     assert np.concatenate([b["index"] for b in other]).tolist() != epochs[0]
-
-
-def test_colour_noise_stops_at_its_epoch(prepared, config):
-    batches = resident(prepared, changed(config, color_noise_epochs=1), 0, 12)
-    assert all(b["noise"].any() for b in batches[:6]) and not any(b["noise"].any() for b in batches[6:])
-    assert all(b["noise"].any() for b in resident(prepared, changed(config, color_noise_epochs=-1), 0, 12))
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 8, 21, 64])
