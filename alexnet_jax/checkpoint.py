@@ -1,10 +1,12 @@
 """Save, restore, resume. A run is a workdir: config.json, statistics.npz, metrics.jsonl, checkpoints/."""
 
+import fcntl
 import json
 import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import jax
 import numpy as np
@@ -20,6 +22,9 @@ FREE = (
     "devices.", "checkpoint_every_steps", "log_every_steps", "evaluation.batch_size", "data.data_dir",
     "data.prepared_dir",
 )  # fmt: skip
+
+
+LOCK = ".lock"
 
 
 def manager(workdir: Path) -> ocp.CheckpointManager:
@@ -86,38 +91,42 @@ def restore(checkpoints: ocp.CheckpointManager, like) -> tuple[int, object, dict
     return step, found["state"], found["host"]
 
 
-def claim(workdir: Path, config: ConfigDict, statistics: dict, classes: list[str]):
-    """Makes workdir this config's own, or checks that it is.
+def claim(workdir: Path, config: ConfigDict, statistics: dict, classes: list[str]) -> TextIO:
+    """Makes workdir this config's own, or checks that it is; returns the lock to hold while the run lasts.
 
-    Raises UserError, naming the fields that differ, if it holds a run of another config, or if it cannot be written.
+    Raises UserError if it holds a run of another config, naming the fields that differ, if another process trains in
+    it, or if it cannot be written.
     """
     path = workdir / "config.json"
     mine = json.loads(config.to_json())
     try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not path.exists() and any(p.name != LOCK for p in workdir.iterdir()):
+            raise UserError(f"{workdir} is not empty and holds no run: name another --workdir")
+        lock = (workdir / LOCK).open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise UserError(f"another process trains in {workdir}: wait for it, or name another --workdir") from e
         if path.exists():
             theirs = _flat(_read_json(path))
             differ = [
                 f"{name}: {theirs.get(name)} there, {value} here"
                 for name, value in _flat(mine).items()
-                if theirs.get(name, _MISSING) != value and not name.startswith(FREE)
+                if (name not in theirs or theirs[name] != value) and not name.startswith(FREE)
             ]
             if differ:
                 raise UserError(
                     f"{workdir} holds a run of another config ({'; '.join(differ)}): "
                     "name another --workdir, or remove it to start over"
                 )
-        elif workdir.exists() and any(workdir.iterdir()):
-            raise UserError(f"{workdir} is not empty and holds no run: name another --workdir")
-        workdir.mkdir(parents=True, exist_ok=True)
         np.savez(workdir / "statistics.npz", **statistics, classes=np.array(classes))
         fresh = path.with_suffix(".tmp")
         fresh.write_text(json.dumps(mine, indent=2) + "\n")
         os.replace(fresh, path)
+        return lock
     except OSError as e:
         raise UserError(f"cannot write to the workdir {workdir} ({e.strerror or e}): name another --workdir") from e
-
-
-_MISSING = object()
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:
@@ -170,7 +179,8 @@ def load(workdir: str | Path, which: str = "best") -> Run:
     parameters = shapes(config.model, config.data.crop)
     where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = {"params": jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), parameters)}
-    args = ocp.args.Composite(state=ocp.args.PyTreeRestore(like, partial_restore=True))
+    how = ocp.checkpoint_utils.construct_restore_args(like)
+    args = ocp.args.Composite(state=ocp.args.PyTreeRestore(like, restore_args=how, partial_restore=True))
     try:
         params = checkpoints.restore(step, args=args)["state"]["params"]
     except Exception as e:

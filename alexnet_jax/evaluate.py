@@ -76,7 +76,8 @@ def evaluate_runs(workdirs: list[str], views: int, split: str) -> dict:
     Raises UserError if the runs do not share their classes or their images.
     """
     runs = [checkpoint.load(w) for w in workdirs]
-    sets = [prepare(run.config.data).split(split) for run in runs]
+    prepared = [prepare(run.config.data) for run in runs]
+    sets = [p.train if split == "train" else p.evaluation for p in prepared]
     for run, images in zip(runs, sets, strict=True):
         if run.classes != runs[0].classes or not np.array_equal(images.labels, sets[0].labels):
             raise UserError(f"{run.workdir} and {runs[0].workdir} differ in classes or images: evaluate each alone")

@@ -41,9 +41,9 @@ def run(config, workdir: Path) -> int:
             f"the data set has {len(prepared.classes)} classes and the network {config.model.num_classes}: "
             f"set --config.model.num_classes={len(prepared.classes)}"
         )
-    checkpoint.claim(workdir, config, prepared.statistics, prepared.classes)
-    introduce(config, prepared, mesh, workdir)
-    result = train(config, prepared, mesh, workdir)
+    with checkpoint.claim(workdir, config, prepared.statistics, prepared.classes):
+        introduce(config, prepared, mesh, workdir)
+        result = train(config, prepared, mesh, workdir)
     if result is None:
         print(f"stopped and saved; the same command goes on from here: {' '.join(['python', '-m', *_command()])}")
         return 130

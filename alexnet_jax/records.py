@@ -83,13 +83,6 @@ class Prepared:
     train: Split
     evaluation: Split
 
-    def split(self, name: str) -> Split:
-        """Returns the split the config calls `name`, for example "validation". Raises UserError if it is not here."""
-        splits = {s.name: s for s in (self.evaluation, self.train)}
-        if name not in splits:
-            raise UserError(f"{self.directory} has no split '{name}', only {' and '.join(sorted(splits))}")
-        return splits[name]
-
 
 def open_prepared(directory: Path) -> Prepared:
     """Opens the prepared set in a folder. Raises UserError if files are missing or cut short."""

@@ -28,12 +28,6 @@ def prepared(tmp_path_factory):
     return prepare(config)
 
 
-def test_a_split_is_known_by_the_configs_name(prepared):
-    assert prepared.split("train") is prepared.train and prepared.split("validation") is prepared.evaluation
-    with pytest.raises(UserError, match="no split 'test'"):
-        prepared.split("test")
-
-
 def test_random_access_gives_the_images_asked_for(prepared):
     everything = prepared.train.images()
     np.testing.assert_array_equal(prepared.train.images([5, 0, -1]), everything[[5, 0, -1]])

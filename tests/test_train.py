@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -122,10 +124,23 @@ def test_a_workdir_of_another_config_is_refused(config, tmp_path):
     with pytest.raises(UserError, match="learning_rate: 0.003 there, 0.02 here") as e:
         main.run(config, tmp_path / "run")
     assert "model.dropout" in str(e.value)
-    (tmp_path / "other").mkdir()
+    (tmp_path / "other").mkdir(parents=True)
     (tmp_path / "other" / "thesis.tex").touch()
     with pytest.raises(UserError, match="holds no run"):
         main.run(config, tmp_path / "other")
+
+
+def test_two_processes_do_not_share_a_workdir(config, tmp_path):
+    with checkpoint.claim(tmp_path / "run", config, {}, []), pytest.raises(UserError, match="another process"):
+        main.run(config, tmp_path / "run")
+
+
+def test_the_step_is_compiled_once(config, tmp_path, caplog):
+    config.epochs = 2
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        main.run(config, tmp_path / "run")
+    compiled = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Finished XLA compilation")]
+    assert sum("train_step" in m for m in compiled) == 1, compiled
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
@@ -184,8 +199,6 @@ def test_wrong_flags_end_in_one_line(flags, says):
 
 def test_top5_counts_ties_as_errors():
     """A network that has collapsed to one answer for all is wrong, never right by the order of the classes."""
-    import jax.numpy as jnp
-
     flat = jnp.log(jnp.full((4, 10), 0.1))
     labels, mask = jnp.arange(4), jnp.ones(4)
     found = metrics.means(metrics.sums(flat, labels, mask))

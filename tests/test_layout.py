@@ -1,0 +1,71 @@
+"""The shape of the package: who imports whom, and what runs without TensorFlow."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import alexnet_jax
+
+PACKAGE = Path(alexnet_jax.__file__).parent
+# A file imports only from lower rows, or from its own row to its left.
+ROWS = [
+    ["records", "glyphs", "prepare", "augment", "layers", "towers", "data", "optimizer", "metrics"],
+    ["model"],
+    ["checkpoint", "evaluate"],
+    ["figures", "train"],
+    ["main"],
+]
+ORDER = [name for row in ROWS for name in row]
+
+
+def imports(path, top_only=False):
+    """The modules a file imports, full names; those at its top level only, if asked."""
+    tree = ast.parse(path.read_text())
+    found = set()
+    for node in tree.body if top_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module} | {f"{node.module}.{a.name}" for a in node.names}
+    return found
+
+
+def test_every_file_has_its_row():
+    assert sorted(ORDER) == sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem != "__init__")
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_files_import_downwards(name):
+    ours = {m.split(".")[1] for m in imports(PACKAGE / f"{name}.py") if m.startswith("alexnet_jax.")} & set(ORDER)
+    above = [m for m in ours if ORDER.index(m) >= ORDER.index(name)]
+    assert not above, f"{name}.py imports {above}, which stand above it"
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_each_library_has_its_place(name):
+    found = imports(PACKAGE / f"{name}.py")
+    assert name == "checkpoint" or not any(m.startswith("orbax") for m in found)
+    assert name == "towers" or not any(m.endswith(("shard_map", "make_mesh")) for m in found)
+    top = imports(PACKAGE / f"{name}.py", top_only=True)
+    assert not any(m.split(".")[0] in ("tensorflow", "tensorflow_datasets") for m in top)
+    assert not any(m.split(".")[0] in ("configs", "experiments", "torch") for m in found)
+
+
+def test_trains_where_tensorflow_is_not_installed(config, tiny_run, tmp_path):
+    """From a prepared set held on the device; tiny_run has prepared it."""
+    config.epochs, config.data.on_device = 1, True
+    (tmp_path / "config.py").write_text(
+        f"import json\nfrom ml_collections import ConfigDict\n\n\ndef get_config():\n"
+        f"    return ConfigDict(json.loads({config.to_json()!r}))\n"
+    )
+    code = (
+        "import sys\nsys.modules['tensorflow'] = sys.modules['tensorflow_datasets'] = None\n"
+        "from absl import app\nfrom alexnet_jax import main\napp.run(main.main, flags_parser=main.parse)"
+    )
+    flags = [f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}"]
+    done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "top-1 error" in done.stdout
