@@ -48,7 +48,7 @@ def resident_batches(
     For images that live on the device (augment.crop_and_flip); needs no TensorFlow. Arguments and errors as there.
     """
     rows = _rows(split_length, labels, config, seed, batch_size, shard)
-    return map(rows, range(first_step, last_step))
+    return (rows(step) for step in range(first_step, last_step))
 
 
 def eval_batches(split: Split, batch_size: int, shard=(0, 1)) -> Iterator[dict[str, np.ndarray]]:

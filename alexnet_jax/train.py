@@ -159,7 +159,7 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
 
     # --- the loop -----------------------------------------------------------------------------------------------
     pending = None
-    with Stop() as stop, contextlib.closing(log):
+    with Stop() as stop, contextlib.closing(log), contextlib.closing(batches):
         for step, batch in enumerate(prefetch(batches, towers.batch_sharding(mesh)), start + 1):
             epoch = (step - 1) // steps_per_epoch
             if pending is None or (step - 1) % steps_per_epoch == 0:
