@@ -6,6 +6,7 @@ python -m alexnet_jax.main --config configs/quickstart.py [--workdir DIR] [--con
 import contextlib
 import io
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -23,18 +24,8 @@ WORKDIR = flags.DEFINE_string("workdir", None, "where the run lives; default: ru
 
 def run(config, workdir: Path) -> int:
     """Prepares, trains or resumes, draws the figures and says where everything is. Returns the exit status."""
-    for section, field in (
-        (config, "epochs"), (config, "log_every_steps"), (config, "checkpoint_every_steps"),
-        (config.evaluation, "every_epochs"), (config.evaluation, "batch_size"), (config, "batch_size"),
-    ):  # fmt: skip
-        if section[field] < 1:
-            raise UserError(f"{field} is {section[field]} in the config and must be 1 or more")
-    if config.evaluation.views not in (1, 10):
-        raise UserError(f"--config.evaluation.views is {config.evaluation.views} and must be 1 or 10")
-    model.check(config.model, config.data.crop)
+    check(config)
     mesh = towers.make_mesh(config.devices, config.model.towers, config.batch_size)
-    if config.evaluation.batch_size % config.devices.data:
-        raise UserError("--config.evaluation.batch_size does not divide over --config.devices.data copies")
     prepared = prepare(config.data)
     if len(prepared.classes) != config.model.num_classes:
         raise UserError(
@@ -45,7 +36,8 @@ def run(config, workdir: Path) -> int:
         introduce(config, prepared, mesh, workdir)
         result = train(config, prepared, mesh, workdir)
     if result is None:
-        print(f"stopped and saved; the same command goes on from here: {' '.join(['python', '-m', *_command()])}")
+        command = f"python -m alexnet_jax.main {shlex.join(sys.argv[1:])}"
+        print(f"stopped and saved; the same command goes on from here: {command}")
         return 130
     drawn = figures.draw_run(workdir, prepared.evaluation)
     print(
@@ -57,13 +49,28 @@ def run(config, workdir: Path) -> int:
     return 0
 
 
+def check(config):
+    """Raises UserError, naming the field, on numbers that make no run; what only the data can tell comes later."""
+    counts = {"batch_size": config.batch_size, "epochs": config.epochs, "log_every_steps": config.log_every_steps}
+    counts |= {"checkpoint_every_steps": config.checkpoint_every_steps}
+    counts |= {f"evaluation.{name}": config.evaluation[name] for name in ("every_epochs", "batch_size")}
+    for field, value in counts.items():
+        if value < 1:
+            raise UserError(f"--config.{field} is {value} and must be 1 or more")
+    if config.evaluation.views not in (1, 10):
+        raise UserError(f"--config.evaluation.views is {config.evaluation.views} and must be 1 or 10")
+    if config.evaluation.batch_size % max(1, config.devices.data):
+        raise UserError("--config.evaluation.batch_size does not divide over --config.devices.data copies")
+    model.check(config.model, config.data.crop)
+
+
 def introduce(config, prepared, mesh, workdir: Path):
     """Says what is about to run, and where things go."""
     steps = len(prepared.train) // config.batch_size
-    shapes = jax.tree.leaves(model.shapes(config.model, config.data.crop))
+    parameters = model.parameter_count(model.shapes(config.model, config.data.crop))
     kind = mesh.devices.flat[0].device_kind
     print(
-        f"network:  {sum(p.size for p in shapes):,} parameters, {config.model.towers} tower(s), {config.model.dtype}\n"
+        f"network:  {parameters:,} parameters, {config.model.towers} tower(s), {config.model.dtype}\n"
         f"devices:  {mesh.shape['data']} x {mesh.shape['tower']} (data x tower) of {len(jax.devices())} {kind}\n"
         f"data:     {config.data.name}: {len(prepared.train):,} training and {len(prepared.evaluation):,} validation "
         f"images, {len(prepared.classes)} classes, in {prepared.directory}\n"
@@ -72,10 +79,6 @@ def introduce(config, prepared, mesh, workdir: Path):
         f"workdir:  {workdir}",
         flush=True,
     )
-
-
-def _command() -> list[str]:
-    return ["alexnet_jax.main", *sys.argv[1:]]
 
 
 def _name(config) -> str:
