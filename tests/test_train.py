@@ -208,3 +208,18 @@ def test_top5_counts_ties_as_errors():
     assert found["top1_error"] == pytest.approx(0.9) and found["top5_error"] == pytest.approx(0.5)
     found = metrics.sums(ranked, jnp.arange(10), jnp.ones(10).at[5:].set(0))
     assert float(found["images"]) == 5 and float(found["top5_error"]) == 0
+
+
+@pytest.mark.parametrize(("data", "tower"), [(1, 2), (2, 1), (2, 2)])
+def test_split_over_devices_trains_the_same(config, tiny_run, tmp_path, capsys, data, tower):
+    """Same seed, same images, same masks as tiny_run on one device; float32 rounding, and twelve steps that amplify it."""
+    config.epochs = 2
+    config.devices.data, config.devices.tower = data, tower
+    main.run(config, tmp_path / "run")
+    assert f"{data} x {tower} (data x tower)" in capsys.readouterr().out
+    for ours, theirs in zip(records(tmp_path / "run"), records(tiny_run), strict=True):
+        assert ours.keys() == theirs.keys()
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+    one, other = checkpoint.load(tiny_run), checkpoint.load(tmp_path / "run")
+    for layer in one.params:
+        np.testing.assert_allclose(other.params[layer]["kernel"], one.params[layer]["kernel"], atol=2e-3)
