@@ -29,9 +29,7 @@ def make_probabilities(apply: Callable, config: ConfigDict, views: int) -> Calla
     The softmax outputs of all views are averaged (section 4.1; the code averages probabilities, not logits:
     layer.cu:1805). `apply` maps (params, images) to (logits, activations).
     """
-    crops = partial(
-        augment.views, count=views, crop=config.crop, mean=config.mean
-    )  # fmt: skip
+    crops = partial(augment.views, count=views, crop=config.crop, mean=config.mean)
 
     @jax.jit
     def probabilities(params, statistics, images):
@@ -59,15 +57,18 @@ def evaluate(predictors: list[Callable], batches: list[Iterable[dict]], progress
     for together in zip(*batches, strict=True):
         found = [predict(batch["image"]) for predict, batch in zip(predictors, together, strict=True)]
         sums = _sums(found, together[0]["label"], together[0]["mask"])
-        totals, pending = _add(totals, pending), sums  # fetched a batch late: the device never waits
-        if progress is not None:
-            progress.update(int(together[0]["mask"].sum()))
-    totals = _add(totals, pending)
+        totals, pending = _add(totals, pending, progress), sums  # fetched a batch late: the device never waits
+    totals = _add(totals, pending, progress)
     return {"images": int(totals["images"])} | metrics.means(totals)
 
 
-def _add(totals, sums):
-    return totals if sums is None else {name: totals[name] + float(sums[name]) for name in totals}
+def _add(totals, sums, progress):
+    if sums is None:
+        return totals
+    totals = {name: totals[name] + float(sums[name]) for name in totals}
+    if progress is not None:
+        progress.update(totals["images"] - progress.n)
+    return totals
 
 
 def evaluate_runs(workdirs: list[str], views: int, split: str) -> dict:

@@ -100,6 +100,8 @@ def main(argv: list[str]):
         sys.exit(run(config, Path(WORKDIR.value or Path("runs") / _name(config)).expanduser()))
     except UserError as e:
         sys.exit(f"error: {e}")
+    except OSError as e:  # a full disk, a folder that went away
+        sys.exit(f"error: {e}: mend that, and the same command goes on from the last checkpoint")
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on from the last checkpoint")
 

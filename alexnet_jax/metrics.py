@@ -101,8 +101,9 @@ class Log:
         record = {"step": step, "epoch": round(step / self.steps_per_epoch, 4), "split": split} | values
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
+        group = split if values.get("views", 1) == 1 else f"{split}_{values['views']}_views"
         for name, value in values.items():
-            self.tensorboard.add_scalar(f"{split}/{name}", value, step)
+            self.tensorboard.add_scalar(f"{group}/{name}", value, step)
 
     def close(self):
         """Leaves the files whole."""

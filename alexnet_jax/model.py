@@ -190,6 +190,9 @@ def check(config: ConfigDict, crop: int):
         )
     unknown = set(m.exchange) - set(EXCHANGES)
     require(not unknown and "fc8" in m.exchange, "exchange", f"and must hold fc8 and be out of {', '.join(EXCHANGES)}")
+    for section, field in (("lrn", "layers"), ("lrn", "before_activation"), ("spatial_norm", "layers")):
+        if unknown := set(config[section][field]) - {f"conv{i}" for i in range(1, 6)}:
+            raise UserError(f"--config.model.{section}.{field} names {sorted(unknown)}; it takes conv1 to conv5")
     try:
         shapes(config, crop)
     except ValueError as e:

@@ -101,3 +101,20 @@ def test_a_damaged_run_says_which_file(tiny_run, tmp_path):
     (tmp_path / "config.json").write_text('{"name": "pap')
     with pytest.raises(UserError, match=r"config\.json"):
         checkpoint.load(tmp_path)
+
+
+def test_progress_counts_every_image_once(tiny_run, run):
+    """It moves as results come in, a batch behind the device, and leaves padding out."""
+    seen = []
+
+    class Bar:
+        n = 0
+
+        def update(self, images):
+            self.n += images
+            seen.append(self.n)
+
+    split = prepare(run.config.data).evaluation
+    flat = np.full((10, 3), 1 / 3, np.float32)
+    found = evaluate.evaluate([lambda images: flat], [evaluate.eval_batches(split, 10)], Bar())
+    assert seen == [10, 20, 30, 33] and found["images"] == 33

@@ -156,6 +156,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
         ("model.num_classes", 10, "num_classes=3"),
         ("model.conv_widths", (12, 33, 48, 48, 32), "2 towers"),
         ("model.exchange", ("conv3", "fc6", "fc7", "fc8", "pool1"), "model.exchange"),
+        ("model.lrn.layers", ("norm1",), "model.lrn.layers"),
+        ("model.spatial_norm.layers", ("conv9",), "model.spatial_norm.layers"),
         ("data.crop", 40, "data.crop"),
         ("data.crop", 80, "data.crop"),
         ("data.mean", "median", "data.mean"),
