@@ -4,6 +4,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -48,7 +49,11 @@ def save(checkpoints: ocp.CheckpointManager, step: int, state, host: dict, error
     `error` is the validation top-1 error where the step ends an epoch. A kill while it writes leaves the previous
     checkpoint as the latest. Raises UserError if the disk is full or not writable.
     """
+    needed = sum(x.nbytes for x in jax.tree.leaves(state))
     try:
+        free = shutil.disk_usage(checkpoints.directory).free
+        if free < needed:  # asked beforehand: orbax's threads fail in a hundred lines
+            raise OSError(f"it takes {needed:,} bytes and the disk has {free:,} left")
         checkpoints.save(
             step,
             args=ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host)),

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,6 +129,20 @@ def test_a_workdir_of_another_config_is_refused(config, tmp_path):
     (tmp_path / "other" / "thesis.tex").touch()
     with pytest.raises(UserError, match="holds no run"):
         main.run(config, tmp_path / "other")
+
+
+def test_a_full_disk_stops_the_run_in_one_line(config, tmp_path, monkeypatch):
+    """The checkpoint before it stays, and the run goes on from there once there is room."""
+    full = shutil.disk_usage(tmp_path)._replace(free=1000)
+    config.checkpoint_every_steps = 100
+    saves = iter([shutil.disk_usage(tmp_path), full])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: next(saves))
+    with pytest.raises(UserError, match=r"the disk has 1,000 left; make room") as e:
+        main.run(config, tmp_path / "run")
+    assert "\n" not in str(e.value)
+    monkeypatch.undo()
+    assert main.run(config, tmp_path / "run") == 0
+    assert checkpoint.load(tmp_path / "run", "latest").step == 24
 
 
 def test_two_processes_do_not_share_a_workdir(config, tmp_path):
