@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from alexnet_jax import UserError, augment, checkpoint, metrics
+from alexnet_jax import UserError, augment, checkpoint, metrics, towers
 from alexnet_jax.data import eval_batches
 from alexnet_jax.prepare import prepare
 
@@ -31,10 +31,9 @@ def make_probabilities(apply: Callable, config: ConfigDict, views: int) -> Calla
     """
     crops = partial(augment.views, count=views, crop=config.crop, mean=config.mean)
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=towers.compiler_options())
     def probabilities(params, statistics, images):
-        each = jax.lax.map(lambda crop: jax.nn.softmax(apply(params, crop)[0]), jnp.stack(crops(images, statistics)))
-        return each.mean(axis=0)
+        return sum(jax.nn.softmax(apply(params, crop)[0]) for crop in crops(images, statistics)) / views
 
     return probabilities
 

@@ -104,6 +104,7 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
         partial(train_step, apply=apply, update=rule.update, config=config.data),
         donate_argnums=0,
         out_shardings=(shardings, everywhere),
+        compiler_options=towers.compiler_options(),
     )
     predict = {views: make_probabilities(apply, config.data, views) for views in {1, config.evaluation.views}}
 
