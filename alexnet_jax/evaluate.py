@@ -31,7 +31,7 @@ def make_probabilities(apply: Callable, config: ConfigDict, views: int) -> Calla
     """
     crops = partial(augment.views, count=views, crop=config.crop, mean=config.mean)
 
-    @partial(jax.jit, compiler_options=towers.compiler_options())
+    @partial(jax.jit, compiler_options=towers.compiler_options(jax.default_backend()))
     def probabilities(params, statistics, images):
         return sum(jax.nn.softmax(apply(params, crop)[0]) for crop in crops(images, statistics)) / views
 

@@ -41,7 +41,8 @@ class Layer(nn.Module):
     def __call__(self, x):
         devices = lax.axis_size(self.axis) if self.axis else 1
         if self.reads == "all" and devices > 1:
-            x = lax.all_gather(x, self.axis, axis=x.ndim - 1, tiled=True)
+            alike = "invarying" if self.replicated else "varying"  # what each device does with the whole
+            x = lax.all_gather(x, self.axis, axis=x.ndim - 1, tiled=True, to=alike)
         groups = self.towers // devices if self.reads == "own" else 1
         features = self.features if self.replicated else self.features // devices
         if self.size is None:

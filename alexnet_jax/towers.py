@@ -26,12 +26,12 @@ from alexnet_jax import UserError
 DATA, TOWER = "data", "tower"
 
 
-def make_mesh(devices: ConfigDict, towers: int, batch_size: int) -> Mesh:
-    """The mesh ('data', 'tower') of a config's `devices` section.
+def make_mesh(devices: ConfigDict, towers: int, batch_size: int, found: list | None = None) -> Mesh:
+    """The mesh ('data', 'tower') of a config's `devices` section, over the devices `found`; jax.devices() if None.
 
     Raises UserError if the devices are too few, or do not divide the towers or the batch.
     """
-    found = jax.devices()
+    found = jax.devices() if found is None else found
     split = devices.tower or (towers if len(found) >= towers * devices.data else 1)
     if devices.data < 1 or split < 1 or towers % split:
         raise UserError(
@@ -53,12 +53,12 @@ def make_mesh(devices: ConfigDict, towers: int, batch_size: int) -> Mesh:
                          devices=found[: devices.data * split])  # fmt: skip
 
 
-def specs(tree):
+def specs(tree, tower: str | None = TOWER):
     """How a tree of parameters or velocities is split: its last axis, the kernels, over the towers; fc8 is on each."""
 
     def spec(path, leaf):
         name = jax.tree_util.keystr(path)
-        return P() if "fc8" in name or not leaf.ndim else P(*(None,) * (leaf.ndim - 1), TOWER)
+        return P() if "fc8" in name or not leaf.ndim else P(*(None,) * (leaf.ndim - 1), tower)
 
     return jax.tree_util.tree_map_with_path(spec, tree)
 
@@ -78,13 +78,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def compiler_options() -> dict[str, str]:
-    """What jax.jit is told for the network on this machine's devices; nothing but on CPU.
+def compiler_options(platform: str) -> dict[str, str]:
+    """What jax.jit is told for the network on a platform ("cpu", "gpu", "tpu"): nothing, but on CPU.
 
-    XLA:CPU's newer library, YNNPACK, is faster at sums and matrix products, and half as fast at convolutions as the
-    older Eigen. Outside loops only: inside lax.map or lax.scan a convolution that neither takes runs at a crawl.
+    Of XLA:CPU's two libraries YNNPACK is the faster at sums and matrix products and Eigen at convolutions. Inside a
+    loop (lax.map, lax.scan) Eigen's convolutions are not to be had, and what is left crawls: the network keeps out.
     """
-    if jax.default_backend() != "cpu":
+    if platform != "cpu":
         return {}
     return {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
 
@@ -95,19 +95,20 @@ def split(model: nn.Module, mesh: Mesh) -> Callable:
     Returns apply(params, images, dropout_key=None) -> (logits, activations by name), global arrays all. A dropout key
     means training.
     """
-    local = model.clone(tower_axis=TOWER, data_axis=DATA)
+    tower, data = (axis if mesh.shape[axis] > 1 else None for axis in (TOWER, DATA))
+    local = model.clone(tower_axis=tower, data_axis=data)
 
-    def run(params, images, key):
+    def run(params, images, key=None):
         rngs = {} if key is None else {"dropout": key}
         return local.apply({"params": params}, images, train=key is not None, rngs=rngs)
 
     def apply(params, images, dropout_key=None):
         shapes = jax.eval_shape(lambda p, x: model.apply({"params": p}, x), params, images)[1]
         activations = {
-            name: P(DATA) if name == "fc8" else P(DATA, *(None,) * (a.ndim - 2), TOWER) for name, a in shapes.items()
+            name: P(data) if name == "fc8" else P(data, *(None,) * (a.ndim - 2), tower) for name, a in shapes.items()
         }
         return jax.shard_map(
-            run, mesh=mesh, in_specs=(specs(params), P(DATA), P()), out_specs=(P(DATA), activations), check_vma=False
+            run, mesh=mesh, in_specs=(specs(params, tower), P(data), P()), out_specs=(P(data), activations)
         )(params, images, dropout_key)
 
-    return apply
+    return apply if tower or data else run

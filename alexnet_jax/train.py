@@ -4,6 +4,7 @@ import contextlib
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -55,6 +56,34 @@ def new_state(model: AlexNet, rule, crop: int, seed: int) -> dict:
     return {"step": jnp.int32(0), "params": params, "velocity": rule.init(params)}
 
 
+@dataclass(frozen=True)
+class Program:
+    """A config's network on a mesh, ready to be compiled."""
+
+    apply: Callable  # (params, images, dropout_key=None) -> (logits, activations)
+    step: Callable  # train_step of (state, batch, epoch, constants), jitted
+    start: Callable  # () -> the first state, jitted
+    state: dict  # the state's shapes, dtypes and shardings
+
+
+def program(config: ConfigDict, mesh: Mesh) -> Program:
+    """What train() runs, without data."""
+    model = AlexNet(FrozenConfigDict(config.model))
+    apply = towers.split(model, mesh)
+    rule = optimizer.update_rule(config.optimizer)
+    make_state = partial(new_state, model, rule, config.data.crop, config.seed)
+    shapes = jax.eval_shape(make_state)
+    shardings = towers.shardings(shapes, mesh)
+    step = jax.jit(
+        partial(train_step, apply=apply, update=rule.update, config=config.data),
+        donate_argnums=0,
+        out_shardings=(shardings, towers.replicated(mesh)),
+        compiler_options=towers.compiler_options(mesh.devices.flat[0].platform),
+    )
+    state = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings)
+    return Program(apply, step, jax.jit(make_state, out_shardings=shardings), state)
+
+
 def prefetch(batches: Iterable[dict], sharding, ahead: int = 2) -> Iterator[dict]:
     """Moves batches to the devices `ahead` of their use."""
     queue = deque()
@@ -93,33 +122,18 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
     steps_per_epoch = len(prepared.train) // batch_size
     steps = config.epochs * steps_per_epoch
 
-    # --- the network and its step -------------------------------------------------------------------------------
-    model = AlexNet(FrozenConfigDict(config.model))
-    apply = towers.split(model, mesh)
-    rule = optimizer.update_rule(config.optimizer)
-    make_state = partial(new_state, model, rule, config.data.crop, seed)
-    shardings = towers.shardings(jax.eval_shape(make_state), mesh)
-    everywhere = towers.replicated(mesh)
-    step_fn = jax.jit(
-        partial(train_step, apply=apply, update=rule.update, config=config.data),
-        donate_argnums=0,
-        out_shardings=(shardings, everywhere),
-        compiler_options=towers.compiler_options(),
-    )
-    predict = {views: make_probabilities(apply, config.data, views) for views in {1, config.evaluation.views}}
-
-    # --- start, or resume ---------------------------------------------------------------------------------------
+    # --- the network, from the start or from where a checkpoint left it ------------------------------------------
+    net = program(config, mesh)
+    predict = {views: make_probabilities(net.apply, config.data, views) for views in {1, config.evaluation.views}}
     checkpoints = checkpoint.manager(workdir)
-    like = jax.tree.map(
-        lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), jax.eval_shape(make_state), shardings
-    )
     host = {"plateau": optimizer.new_plateau(), "window": {}, "result": None}
-    if found := checkpoint.restore(checkpoints, like):
+    if found := checkpoint.restore(checkpoints, net.state):
         start, state, host = found
     else:
-        start, state = 0, jax.jit(make_state, out_shardings=shardings)()
+        start, state = 0, net.start()
 
     # --- data ---------------------------------------------------------------------------------------------------
+    everywhere = towers.replicated(mesh)
     span = {"seed": seed, "batch_size": batch_size, "first_step": start, "last_step": steps}
     if config.data.on_device:
         images = jax.device_put(prepared.train.images(progress=True), everywhere)
@@ -169,7 +183,7 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
                     "rates": optimizer.rates(config.optimizer, state["params"], rate, epoch),
                     "noise": jnp.float32(augment.noise_strength(config.data, epoch)),
                 }
-            state, sums = step_fn(state, batch, now, constants)
+            state, sums = net.step(state, batch, now, constants)
             if pending is not None:
                 settle(pending)
             pending = step, sums, rate
