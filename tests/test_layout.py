@@ -16,7 +16,7 @@ ROWS = [
     ["model"],
     ["checkpoint", "evaluate"],
     ["figures", "train"],
-    ["main"],
+    ["main", "summary"],
 ]
 ORDER = [name for row in ROWS for name in row]
 
