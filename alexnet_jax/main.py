@@ -1,6 +1,8 @@
 """Trains a config.
 
 python -m alexnet_jax.main --config configs/quickstart.py [--workdir DIR] [--config.FIELD=VALUE ...]
+
+Several processes, on one machine or many, train together with --distributed: see "Several processes" in the README.
 """
 
 import contextlib
@@ -19,6 +21,10 @@ from alexnet_jax.prepare import prepare
 from alexnet_jax.train import train
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "the config's file, e.g. configs/paper.py", lock_config=True)
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "this is one of several processes that train together")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where no cluster manager tells it")
+PROCESSES = flags.DEFINE_integer("processes", None, "how many there are, where no cluster manager tells it")
+PROCESS = flags.DEFINE_integer("process", None, "which of them this is, from 0")
 WORKDIR = flags.DEFINE_string("workdir", None, "where the run lives; default: runs/ and the config's name")
 
 
@@ -32,21 +38,43 @@ def run(config, workdir: Path) -> int:
             f"the data set has {len(prepared.classes)} classes and the network {config.model.num_classes}: "
             f"set --config.model.num_classes={len(prepared.classes)}"
         )
-    with checkpoint.claim(workdir, config, prepared.statistics, prepared.classes):
-        introduce(config, prepared, mesh, workdir)
+    with contextlib.ExitStack() as held:
+        if towers.leads():
+            held.enter_context(checkpoint.claim(workdir, config, prepared.statistics, prepared.classes))
+            introduce(config, prepared, mesh, workdir)
+        towers.any_process(False)  # nobody goes on before the workdir is ours
         result = train(config, prepared, mesh, workdir)
+    if not towers.leads():
+        return 130 if result is None else 0
     if result is None:
         command = f"python -m alexnet_jax.main {shlex.join(sys.argv[1:])}"
         print(f"stopped and saved; the same command goes on from here: {command}")
         return 130
-    drawn = figures.draw_run(workdir, prepared.evaluation)
+    drawn = {}
+    if jax.process_count() == 1:  # a run is read back, and drawn, by one process
+        drawn = figures.draw_run(workdir, prepared.evaluation)
     print(
         f"validation, {result['views']} view(s), {result['images']} images: "
         f"top-1 error {result['top1_error']:.2%}, top-5 error {result['top5_error']:.2%}"
     )
     for what, path in {"checkpoints": workdir / "checkpoints", "metrics": workdir / "metrics.jsonl", **drawn}.items():
         print(f"  {what + ':':22} {path}")
+    if not drawn:
+        print(f"  pictures:              python -m alexnet_jax.figures --workdir {workdir}")
     return 0
+
+
+def join():
+    """Meets the other processes. Raises UserError if they do not come, or if nothing tells where they are."""
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    except (ValueError, RuntimeError) as e:
+        reason = str(e).strip().splitlines()[0]
+        raise UserError(
+            f"the processes cannot meet ({reason}): start them under SLURM, Open MPI, Kubernetes or on a TPU slice, "
+            "or give each --coordinator=HOST:PORT --processes=N --process=I"
+        ) from e
 
 
 def check(config):
@@ -71,7 +99,8 @@ def introduce(config, prepared, mesh, workdir: Path):
     kind = mesh.devices.flat[0].device_kind
     print(
         f"network:  {parameters:,} parameters, {config.model.towers} tower(s), {config.model.dtype}\n"
-        f"devices:  {mesh.shape['data']} x {mesh.shape['tower']} (data x tower) of {len(jax.devices())} {kind}\n"
+        f"devices:  {mesh.shape['data']} x {mesh.shape['tower']} (data x tower) of {len(jax.devices())} {kind}, "
+        f"{jax.process_count()} process(es)\n"
         f"data:     {config.data.name}: {len(prepared.train):,} training and {len(prepared.evaluation):,} validation "
         f"images, {len(prepared.classes)} classes, in {prepared.directory}\n"
         f"training: {config.epochs} epochs x {steps} steps of {config.batch_size} images, learning rate "
@@ -97,11 +126,20 @@ def main(argv: list[str]):
         if CONFIG.value is None:
             raise UserError("name a config: python -m alexnet_jax.main --config configs/quickstart.py")
         config = CONFIG.value
+        if DISTRIBUTED.value:
+            join()
+        elif (COORDINATOR.value, PROCESSES.value, PROCESS.value) != (None, None, None):
+            raise UserError("--coordinator, --processes and --process want --distributed beside them")
         sys.exit(run(config, Path(WORKDIR.value or Path("runs") / _name(config)).expanduser()))
     except UserError as e:
         sys.exit(f"error: {e}")
     except OSError as e:  # a full disk, a folder that went away
         sys.exit(f"error: {e}: mend that, and the same command goes on from the last checkpoint")
+    except jax.errors.JaxRuntimeError as e:
+        if not DISTRIBUTED.value:
+            raise
+        reason = str(e).strip().splitlines()[0][:200]
+        sys.exit(f"error: another process is lost ({reason}): start all again, they go on from the last checkpoint")
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on from the last checkpoint")
 

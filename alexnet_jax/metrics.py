@@ -39,23 +39,26 @@ def means(totals: dict) -> dict[str, float]:
     return {name: float(totals[name]) / images for name in ("loss", "top1_error", "top5_error")}
 
 
-def bar(images: int, text: str) -> tqdm:
+def bar(images: int, text: str, quiet: bool = False) -> tqdm:
     """A progress line over a number of images that goes when it is done."""
-    return tqdm(total=images, desc=text, unit=" images", leave=False, dynamic_ncols=True)
+    return tqdm(total=images, desc=text, unit=" images", leave=False, dynamic_ncols=True, disable=quiet)
 
 
 class Log:
-    """Writes a run's records to metrics.jsonl and TensorBoard, and keeps its progress line."""
+    """Writes a run's records to metrics.jsonl and TensorBoard, and keeps its progress line; silent if None."""
 
-    def __init__(self, workdir: Path, *, step: int, steps: int, batch_size: int, steps_per_epoch: int):
+    def __init__(self, workdir: Path | None, *, step: int, steps: int, batch_size: int, steps_per_epoch: int):
         """Goes on at `step` of `steps`: records after it, which a killed run left, are dropped."""
-        self.path = workdir / "metrics.jsonl"
         self.steps_per_epoch = steps_per_epoch
         self.batch_size = batch_size
-        self._drop_after(step)
-        self.file = self.path.open("a")
-        self.tensorboard = Writer(str(workdir))
+        self.silent = workdir is None
+        if not self.silent:
+            self.path = workdir / "metrics.jsonl"
+            self._drop_after(step)
+            self.file = self.path.open("a")
+            self.tensorboard = Writer(str(workdir))
         self.progress = tqdm(
+            disable=self.silent,
             total=steps * batch_size, initial=step * batch_size, unit=" images", unit_scale=True, dynamic_ncols=True,
             smoothing=0.1, mininterval=0.5,
         )  # fmt: skip
@@ -94,10 +97,13 @@ class Log:
 
     def say(self, text: str):
         """Prints a line above the progress line."""
-        self.progress.write(text)
+        if not self.silent:
+            self.progress.write(text)
 
     def write(self, step: int, split: str, values: dict):
         """Adds a record: step, epoch, split and the values."""
+        if self.silent:
+            return
         record = {"step": step, "epoch": round(step / self.steps_per_epoch, 4), "split": split} | values
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
@@ -108,5 +114,6 @@ class Log:
     def close(self):
         """Leaves the files whole."""
         self.progress.close()
-        self.file.close()
-        self.tensorboard.close()
+        if not self.silent:
+            self.file.close()
+            self.tensorboard.close()

@@ -9,6 +9,7 @@ only, so the host works it out and hands it to the compiled step as an argument.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -99,6 +100,6 @@ def rates(config: ConfigDict, params, rate: float, epoch: int):
 
     def leaf(path, _):
         own = rate * multiples.get(path[0].key, 1.0)
-        return jnp.float32(own * (config.bias_rate if path[-1].key == "bias" else 1.0))
+        return np.float32(own * (config.bias_rate if path[-1].key == "bias" else 1.0))
 
     return jax.tree_util.tree_map_with_path(leaf, params)

@@ -16,7 +16,9 @@ the `data` axis each take their share of the batch. One parameter tree, whole ke
 from collections.abc import Callable
 
 import jax
+import numpy as np
 from flax import linen as nn
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
@@ -49,8 +51,16 @@ def make_mesh(devices: ConfigDict, towers: int, batch_size: int, found: list | N
             f"a batch of {batch_size} does not divide over {devices.data} data-parallel copies: "
             "change --config.batch_size or --config.devices.data"
         )
-    return jax.make_mesh((devices.data, split), (DATA, TOWER), axis_types=(AxisType.Auto,) * 2,
-                         devices=found[: devices.data * split])  # fmt: skip
+    auto = (AxisType.Auto,) * 2
+    if jax.process_count() > 1:  # in the order of the processes: each feeds one run of the batch's rows
+        if devices.data * split != len(found):
+            raise UserError(
+                f"{devices.data} x {split} devices are asked for and the {jax.process_count()} processes have "
+                f"{len(found)}: they must use all, so set --config.devices.data={len(found) // split}"
+            )
+        return Mesh(np.array(found).reshape(devices.data, split), (DATA, TOWER), axis_types=auto)
+    used = found[: devices.data * split]
+    return jax.make_mesh((devices.data, split), (DATA, TOWER), axis_types=auto, devices=used)
 
 
 def specs(tree, tower: str | None = TOWER):
@@ -76,6 +86,29 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same value on every device."""
     return NamedSharding(mesh, P())
+
+
+def place(tree, sharding: NamedSharding):
+    """Puts host arrays on a mesh; of several processes each gives its `share` of a batch, or all of what is whole."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+
+
+def share(mesh: Mesh) -> tuple[int, int]:
+    """(i, k): this process feeds part i of k of each batch; all of it where the towers are in different processes."""
+    mine = [i for i, row in enumerate(mesh.devices) if any(d.process_index == jax.process_index() for d in row)]
+    return mine[0] // len(mine), mesh.shape[DATA] // len(mine)
+
+
+def leads() -> bool:
+    """Whether this process is the one that speaks and writes records; all of them write checkpoints."""
+    return jax.process_index() == 0
+
+
+def any_process(flag: bool) -> bool:
+    """Whether a flag is up in any process; waits for all to ask."""
+    return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
 def compiler_options(platform: str) -> dict[str, str]:

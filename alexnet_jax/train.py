@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
@@ -88,7 +89,7 @@ def prefetch(batches: Iterable[dict], sharding, ahead: int = 2) -> Iterator[dict
     """Moves batches to the devices `ahead` of their use."""
     queue = deque()
     for batch in batches:
-        queue.append(jax.device_put(batch, sharding))
+        queue.append(towers.place(batch, sharding))
         if len(queue) > ahead:
             yield queue.popleft()
     yield from queue
@@ -134,25 +135,37 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
 
     # --- data ---------------------------------------------------------------------------------------------------
     everywhere = towers.replicated(mesh)
-    span = {"seed": seed, "batch_size": batch_size, "first_step": start, "last_step": steps}
+    part = towers.share(mesh)
+    span = {"shard": part, "seed": seed, "batch_size": batch_size, "first_step": start, "last_step": steps}
     if config.data.on_device:
-        images = jax.device_put(prepared.train.images(progress=True), everywhere)
+        images = towers.place(prepared.train.images(progress=towers.leads()), everywhere)
         batches = data.resident_batches(len(prepared.train), prepared.train.labels, config.data, **span)
     else:
         images = None
         batches = data.train_batches(prepared.train, config.data, **span)
-    statistics = jax.device_put(prepared.statistics, everywhere)
-    constants = {"statistics": statistics, "key": jax.random.fold_in(jax.random.key(seed), 1), "images": images}
+    statistics = towers.place(prepared.statistics, everywhere)
+    key = jax.jit(lambda: jax.random.fold_in(jax.random.key(seed), 1), out_shardings=everywhere)()
+    constants = {"statistics": statistics, "key": key, "images": images}
 
-    log = metrics.Log(workdir, step=start, steps=steps, batch_size=batch_size, steps_per_epoch=steps_per_epoch)
+    where = workdir if towers.leads() else None
+    log = metrics.Log(where, step=start, steps=steps, batch_size=batch_size, steps_per_epoch=steps_per_epoch)
     if start:
         log.say(f"resumed at step {start} of {steps}")
 
     def validate(views: int) -> dict:
         size = config.evaluation.batch_size
-        shards = (jax.device_put(b, towers.batch_sharding(mesh)) for b in data.eval_batches(prepared.evaluation, size))
-        with metrics.bar(len(prepared.evaluation), f"validation, {views} view(s)") as progress:
+        batches = data.eval_batches(prepared.evaluation, size, part)
+        shards = (towers.place(b, towers.batch_sharding(mesh)) for b in batches)
+        with metrics.bar(
+            len(prepared.evaluation), f"validation, {views} view(s)", quiet=not towers.leads()
+        ) as progress:
             return evaluate([partial(predict[views], state["params"], statistics)], [shards], progress)
+
+    def stopped(step: int) -> bool:
+        """Whether to stop; several processes agree on it now and then, so that all stop at the same step."""
+        if jax.process_count() > 1 and step % config.log_every_steps and step % steps_per_epoch:
+            return False
+        return towers.any_process(stop.signal is not None)
 
     def settle(pending):
         """Takes in a step's sums, once the next step is under way."""
@@ -173,7 +186,7 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
             log.advance(step, f"loss {means['loss']:.3f}, top-1 error {means['top1_error']:.1%}")
 
     # --- the loop -----------------------------------------------------------------------------------------------
-    pending = None
+    pending, stopping = None, False
     with Stop() as stop, contextlib.closing(log), contextlib.closing(batches):
         for step, batch in enumerate(prefetch(batches, towers.batch_sharding(mesh)), start + 1):
             epoch = (step - 1) // steps_per_epoch
@@ -181,7 +194,7 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
                 rate = optimizer.learning_rate(config.optimizer, epoch, config.epochs, host["plateau"])
                 now = {
                     "rates": optimizer.rates(config.optimizer, state["params"], rate, epoch),
-                    "noise": jnp.float32(augment.noise_strength(config.data, epoch)),
+                    "noise": np.float32(augment.noise_strength(config.data, epoch)),
                 }
             state, sums = net.step(state, batch, now, constants)
             if pending is not None:
@@ -206,11 +219,12 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
                     log.write(step, "validation", host["result"] | {"learning_rate": rate})
                 checkpoint.save(checkpoints, step, state, host, error)
                 log.resume_clock(step)
-            elif stop.signal or step % config.checkpoint_every_steps == 0:
+                stopping = stopped(step)
+            elif (stopping := stopped(step)) or step % config.checkpoint_every_steps == 0:
                 settle(pending)
                 pending = None
                 checkpoint.save(checkpoints, step, state, host)
-            if stop.signal:
+            if stopping:
                 break
     checkpoint.finish(checkpoints)
-    return None if stop.signal else host["result"]
+    return None if stopping else host["result"]
