@@ -23,17 +23,21 @@ from alexnet_jax.data import eval_batches
 from alexnet_jax.prepare import prepare
 
 
-def make_probabilities(apply: Callable, config: ConfigDict, views: int) -> Callable:
-    """A compiled function (params, statistics, images uint8 (b, size, size, 3)) -> probabilities float32 (b, classes).
+def make_probabilities(apply: Callable, config: ConfigDict) -> Callable:
+    """A function (params, statistics, images uint8 (b, size, size, 3), views=1) -> probabilities float32 (b, classes).
 
     The softmax outputs of all views are averaged (section 4.1; the code averages probabilities, not logits:
-    layer.cu:1805). `apply` maps (params, images) to (logits, activations).
+    layer.cu:1805). `apply` maps (params, images) to (logits, activations), and is compiled once for all views.
     """
-    crops = partial(augment.views, count=views, crop=config.crop, mean=config.mean)
 
     @partial(jax.jit, compiler_options=towers.compiler_options(jax.default_backend()))
-    def probabilities(params, statistics, images):
-        return sum(jax.nn.softmax(apply(params, crop)[0]) for crop in crops(images, statistics)) / views
+    def one(params, crop):
+        return jax.nn.softmax(apply(params, crop)[0])
+
+    cut = jax.jit(partial(augment.views, crop=config.crop, mean=config.mean), static_argnames="count")
+
+    def probabilities(params, statistics, images, views=1):
+        return sum(one(params, crop) for crop in cut(images, statistics, count=views)) / views
 
     return probabilities
 
@@ -84,9 +88,9 @@ def evaluate_runs(workdirs: list[str], views: int, split: str) -> dict:
     predictors = []
     for run in runs:
         probabilities = make_probabilities(
-            lambda params, images, model=run.model: model.apply({"params": params}, images), run.config.data, views
+            lambda params, images, model=run.model: model.apply({"params": params}, images), run.config.data
         )
-        predictors.append(partial(probabilities, run.params, run.statistics))
+        predictors.append(partial(probabilities, run.params, run.statistics, views=views))
     size = runs[0].config.evaluation.batch_size
     with metrics.bar(len(sets[0]), f"{split}, {views} view(s)") as progress:
         found = evaluate(predictors, [eval_batches(images, size) for images in sets], progress)

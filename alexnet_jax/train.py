@@ -125,7 +125,7 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
 
     # --- the network, from the start or from where a checkpoint left it ------------------------------------------
     net = program(config, mesh)
-    predict = {views: make_probabilities(net.apply, config.data, views) for views in {1, config.evaluation.views}}
+    probabilities = make_probabilities(net.apply, config.data)
     checkpoints = checkpoint.manager(workdir)
     host = {"plateau": optimizer.new_plateau(), "window": {}, "result": None}
     if found := checkpoint.restore(checkpoints, net.state):
@@ -159,7 +159,8 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
         with metrics.bar(
             len(prepared.evaluation), f"validation, {views} view(s)", quiet=not towers.leads()
         ) as progress:
-            return evaluate([partial(predict[views], state["params"], statistics)], [shards], progress)
+            predict = partial(probabilities, state["params"], statistics, views=views)
+            return evaluate([predict], [shards], progress)
 
     def stopped(step: int) -> bool:
         """Whether to stop; several processes agree on it now and then, so that all stop at the same step."""

@@ -62,7 +62,7 @@ def test_several_runs_average_probabilities(tiny_run, run, tmp_path):
     split = prepare(run.config.data).evaluation
 
     def probabilities(r):
-        predict = evaluate.make_probabilities(lambda p, x: r.model.apply({"params": p}, x), r.config.data, 1)
+        predict = evaluate.make_probabilities(lambda p, x: r.model.apply({"params": p}, x), r.config.data)
         return np.asarray(predict(r.params, r.statistics, split.images()))
 
     wanted = score((probabilities(run) + probabilities(other)) / 2, split.labels)
