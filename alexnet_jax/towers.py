@@ -9,8 +9,10 @@ compute alone but for the layers that read both, conv3, fc6, fc7 and fc8, where 
 
 The network runs under shard_map: each device runs ordinary code on its own half, and the only communication is the
 all_gather that model.py writes at those layers. Annotating shardings on a grouped convolution would not do: the
-compiler gathers everything, computes the whole convolution on both devices and slices. Copies of the tower pair along
-the `data` axis each take their share of the batch. One parameter tree, whole kernels, serves every arrangement.
+compiler gathers everything, computes the whole convolution on both devices and slices. Each exchange has its way back
+in training, where a device gets the other's gradients of its own maps; fc8 alone, whose kernels both devices hold and
+apply, finds the same gradients on both. Copies of the tower pair along the `data` axis each take their share of the
+batch and sum their gradients. One parameter tree, whole kernels, serves every arrangement.
 """
 
 from collections.abc import Callable
@@ -96,8 +98,16 @@ def place(tree, sharding: NamedSharding):
 
 
 def share(mesh: Mesh) -> tuple[int, int]:
-    """(i, k): this process feeds part i of k of each batch; all of it where the towers are in different processes."""
+    """(i, k): this process feeds part i of k of each batch; all of it where the towers are in different processes.
+
+    Raises UserError if the processes' devices do not fall into equal parts.
+    """
     mine = [i for i, row in enumerate(mesh.devices) if any(d.process_index == jax.process_index() for d in row)]
+    if mine[0] % len(mine) or mesh.shape[DATA] % len(mine):
+        raise UserError(
+            f"{mesh.shape[DATA]} copies do not divide over {jax.process_count()} processes: give each process as many "
+            "devices as any other, a multiple of --config.devices.tower or a divisor of it"
+        )
     return mine[0] // len(mine), mesh.shape[DATA] // len(mine)
 
 
