@@ -45,10 +45,10 @@ def bar(images: int, text: str, quiet: bool = False) -> tqdm:
 
 
 class Log:
-    """Writes a run's records to metrics.jsonl and TensorBoard, and keeps its progress line; silent if None."""
+    """Writes a run's records to metrics.jsonl and TensorBoard, and keeps its progress line."""
 
     def __init__(self, workdir: Path | None, *, step: int, steps: int, batch_size: int, steps_per_epoch: int):
-        """Goes on at `step` of `steps`: records after it, which a killed run left, are dropped."""
+        """Goes on at `step` of `steps`: records after it, which a killed run left, are dropped. No workdir, no word."""
         self.steps_per_epoch = steps_per_epoch
         self.batch_size = batch_size
         self.silent = workdir is None

@@ -224,11 +224,8 @@ def mesh_for(config: ConfigDict, devices: str | None, topology: str | None) -> M
 
 
 def _bytes(n: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if n < 1000 or unit == "GB":
-            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
-        n /= 1000
-    return ""
+    power = min(3, int(math.log10(max(n, 1)) // 3))
+    return f"{n / 1000**power:.{1 if power else 0}f} {('B', 'kB', 'MB', 'GB')[power]}"
 
 
 def table(s: dict) -> str:
