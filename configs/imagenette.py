@@ -3,8 +3,8 @@
     TFDS_DATA_DIR=... python -m alexnet_jax.main --config configs/imagenette.py
 
 The initial values are the code's, not the paper's. Its first 6 epochs took 53 minutes on two cores of an Intel Xeon
-(AVX-512), shared with other work, at 20 images/s, and left 66.9 % top-1 and 18.0 % top-5 error, centre (2026-11-23, seed
-0). The rest: not run. On Linux, GLIBC_TUNABLES keeps a step's memory for the next in place of asking for it anew:
+(AVX-512), shared with other work, at 20 images/s, and left 66.9 % top-1 and 18.0 % top-5 error, centre (2026-11-23,
+seed 0). The rest: not run. On Linux, this keeps a step's memory for the next in place of asking for it anew:
 
     GLIBC_TUNABLES=glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=400000000000:glibc.malloc.hugetlb=1
 """
