@@ -8,7 +8,7 @@ quickstart: .venv/.installed
 	$(BIN)/python -m alexnet_jax.main --config configs/quickstart.py
 
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
