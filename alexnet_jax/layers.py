@@ -20,7 +20,7 @@ def convolution(x: jax.Array, kernel: jax.Array, *, stride: int, padding: tuple[
       x: (b, h, w, c). kernel: (k, k, c / groups, filters). padding: zeros before and after, on both axes.
     Returns: (b, h', w', filters), h' = (h + sum(padding) - k) // stride + 1.
 
-    The groups are convolved one by one: XLA:CPU runs a grouped convolution at a fifth of the speed of plain ones.
+    The groups are convolved one by one: on CPU the gradients of a grouped convolution take nine times as long.
     """
     if groups > 1:
         towers = zip(jnp.split(x, groups, axis=3), jnp.split(kernel, groups, axis=3), strict=True)
@@ -76,7 +76,8 @@ def local_response_norm(
     a = alpha / size if divide_by_size else alpha
     grouped = x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups).astype(jnp.float32)
     window = (size // 2, (size - 1) // 2)
-    return _response_norm(grouped, (x.ndim,), window, k, a, beta).reshape(x.shape).astype(x.dtype)
+    maps = grouped.ndim - 1
+    return _response_norm(grouped, (maps,), window, k, a, beta).reshape(x.shape).astype(x.dtype)
 
 
 def spatial_response_norm(x: jax.Array, *, size: int, k: float, alpha: float, beta: float) -> jax.Array:

@@ -35,13 +35,13 @@ CHIPS = {
     "v5p": (459e12, 2765e9, 600e9),
     "v6e": (918e12, 1640e9, 400e9),
 }
-BYTES = {"f64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1, "u8": 1, "s8": 1}
+CORES = {"v4": 2}  # devices that share a chip, where it is not one; jax finds two on v4 without megacore
+BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "pred": 1, "u8": 1}  # of the types that a step can send
 COLLECTIVES = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
 
 
-def compile_step(config: ConfigDict, mesh: Mesh):
-    """The training step, compiled for a mesh, without data: what jax calls a Compiled."""
-    net = program(config, mesh)
+def inputs(config: ConfigDict, mesh: Mesh) -> tuple[dict, dict, dict, dict]:
+    """Shapes, dtypes and shardings of what the training step takes on a mesh: state, batch, epoch, constants."""
     b, d, whole = config.batch_size, config.data, towers.replicated(mesh)
 
     def arrays(sharding, **shapes):
@@ -57,11 +57,24 @@ def compile_step(config: ConfigDict, mesh: Mesh):
         mean=((d.size, d.size, 3), jnp.float32), channel_mean=((3,), jnp.float32), stdevs=((3,), jnp.float32),
         vectors=((3, 3), jnp.float32),
     )  # fmt: skip
+    state = program(config, mesh).state
     scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
-    epoch = {"rates": jax.tree.map(lambda _: scalar, net.state["params"]), "noise": scalar}
+    epoch = {"rates": jax.tree.map(lambda _: scalar, state["params"]), "noise": scalar}
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole)
-    return net.step.lower(net.state, batch, epoch, {"statistics": statistics, "key": key, "images": None}).compile()
+    return state, batch, epoch, {"statistics": statistics, "key": key, "images": None}
+
+
+def compile_step(config: ConfigDict, mesh: Mesh):
+    """The training step, compiled for a mesh, without data: what jax calls a Compiled."""
+    return program(config, mesh).step.lower(*inputs(config, mesh)).compile()
+
+
+def memory(compiled) -> dict[str, int]:
+    """What a compiled step has the compiler allot on each device: state_and_batch_bytes and temporary_bytes."""
+    found = compiled.memory_analysis()
+    held = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    return {"state_and_batch_bytes": held, "temporary_bytes": found.temp_size_in_bytes}
 
 
 def exchanges(text: str) -> list[dict]:
@@ -77,7 +90,7 @@ def exchanges(text: str) -> list[dict]:
         if not match or devices == 1:
             continue
         shape, kind, started = match.groups()
-        arrays = [(BYTES.get(t, 4), math.prod(map(int, filter(None, d.split(","))))) for t, d in _arrays(shape)]
+        arrays = [(BYTES[t], math.prod(map(int, filter(None, d.split(","))))) for t, d in _arrays(shape)]
         if started and kind != "all-reduce":  # the operands stand before the results
             arrays = arrays[len(arrays) // 2 :]
         size, elements = sum(b * n for b, n in arrays), sum(n for _, n in arrays)
@@ -146,8 +159,7 @@ def summarize(config: ConfigDict, mesh: Mesh, topology: str | None = None) -> di
     """Everything, as one tree of plain values. Bytes, FLOPs and seconds are those of one device's training step."""
     rows = layers(config, mesh)
     compiled = compile_step(config, mesh)
-    cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
-    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    cost = compiled.cost_analysis()
     found = exchanges(compiled.as_text())
     out = {
         "config": config.name,
@@ -161,24 +173,22 @@ def summarize(config: ConfigDict, mesh: Mesh, topology: str | None = None) -> di
         "step": {
             "flops": cost.get("flops", 0.0),
             "memory_traffic_bytes": cost.get("bytes accessed", 0.0),
-            "state_and_batch_bytes": held,
-            "temporary_bytes": memory.temp_size_in_bytes,
+            **memory(compiled),
             "exchanged_bytes": sum(e["bytes"] for e in found),
         },
     }
     if topology:
         out["topology"] = topology
-        out["bound"] = bound(out["step"], topology, mesh.devices.size)
+        out["bound"] = bound(out["step"], topology)
         if cost.get("optimal_seconds", -1) > 0:  # below 0 where the compiler has no estimate for a part
             out["bound"]["compilers_optimal_seconds"] = cost["optimal_seconds"]
     return out
 
 
-def bound(step: dict, topology: str, devices: int) -> dict:
+def bound(step: dict, topology: str) -> dict:
     """The least time that a step can take on a chip's published peaks, were all else free, and what sets it."""
-    generation, _, shape = topology.partition(":")
-    cores = devices / math.prod(map(int, shape.split("x")))  # devices per chip: 2 on v4, where each core is one
-    flops, memory, links = (peak / cores for peak in CHIPS[generation])
+    generation = topology.partition(":")[0]
+    flops, memory, links = (peak / CORES.get(generation, 1) for peak in CHIPS[generation])
     seconds = {
         "arithmetic": step["flops"] / flops,
         "memory": step["memory_traffic_bytes"] / memory,
@@ -197,9 +207,13 @@ def slice_of(topology: str) -> list:
     generation, _, shape = topology.partition(":")
     if generation not in CHIPS or not re.fullmatch(r"\d+(x\d+)+", shape):
         raise UserError(f"--topology '{topology}' is not a slice of {', '.join(CHIPS)}: write v5e:4x4 or v4:2x2x1")
-    # libtpu would ask a cloud machine's metadata server where it is, and complain at length that there is none.
-    away = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-1", "TPU_WORKER_HOSTNAMES": "localhost"}
-    for name, value in (away | {"TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3"}).items():
+    # libtpu would ask a cloud machine's metadata server where it is, complain at length that there is none, and lock
+    # the chips, which are not there, against a second summary.
+    away = {
+        "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-1", "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }  # fmt: skip
+    for name, value in away.items():
         os.environ.setdefault(name, value)
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices

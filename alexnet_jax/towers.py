@@ -102,8 +102,12 @@ def share(mesh: Mesh) -> tuple[int, int]:
 
     Raises UserError if the processes' devices do not fall into equal parts.
     """
-    mine = [i for i, row in enumerate(mesh.devices) if any(d.process_index == jax.process_index() for d in row)]
-    if mine[0] % len(mine) or mesh.shape[DATA] % len(mine):
+    rows = {}
+    for i, row in enumerate(mesh.devices):
+        for process in {d.process_index for d in row}:
+            rows.setdefault(process, []).append(i)
+    mine = rows[jax.process_index()]
+    if any(len(r) != len(mine) or r[0] % len(mine) for r in rows.values()):  # so all of them say it
         raise UserError(
             f"{mesh.shape[DATA]} copies do not divide over {jax.process_count()} processes: give each process as many "
             "devices as any other, a multiple of --config.devices.tower or a divisor of it"

@@ -1,16 +1,15 @@
 """Several processes on loopback, each with its own devices, train one network."""
 
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import check_equal, records, start
 
 from alexnet_jax import checkpoint
 
@@ -18,33 +17,17 @@ from alexnet_jax import checkpoint
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
 
 
-def start(config, workdir, environment, *, count=2):
+def start_together(config, workdir, environment, count=2):
     """Starts `count` processes that train a config together."""
-    Path(f"{workdir}.py").write_text(
-        "import json\nfrom ml_collections import ConfigDict\n\n\ndef get_config():\n"
-        f"    return ConfigDict(json.loads({config.to_json()!r}))\n"
-    )
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    command = [sys.executable, "-m", "alexnet_jax.main", f"--config={workdir}.py", f"--workdir={workdir}"]
     together = ["--distributed", f"--coordinator=127.0.0.1:{port}", f"--processes={count}"]
-    return [
-        subprocess.Popen(
-            [*command, *together, f"--process={i}"],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
-        )
-        for i in range(count)
-    ]  # fmt: skip
+    return [start(config, workdir, *together, f"--process={i}", env=environment) for i in range(count)]
 
 
 def outputs(processes):
     return [p.communicate(timeout=240)[0] for p in processes]
-
-
-def records(workdir):
-    lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "images_per_second"} for line in lines]
 
 
 def check_same(workdir, reference):
@@ -65,7 +48,7 @@ def environment():
 def test_a_tower_in_each_process(config, tiny_run, tmp_path, environment):
     """The network of one process, its halves in two; both are fed all images."""
     config.epochs, config.devices.tower = 2, 2
-    processes = start(config, tmp_path / "run", environment)
+    processes = start_together(config, tmp_path / "run", environment)
     said = outputs(processes)
     assert [p.returncode for p in processes] == [0, 0], said
     check_same(tmp_path / "run", tiny_run)
@@ -78,7 +61,7 @@ def test_lost_or_stopped_all_restart_and_end_bit_for_bit_equal(config, tiny_run,
     """
     config.epochs, config.devices.data, config.log_every_steps = 2, 2, 1
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    processes = start(config, whole, environment)
+    processes = start_together(config, whole, environment)
     said = outputs(processes)
     assert [p.returncode for p in processes] == [0, 0], said
     assert "2 process(es)" in said[0] and "validation, 10 view(s), 33 images" in said[0]
@@ -86,7 +69,7 @@ def test_lost_or_stopped_all_restart_and_end_bit_for_bit_equal(config, tiny_run,
     check_same(whole, tiny_run)
 
     for number, logged in ((signal.SIGTERM, 2), (signal.SIGKILL, 8)):
-        processes = start(config, broken, environment)
+        processes = start_together(config, broken, environment)
         while not (broken / "metrics.jsonl").exists() or len(records(broken)) < logged:
             assert all(p.poll() is None for p in processes), outputs(processes)
             time.sleep(0.02)
@@ -99,16 +82,11 @@ def test_lost_or_stopped_all_restart_and_end_bit_for_bit_equal(config, tiny_run,
             processes[0].kill()
             outputs(processes)
 
-    processes = start(config, broken, environment)
+    processes = start_together(config, broken, environment)
     said = outputs(processes)
     assert [p.returncode for p in processes] == [0, 0], said
     assert "resumed at step" in said[0]
-    assert records(whole) == records(broken)
-    a, b = (checkpoint.load(w, "latest") for w in (whole, broken))
-    assert a.step == b.step == 12
-    for layer in a.params:
-        for kind in ("kernel", "bias"):
-            np.testing.assert_array_equal(a.params[layer][kind], b.params[layer][kind], err_msg=f"{layer} {kind}")
+    check_equal(whole, broken, step=12)
 
 
 @pytest.mark.parametrize(

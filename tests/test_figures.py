@@ -10,6 +10,10 @@ from PIL import Image
 from alexnet_jax import UserError
 from alexnet_jax.figures import colorfulness, curves, kernels, predictions, read_metrics
 
+# A letter that the font lacks, an empty axis; not what other tests' objects say when they are collected meanwhile.
+NO_WARNINGS = pytest.mark.filterwarnings(
+    "error", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 RED, GREY = (255, 128, 128), (128, 128, 128)  # a positive red kernel, and zero
 
 
@@ -132,12 +136,12 @@ def test_curves_leaves_top5_out_on_request(tmp_path):
         [record(1, learning_rate=0.0, loss=float("nan")), {"note": "no metric"}],
     ],
 )
-@pytest.mark.filterwarnings("error:Glyph")  # a letter that the font lacks
+@NO_WARNINGS
 def test_curves_survives_hardly_any_records(tmp_path, records):
     assert read(curves({"run": records}, tmp_path / "curves.png")).std() > 0
 
 
-@pytest.mark.filterwarnings("error:Glyph")  # a letter that the font lacks
+@NO_WARNINGS
 def test_predictions_marks_the_true_class(tmp_path, photos):
     classes = [f"class {i}, also $k_{i}$" for i in range(9)] + ["$x^" + "long" * 20]
     probabilities = np.full((3, 10), 0.02)

@@ -99,14 +99,24 @@ def test_lrn_keeps_the_dtype():
     close(out, layers.local_response_norm(x, **rule), 1e-2)
 
 
-def test_spatial_response_norm():
-    """Against a loop over places: alpha is divided by size^2 also where the window hangs over the edge."""
-    x = normal(2, 7, 6, 3, scale=4)
+@pytest.mark.parametrize("size", (5, 4))
+def test_spatial_response_norm(size):
+    """Against a loop over places: alpha is divided by size^2 also where the window hangs over the edge. The
+    hand-written gradient against torch's of the same formula."""
+    x, g = normal(2, 7, 6, 3, scale=4), normal(2, 7, 6, 3, seed=1)
+    before, after = (size - 1) // 2, size // 2
     expected = np.empty_like(x)
     for i, j in np.ndindex(7, 6):
-        total = (x[:, max(0, i - 2) : i + 3, max(0, j - 2) : j + 3] ** 2).sum((1, 2))
-        expected[:, i, j] = x[:, i, j] / (1 + 0.3 / 25 * total) ** 0.75
-    close(layers.spatial_response_norm(x, size=5, k=1.0, alpha=0.3, beta=0.75), expected)
+        total = (x[:, max(0, i - before) : i + after + 1, max(0, j - before) : j + after + 1] ** 2).sum((1, 2))
+        expected[:, i, j] = x[:, i, j] / (1 + 0.3 / size**2 * total) ** 0.75
+    norm = partial(layers.spatial_response_norm, size=size, k=1.0, alpha=0.3, beta=0.75)
+    out, gradient = with_gradients(norm, g, x)
+    close(out, expected)
+
+    theirs = nchw(x).requires_grad_()
+    mean = F.avg_pool2d(F.pad(theirs**2, (before, after) * 2), size, stride=1)
+    (theirs / (1 + 0.3 * mean) ** 0.75).backward(nchw(g))
+    close(gradient, nhwc(theirs.grad))
 
 
 # Convolution.

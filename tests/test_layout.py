@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from runs import write_config
 
 import alexnet_jax
 
@@ -57,15 +58,11 @@ def test_each_library_has_its_place(name):
 def test_trains_where_tensorflow_is_not_installed(config, tiny_run, tmp_path):
     """From a prepared set held on the device; tiny_run has prepared it."""
     config.epochs, config.data.on_device = 1, True
-    (tmp_path / "config.py").write_text(
-        f"import json\nfrom ml_collections import ConfigDict\n\n\ndef get_config():\n"
-        f"    return ConfigDict(json.loads({config.to_json()!r}))\n"
-    )
     code = (
         "import sys\nsys.modules['tensorflow'] = sys.modules['tensorflow_datasets'] = None\n"
         "from absl import app\nfrom alexnet_jax import main\napp.run(main.main, flags_parser=main.parse)"
     )
-    flags = [f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}"]
+    flags = [f"--config={write_config(config, tmp_path / 'config.py')}", f"--workdir={tmp_path / 'run'}"]
     done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "top-1 error" in done.stdout

@@ -84,10 +84,10 @@ def test_reads_what_tpus_print():
 
 def test_the_bound_is_the_slowest_of_three():
     step = {"flops": 197e12, "memory_traffic_bytes": 819e9 * 2, "exchanged_bytes": 200e9 * 0.5}
-    found = summary.bound(step, "v5e:4x4", 16)
+    found = summary.bound(step, "v5e:4x4")
     assert found["seconds"] == found["memory_seconds"] == pytest.approx(2) and found["limited_by"] == "memory"
     assert found["arithmetic_seconds"] == pytest.approx(1) and found["exchange_seconds"] == pytest.approx(0.5)
-    half = summary.bound(step, "v4:2x2x1", 8)  # two devices a chip
+    half = summary.bound(step, "v4:2x2x1")  # two devices a chip
     assert half["arithmetic_seconds"] == pytest.approx(2 * 197 / 275)
 
 

@@ -1,6 +1,7 @@
 """A network split over devices is the same network, its towers meet where the config says and nowhere else."""
 
 import re
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -56,6 +57,37 @@ def test_mesh_that_cannot_be(data, tower, count, batch, fields):
     assert "\n" not in str(error.value)
     for field in fields:
         assert field in str(error.value)
+
+
+def test_processes_must_use_all_devices(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match=r"set --config\.devices\.data=4"):
+        mesh_of(2, 2)
+    assert dict(mesh_of(4, 2).shape) == {"data": 4, "tower": 2}
+
+
+@pytest.mark.parametrize(
+    "processes, mine, part",
+    [
+        ([[0, 0], [0, 0], [1, 1], [1, 1]], 1, (1, 2)),  # two copies each
+        ([[0, 0], [1, 1], [2, 2]], 2, (2, 3)),
+        ([[0, 1]], 1, (0, 1)),  # a tower each: both are fed all images
+        ([[0, 1], [2, 3]], 3, (1, 2)),
+        ([[0, 0], [1, 1], [1, 1]], 1, None),  # one copy and two
+        ([[0, 0], [1, 1], [1, 1]], 0, None),
+    ],
+)
+def test_each_process_feeds_its_part(monkeypatch, processes, mine, part):
+    mesh = SimpleNamespace(
+        devices=np.array([[SimpleNamespace(process_index=i) for i in row] for row in processes]),
+        shape={"data": len(processes), "tower": 2},
+    )
+    monkeypatch.setattr(jax, "process_index", lambda: mine)
+    if part:
+        assert towers.share(mesh) == part
+        return
+    with pytest.raises(UserError, match="give each process as many devices"):
+        towers.share(mesh)
 
 
 # The same function.

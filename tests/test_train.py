@@ -14,13 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from runs import check_equal, records, start
 
 from alexnet_jax import UserError, checkpoint, main, metrics
-
-
-def records(workdir, but=("images_per_second",)):
-    lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in but} for line in lines]
 
 
 def test_it_learns_and_says_so(config, tmp_path, capsys):
@@ -43,19 +39,6 @@ def test_it_learns_and_says_so(config, tmp_path, capsys):
     for fact in ("2 tower(s)", "96 training and 33 validation", "12 epochs x 6 steps", "metrics.jsonl", "checkpoints"):
         assert fact in said
     assert list((tmp_path / "run").glob("events.out.tfevents.*"))
-
-
-def start(config, workdir):
-    """Starts main in a process of its own, with the config's changes as flags."""
-    flat = config.to_dict()
-    flags = [f"--config={workdir}.py", f"--workdir={workdir}"]
-    Path(f"{workdir}.py").write_text(
-        "import json\nfrom ml_collections import ConfigDict\n\n\ndef get_config():\n"
-        f"    return ConfigDict(json.loads({json.dumps(json.dumps(flat))}))\n"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-m", "alexnet_jax.main", *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
 
 
 def wait_for(process, workdir, step):
@@ -91,12 +74,7 @@ def test_killed_and_resumed_ends_bit_for_bit_equal(config, tmp_path, on_device):
     output, _ = process.communicate()
     assert process.returncode == 0 and "resumed at step" in output, output
 
-    assert records(whole) == records(broken)
-    a, b = (checkpoint.load(w, "latest") for w in (whole, broken))
-    assert a.step == b.step == 24
-    for layer in a.params:
-        for kind in ("kernel", "bias"):
-            np.testing.assert_array_equal(a.params[layer][kind], b.params[layer][kind], err_msg=f"{layer} {kind}")
+    check_equal(whole, broken, step=24)
 
 
 def test_keeps_the_latest_and_the_best(config, tmp_path):
