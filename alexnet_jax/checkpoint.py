@@ -5,17 +5,20 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TextIO
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 
-from alexnet_jax import UserError
+from alexnet_jax import UserError, augment, towers
 from alexnet_jax.model import AlexNet, shapes
 
 # Fields that a resumed run may change: they say how and where it runs, not what it computes.
@@ -156,17 +159,42 @@ class Run:
     workdir: Path
     step: int
     config: ConfigDict
-    model: AlexNet
+    mesh: Mesh
+    apply: Callable  # (params, images float32, mean removed) -> (logits, activations by name)
     params: dict  # {layer: {"kernel", "bias"}}, float32
     statistics: dict[str, np.ndarray]  # of its training set: mean, channel_mean, stdevs, vectors
     classes: list[str]
 
+    def __call__(self, images: np.ndarray) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """What the network says of prepared images, seen through their centre crop.
 
-def load(workdir: str | Path, which: str = "best") -> Run:
-    """Reads a run back on one device.
+        Args: images uint8 (b, size, size, 3), size that of the config's data; on copies of the network b must divide.
+        Returns: logits float32 (b, classes); activations by name, as model.AlexNet returns them.
+        Raises ValueError if the images have another shape.
+        """
+        size = self.config.data.size
+        if images.shape[1:] != (size, size, 3):
+            raise ValueError(f"images are {images.shape} and must be (b, {size}, {size}, 3)")
+        return self._compiled(self.params, self.statistics, towers.place(images, towers.batch_sharding(self.mesh)))
 
-    Args: which, "best" (the lowest validation error; the latest if none was measured) or "latest".
-    Raises UserError if workdir holds no run, or no checkpoint yet.
+    @cached_property
+    def _compiled(self) -> Callable:
+        d = self.config.data
+
+        def call(params, statistics, images):
+            [crop] = augment.views(images, statistics, count=1, crop=d.crop, mean=d.mean)
+            return self.apply(params, crop)
+
+        return jax.jit(call, compiler_options=towers.compiler_options(self.mesh.devices.flat[0].platform))
+
+
+def load(workdir: str | Path, which: str = "best", data: int = 1, tower: int = 1) -> Run:
+    """Reads a run back.
+
+    Args:
+      which: "best" (the lowest validation error; the latest if none was measured) or "latest".
+      data, tower: copies of the network, and devices that each is split over; of whatever mesh it was trained on.
+    Raises UserError if workdir holds no run, or no checkpoint yet, or if the devices are too few.
     """
     workdir = Path(workdir).expanduser()
     if not (workdir / "config.json").exists():
@@ -175,19 +203,24 @@ def load(workdir: str | Path, which: str = "best") -> Run:
     with np.load(workdir / "statistics.npz", allow_pickle=False) as file:
         statistics = dict(file)
     classes = [str(c) for c in statistics.pop("classes")]
-    model = AlexNet(FrozenConfigDict(config.model))
     checkpoints = manager(workdir)
     step = checkpoints.best_step() if which == "best" else None
     step = checkpoints.latest_step() if step is None else step
     if step is None:
         raise UserError(f"{workdir} holds no checkpoint yet: let python -m alexnet_jax.main reach its first one")
+    mesh = towers.make_mesh(ConfigDict({"data": data, "tower": tower}), config.model.towers, batch_size=data)
     parameters = shapes(config.model, config.data.crop)
-    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = {"params": jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), parameters)}
+    like = jax.tree.map(
+        lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
+        parameters,
+        towers.shardings(parameters, mesh),
+    )
+    like = {"params": like}
     how = ocp.checkpoint_utils.construct_restore_args(like)
     args = ocp.args.Composite(state=ocp.args.PyTreeRestore(like, restore_args=how, partial_restore=True))
     try:
         params = checkpoints.restore(step, args=args)["state"]["params"]
     except Exception as e:
         raise UserError(f"checkpoint {step} of {workdir} cannot be read: {str(e).splitlines()[0]}") from e
-    return Run(workdir, step, config, model, params, statistics, classes)
+    apply = towers.split(AlexNet(FrozenConfigDict(config.model)), mesh)
+    return Run(workdir, step, config, mesh, apply, params, statistics, classes)

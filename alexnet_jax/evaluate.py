@@ -87,9 +87,7 @@ def evaluate_runs(workdirs: list[str], views: int, split: str) -> dict:
             raise UserError(f"{run.workdir} and {runs[0].workdir} differ in classes or images: evaluate each alone")
     predictors = []
     for run in runs:
-        probabilities = make_probabilities(
-            lambda params, images, model=run.model: model.apply({"params": params}, images), run.config.data
-        )
+        probabilities = make_probabilities(run.apply, run.config.data)
         predictors.append(partial(probabilities, run.params, run.statistics, views=views))
     size = runs[0].config.evaluation.batch_size
     with metrics.bar(len(sets[0]), f"{split}, {views} view(s)") as progress:

@@ -280,7 +280,7 @@ def draw_run(workdir: str | Path, split: Split) -> dict[str, Path]:
     records = read_metrics(folder / "metrics.jsonl")
     shown = np.linspace(0, len(split) - 1, min(8, len(split))).astype(int)
     images = split.images(shown)
-    predict = make_probabilities(lambda p, x: run.model.apply({"params": p}, x), run.config.data)
+    predict = make_probabilities(run.apply, run.config.data)
     probabilities = np.asarray(predict(run.params, run.statistics, images))
     return {
         "conv1 kernels": kernels(kernel, folder / "kernels.png", run.config.model.towers),

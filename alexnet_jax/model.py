@@ -150,8 +150,8 @@ class AlexNet(nn.Module):
         x = images.astype(m.dtype)
         x = conv(1, x)
         x = conv(2, x)
-        x = conv(3, x)
-        x = conv(4, x)
+        x = conv(3, x) if "conv3" not in m.removed else x
+        x = conv(4, x) if "conv4" not in m.removed else x
         x = conv(5, x)
         x = hidden(6, x)
         x = hidden(7, x)
@@ -189,6 +189,7 @@ def check(config: ConfigDict, crop: int):
         require(
             all(w > 0 and w % m.towers == 0 for w in config[field]), field, f"and must divide into {m.towers} towers"
         )
+    require(set(m.removed) <= {"conv3", "conv4"}, "removed", "and can hold conv3 and conv4 alone")
     unknown = set(m.exchange) - set(EXCHANGES)
     require(not unknown and "fc8" in m.exchange, "exchange", f"and must hold fc8 and be out of {', '.join(EXCHANGES)}")
     for section, field in (("lrn", "layers"), ("lrn", "before_activation"), ("spatial_norm", "layers")):

@@ -27,15 +27,13 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
-from alexnet_jax import UserError, __version__
+from alexnet_jax import UserError, __version__, one_line, photos
 from alexnet_jax.records import Prepared, decode, frame, in_threads, open_prepared, slug, tensorflow
 
 FORMAT = 1  # raise it when the same source would be prepared differently
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # no format that runs another program, as EPS does
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
 def prepare(config: ConfigDict) -> Prepared:
@@ -124,7 +122,7 @@ def _open_folder(config: ConfigDict, root: Path) -> Source:
             (f"{name}/{path.name}", classes.index(name), path)
             for name, folder in _subfolders(folders[split]).items()
             for path in sorted(folder.iterdir())
-            if path.suffix.lower() in SUFFIXES
+            if path.suffix.lower() in photos.SUFFIXES
         ]
         if held_out and split in ("train", "validation"):
             chosen = split == "validation"
@@ -172,7 +170,7 @@ def _open_tfds(config: ConfigDict, cache: Path) -> Source:
                 name = example.get("file_name", example["tfds_id"])
                 yield name.decode(), int(example["label"]), example["image"]
         except tf.errors.OpError as error:
-            raise UserError(f"TFDS cannot read {config.name} from {builder.data_path}: {_line(error)}") from error
+            raise UserError(f"TFDS cannot read {config.name} from {builder.data_path}: {one_line(error)}") from error
 
     version = f"{builder.info.full_name}, TFDS {tfds.__version__}"
     return Source(version, list(features["label"].names), counts, examples)
@@ -191,7 +189,7 @@ def _tfds_builder(tfds, config: ConfigDict, cache: Path):
             raise ValueError("other registers' sets come from the network")
         builder = tfds.builder(config.name, data_dir=config.data_dir or os.environ.get("TFDS_DATA_DIR") or None)
     except Exception as error:  # TFDS raises whatever the set's own code does
-        reason = _line(error).partition(" Available datasets")[0]
+        reason = one_line(error).partition(" Available datasets")[0]
         raise UserError(
             f"no TFDS data set '{config.name}' ({reason}); a folder is given as ./folder; {without}"
         ) from error
@@ -204,10 +202,6 @@ def _tfds_builder(tfds, config: ConfigDict, cache: Path):
         tars = f"put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar in {data_dir}/downloads/manual"
         how = f"{tars}, then: tfds build imagenet2012 --data_dir={data_dir}"
     raise UserError(f"{config.name} is not in {data_dir} (data.data_dir or $TFDS_DATA_DIR): {how}; {without}")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 # ---------------------------------------------------------------- preparing
@@ -300,9 +294,9 @@ def _prepare_chunk(examples: list, size: int) -> tuple[list, np.ndarray, np.ndar
     rows, pixels, products = [], np.zeros((size, size, 3), np.int64), np.zeros((3, 3), np.int64)
     for name, label, encoded in examples:
         try:
-            jpeg = _to_jpeg(encoded.read_bytes() if isinstance(encoded, Path) else encoded, size)
+            jpeg = _to_jpeg(encoded, size)
         except Exception as error:  # Pillow raises nearly anything on broken files
-            rows.append((name, label, b"", _line(error)))
+            rows.append((name, label, b"", one_line(error)))
             continue
         rows.append((name, label, frame(jpeg), ""))
         stored = decode(jpeg)  # the statistics are of what training sees
@@ -312,17 +306,9 @@ def _prepare_chunk(examples: list, size: int) -> tuple[list, np.ndarray, np.ndar
     return rows, pixels, products
 
 
-def _to_jpeg(encoded: bytes, size: int) -> bytes:
-    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-        image.draft("RGB", (2 * size, 2 * size))  # large JPEGs decode straight to a half, a quarter or an eighth
-        if image.mode.startswith("I"):  # 16 bits of grey
-            image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
+def _to_jpeg(encoded: bytes | Path, size: int) -> bytes:
     buffer = io.BytesIO()
-    square.save(buffer, "JPEG", quality=95, subsampling=0)
+    photos.square(encoded, size).save(buffer, "JPEG", quality=95, subsampling=0)
     return buffer.getvalue()
 
 

@@ -30,6 +30,7 @@ def get_config(arg: str = "") -> ConfigDict:
     m.exchange = ("conv3", "fc6", "fc7", "fc8")  # section 3.2, figure 2: layers that read both towers
     m.conv_widths = (96, 256, 384, 384, 256)  # section 3.5; kernels over both towers
     m.fc_widths = (4096, 4096)  # section 3.5
+    m.removed = ()  # section 7 removes middle layers: any of conv3 and conv4
     m.conv1_padding = (0, 3)  # 224 -> 55: the code's grid hangs 3 pixels over the right and bottom edge
     m.activation = "relu"  # section 3.1; or tanh
     m.pool_size = 3  # section 3.4: z = 3

@@ -23,7 +23,7 @@ def brute_force(run, images, labels, views):
         cuts = [pixels[y : y + crop, x : x + crop] for y, x in (corners if views == 10 else corners[4:])]
         if views == 10:
             cuts += [c[:, ::-1] for c in cuts]
-        logits = run.model.apply({"params": run.params}, np.stack(cuts))[0]
+        logits = run.apply(run.params, np.stack(cuts))[0]
         probabilities.append(np.asarray(jax.nn.softmax(logits)).mean(axis=0))
     return score(np.stack(probabilities), labels)
 
@@ -62,7 +62,7 @@ def test_several_runs_average_probabilities(tiny_run, run, tmp_path):
     split = prepare(run.config.data).evaluation
 
     def probabilities(r):
-        predict = evaluate.make_probabilities(lambda p, x: r.model.apply({"params": p}, x), r.config.data)
+        predict = evaluate.make_probabilities(r.apply, r.config.data)
         return np.asarray(predict(r.params, r.statistics, split.images()))
 
     wanted = score((probabilities(run) + probabilities(other)) / 2, split.labels)

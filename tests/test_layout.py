@@ -13,7 +13,7 @@ import alexnet_jax
 PACKAGE = Path(alexnet_jax.__file__).parent
 # A file imports only from lower rows, or from its own row to its left.
 ROWS = [
-    ["records", "glyphs", "prepare", "augment", "layers", "towers", "data", "optimizer", "metrics"],
+    ["records", "glyphs", "photos", "prepare", "augment", "layers", "towers", "data", "optimizer", "metrics"],
     ["model"],
     ["checkpoint", "evaluate"],
     ["figures", "train"],

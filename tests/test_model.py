@@ -117,8 +117,9 @@ def twin(params, images, m):
     x = F.pad(images.permute(0, 3, 1, 2), tuple(m.conv1_padding) * 2)
     x = respond(1, convolution("conv1", x, stride=4))
     x = respond(2, convolution("conv2", x, padding=2))
-    x = out["conv3"] = act(convolution("conv3", x, padding=1))
-    x = out["conv4"] = act(convolution("conv4", x, padding=1))
+    for name in ("conv3", "conv4"):
+        if name not in m.removed:
+            x = out[name] = act(convolution(name, x, padding=1))
     x = out["conv5"] = act(convolution("conv5", x, padding=1))
     x = out["pool5"] = F.max_pool2d(x, m.pool_size, m.pool_stride)
     x = out["fc6"] = act(fully_connected("fc6", x))
@@ -184,6 +185,8 @@ def test_activations_and_gradients_are_the_twins(narrow, draw, side, changes):
         (64, {"activation": "tanh", "lrn__layers": ("conv2",)}),
         (67, {"pool_size": 2, "conv1_padding": (0, 0)}),
         (64, {"towers": 1}),
+        (64, {"removed": ("conv4",)}),
+        (64, {"removed": ("conv3", "conv4")}),
         (64, {"exchange": ("fc6", "fc7", "fc8")}),
         (64, {"exchange": ("conv3", "conv4", "fc7", "fc8")}),
         (95, {"exchange": ("conv2", "fc8"), "conv_widths": (8, 16, 24, 12, 16)}),  # fc6 of 2 x 2 maps, in towers

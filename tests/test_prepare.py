@@ -224,8 +224,9 @@ def test_a_killed_preparation_leaves_nothing_that_looks_whole(place, photos, pre
 WRITE_SLOWLY = """
 whole = prepare._write_set
 def slow(*args):
-    print("wrote", flush=True)
-    time.sleep(1)
+    print("writes", flush=True)
+    while not os.path.exists(sys.argv[2] + ".go"):
+        time.sleep(0.01)
     whole(*args)
 prepare._write_set = slow
 print(len(prepare.prepare(data_config(*sys.argv[1:])).train))
@@ -234,10 +235,12 @@ print(len(prepare.prepare(data_config(*sys.argv[1:])).train))
 
 def test_of_two_processes_one_prepares_and_the_other_waits(photos, prepared, tmp_path):
     first = run(WRITE_SLOWLY, photos, tmp_path)
-    assert first.stdout.readline() == "wrote\n"
-    second = run(WRITE_SLOWLY.replace("print(", "0 or print("), photos, tmp_path)
-    out, err = second.communicate(timeout=60)
-    assert out == f"{len(prepared.train)}\n" and "waiting for another process" in err
+    assert first.stdout.readline() == "writes\n"
+    second = run(WRITE_SLOWLY, photos, tmp_path)
+    while "waiting for another process" not in (line := second.stderr.readline()):
+        assert line, second.communicate()
+    Path(f"{tmp_path}.go").touch()
+    assert second.communicate(timeout=60)[0] == f"{len(prepared.train)}\n"
     assert first.communicate(timeout=60)[0] == f"{len(prepared.train)}\n"
 
 

@@ -1,0 +1,42 @@
+"""Photos as people have them, of any format, size and mode, to the squares that the network sees (section 2)."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from alexnet_jax import UserError
+
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # no format that runs another program, as EPS does
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+
+
+def square(photo: bytes | str | Path, size: int) -> Image.Image:
+    """A photo, or its file, as RGB: the shorter side scaled to `size` (bicubic, antialiased), and its centre.
+
+    Grey, palette and CMYK photos become RGB; transparent ones are laid on white; EXIF orientation is ignored, as in the
+    2012 code. Pillow raises nearly anything on a file that is damaged or no photo.
+    """
+    encoded = photo if isinstance(photo, bytes) else Path(photo).read_bytes()
+    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+        image.draft("RGB", (2 * size, 2 * size))  # large JPEGs decode straight to a half, a quarter or an eighth
+        if image.mode.startswith("I"):  # 16 bits of grey
+            image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
+
+
+def find(path: str | Path) -> list[Path]:
+    """A file, or the photos of a folder and its subfolders by name. Raises UserError where there is none."""
+    path = Path(path).expanduser()
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"there is no file or folder {path}")
+    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not found:
+        raise UserError(f"no photos in {path}: it takes {', '.join(sorted(SUFFIXES))}")
+    return found

@@ -1,0 +1,99 @@
+"""The ablations: what each changes in a config, and what the paper or the 2012 code's notes say that it costs.
+
+The numbers are changes of top-1 and top-5 error in percentage points, in several views: above zero, the change hurts.
+Notes are those at the end of the param files of computerhistory/AlexNet-Source-Code, layers/layer-params-N.cfg.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ml_collections import ConfigDict
+
+
+@dataclass(frozen=True)
+class Change:
+    """One ablation."""
+
+    title: str
+    fields: Callable[[ConfigDict], dict]  # from the base config to {dotted field: value}
+    top1: float | None = None
+    top5: float | None = None
+    says: str = ""  # in words, where there is no number
+    source: str = ""
+
+
+def _fixed(**fields) -> Callable[[ConfigDict], dict]:
+    """Fields that do not depend on the base; lrn__k means lrn.k of the model section."""
+    return lambda base: {name.replace("__", "."): value for name, value in fields.items()}
+
+
+def _one_column(base: ConfigDict) -> dict:
+    """Half the kernels of each convolution but the last; the fully connected layers stay as they are."""
+    *half, last = base.model.conv_widths
+    return {"model.towers": 1, "model.conv_widths": (*(w // 2 for w in half), last)}
+
+
+def _paper_init(base: ConfigDict) -> dict:
+    """N(0, 0.01) in the layers where the code has 0.03."""
+    return {f"model.init_std.{name}": base.model.init_std[name] / 3 for name in ("conv3", "conv4", "conv5")}
+
+
+CHANGES = {
+    "lrn_off": Change(
+        "no local response normalization",
+        _fixed(model__lrn__layers=(), model__spatial_norm__layers=()),
+        1.4, 1.2, source="section 3.3",
+    ),
+    "lrn_across": Change(
+        "normalization across the towers", _fixed(model__lrn__per_tower=False),
+        says="as Caffe and its descendants do", source="not measured in 2012",
+    ),
+    "lrn_before_relu": Change(
+        "normalization before the ReLU", _fixed(model__lrn__before_activation=("conv1", "conv2")),
+        says="norm 2 alone: no gain", source="note #166",
+    ),
+    "lrn_after_pool": Change(
+        "normalization after the pool", _fixed(model__lrn__after_pool=True),
+        0.11, 0.14, source="note #120 beside #131",
+    ),
+    "lrn_caffe": Change(
+        "Caffe's k = 1", _fixed(model__lrn__k=1.0),
+        -0.14, 0.15, source="note #131 beside #135",
+    ),
+    "pooling": Change(
+        "pooling 2 x 2, stride 2", _fixed(model__pool_size=2, model__pool_stride=2),
+        0.4, 0.3, source="section 3.4",
+    ),
+    "tanh": Change(
+        "tanh for ReLU", _fixed(model__activation="tanh"),
+        says="six times as many epochs to 25 % training error, on CIFAR-10", source="section 3.1",
+    ),
+    "dropout_off": Change(
+        "no dropout", _fixed(model__dropout=0.0),
+        says="substantial overfitting", source="section 4.2",
+    ),
+    "noise_off": Change(
+        "no colour noise", _fixed(data__color_noise=0.0),
+        1.0, says="over 1 %", source="section 4.1",
+    ),
+    "crops_off": Change(
+        "no crops, no flips", _fixed(data__random_crop=False, data__flip=False),
+        says="substantial overfitting", source="section 4.1",
+    ),
+    "one_column": Change("one column of half the kernels", _one_column, 1.7, 1.2, source="section 3.2"),
+    "no_exchange": Change(
+        "towers meet at the classifier alone", _fixed(model__exchange=("fc8",)),
+        1.17, 1.12, source="note #150 beside #145",
+    ),
+    "exchange_conv4": Change(
+        "exchange at conv4, not conv3", _fixed(model__exchange=("conv4", "fc6", "fc7", "fc8")),
+        says="worse", source="notes #132 and #133",
+    ),
+    "conv4_removed": Change(
+        "without conv4", _fixed(model__removed=("conv4",)), 2.0, says="about 2 %", source="section 7",
+    ),
+    "paper_init": Change(
+        "the paper's initial values, N(0, 0.01)", _paper_init,
+        says="the paper names no other", source="section 5; the code has 0.03 in conv3 to conv5",
+    ),
+}  # fmt: skip
