@@ -20,7 +20,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 from flax import linen as nn
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
@@ -62,7 +62,15 @@ def make_mesh(devices: ConfigDict, towers: int, batch_size: int, found: list | N
             )
         return Mesh(np.array(found).reshape(devices.data, split), (DATA, TOWER), axis_types=auto)
     used = found[: devices.data * split]
-    return jax.make_mesh((devices.data, split), (DATA, TOWER), axis_types=auto, devices=used)
+    return Mesh(_neighbours(used, (devices.data, split)), (DATA, TOWER), axis_types=auto)
+
+
+def _neighbours(devices: list, shape: tuple[int, int]) -> np.ndarray:
+    """The devices as an array of a shape, those that talk to each other side by side where a TPU says where each is."""
+    chips = {tuple(d.coords) for d in devices if hasattr(d, "coords")}
+    if 0 < len(chips) < len(devices):  # cores of one chip follow each other
+        return np.array(devices).reshape(shape)
+    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 def specs(tree, tower: str | None = TOWER):
