@@ -26,9 +26,11 @@ FREE = (
     "devices.", "checkpoint_every_steps", "log_every_steps", "evaluation.batch_size", "data.data_dir",
     "data.prepared_dir",
 )  # fmt: skip
-
-
 LOCK = ".lock"
+
+
+class Busy(UserError):
+    """Another process trains in the workdir."""
 
 
 def manager(workdir: Path) -> ocp.CheckpointManager:
@@ -115,7 +117,7 @@ def claim(workdir: Path, config: ConfigDict, statistics: dict, classes: list[str
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
-            raise UserError(f"another process trains in {workdir}: wait for it, or name another --workdir") from e
+            raise Busy(f"another process trains in {workdir}: wait for it, or name another --workdir") from e
         if path.exists():
             theirs = _flat(_read_json(path))
             differ = [

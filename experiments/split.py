@@ -10,45 +10,14 @@ import statistics
 import sys
 import time
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import app, flags, logging
 from tqdm import tqdm
 
-from alexnet_jax import UserError, main, summary, towers
-from alexnet_jax.train import program
+from alexnet_jax import UserError, main
+from experiments.steps import stepper
 
 REPEATS = flags.DEFINE_integer("repeats", 7, "timed steps of each")
 WARM_UP = 2  # steps before them
-
-
-def stepper(config, tower: int):
-    """(a function that runs one step over `tower` devices and waits for it, the memory that it takes)."""
-    config.devices.data, config.devices.tower = 1, tower
-    mesh = towers.make_mesh(config.devices, config.model.towers, config.batch_size)
-    compiled = summary.compile_step(config, mesh)
-    random = np.random.default_rng(0)
-
-    def fill(s):
-        """The run's key; images of noise; zeros, rates too: what is computed takes as long."""
-        if jnp.issubdtype(s.dtype, jax.dtypes.prng_key):
-            value = jax.random.key(config.seed)
-        elif s.dtype == jnp.uint8:
-            value = random.integers(0, 256, s.shape, np.uint8)
-        else:
-            value = np.zeros(s.shape, s.dtype)
-        return jax.device_put(value, s.sharding)
-
-    rest = jax.tree.map(fill, summary.inputs(config, mesh)[1:])
-    state = program(config, mesh).start()
-
-    def step():
-        nonlocal state
-        state, _ = compiled(state, *rest)
-        jax.block_until_ready(state)
-
-    return step, summary.memory(compiled)
 
 
 def run(_):
@@ -57,7 +26,10 @@ def run(_):
         if main.CONFIG.value is None:
             raise UserError("name a config: --config configs/paper.py")
         main.check(main.CONFIG.value)
-        steppers = {tower: stepper(main.CONFIG.value, tower) for tower in (1, 2)}
+        steppers = {}
+        for tower in (1, 2):
+            main.CONFIG.value.devices.data, main.CONFIG.value.devices.tower = 1, tower
+            steppers[tower] = stepper(main.CONFIG.value)
     except UserError as e:
         sys.exit(f"error: {e}")
     seconds = {1: [], 2: []}

@@ -1,0 +1,20 @@
+"""The paper's network with every ablation, on ImageNet, or by `--sweep paper:imagenette` on ten of its classes.
+
+The base starts from the 2012 code's initial values: from those of the paper the network hardly starts (see the README);
+"paper_init" is the ablation that does.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import paper, variants
+from experiments.changes import CHANGES
+
+ABLATIONS = CHANGES
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The base; arg as in configs/paper.py."""
+    c = paper.get_config()
+    for name in ("conv3", "conv4", "conv5"):
+        c.model.init_std[name] = 0.03  # layers-145.cfg
+    return variants.select(c, arg)
