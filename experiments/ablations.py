@@ -99,9 +99,9 @@ def make_cells(base: ConfigDict, ablations: dict, seeds: int, workdir: Path) -> 
             config = base.copy_and_resolve_references()
             fields = ablations[name].fields(base) if name != "base" else {}
             try:
-                config.update_from_flattened_dict(fields | {"seed": seed})
+                config.lock().update_from_flattened_dict(fields | {"seed": seed})
                 main.check(config)
-            except (UserError, KeyError, TypeError, ValueError) as e:
+            except (UserError, AttributeError, KeyError, TypeError, ValueError) as e:
                 raise UserError(f"ablation {name} makes no config: {one_line(e)}") from e
             cells.append(Cell(name, seed, config, workdir / name / f"seed{seed}"))
     return cells

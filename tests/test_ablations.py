@@ -1,0 +1,142 @@
+"""A sweep plans what it says, survives its own death, and goes on past a cell that fails."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from runs import records
+
+from alexnet_jax import UserError
+from experiments import ablations
+from experiments.changes import CHANGES, Change
+
+ROOT = Path(__file__).parents[1]
+SWEEP = """
+from ml_collections import ConfigDict
+import json
+from experiments.changes import Change
+
+ABLATIONS = {
+    "diverges": Change("a rate that is far too high", lambda base: {"optimizer.learning_rate": 1e9}),
+    "pooling": Change("pooling 2 x 2, stride 2", lambda base: {"model.pool_size": 2}),
+}
+
+
+def get_config(arg=""):
+    return ConfigDict(json.loads(%r))
+"""
+
+
+@pytest.fixture
+def sweep(config, tmp_path):
+    """A sweep's file: the base, one ablation that fails and one that does not."""
+    config.epochs, config.evaluation.views = 3, 1
+    path = tmp_path / "mine.py"
+    path.write_text(SWEEP % config.to_json())
+    return path
+
+
+def start(*flags):
+    command = [sys.executable, "-m", "experiments.ablations", *map(str, flags)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
+
+
+def test_killed_and_continued(sweep, tmp_path):
+    """With its run, at once, mid-run. The failed cell is named and the rest goes on; again, and only it is tried."""
+    workdir = tmp_path / "runs"
+    flags = ("--sweep", sweep, "--seeds", 1, "--workdir", workdir)
+    process = start(*flags)
+    log = workdir / "base" / "seed0" / "metrics.jsonl"
+    while not log.exists() or not log.read_text():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+    process = start(*flags)
+    out, err = process.communicate()
+    assert process.returncode == 1, (out, err)
+    assert "2 of 3 cells finished" in out and "failed: diverges, seed 0: the loss is" in err
+    assert "learning rate" in (workdir / "diverges" / "seed0" / "failed.txt").read_text()
+    for cell in ("base", "pooling"):
+        found = records(workdir / cell / "seed0")
+        assert found[-1]["split"] == "validation" and found[-1]["epoch"] == 3
+        assert [r["step"] for r in found if r["split"] == "train"] == [4, 6, 8, 12, 16, 18]
+        assert not (workdir / cell / "seed0" / "failed.txt").exists()
+    assert json.loads((workdir / "base" / "seed0" / "config.json").read_text())["model"]["pool_size"] == 3
+    assert json.loads((workdir / "pooling" / "seed0" / "config.json").read_text())["model"]["pool_size"] == 2
+
+    before = log.stat().st_mtime_ns
+    out, err = start(*flags, "--only", "pooling").communicate()
+    assert "2 of 2 cells are finished" in err and "2 of 2 cells finished" in out
+    assert log.stat().st_mtime_ns == before
+    plan = json.loads((workdir / "sweep.json").read_text())
+    assert list(plan["cells"]) == ["base", "diverges", "pooling"] and plan["seeds"] == [0]
+
+
+def test_dry_run_tells_the_cells_and_the_cost(sweep, tmp_path, capsys):
+    assert ablations.run(["--sweep", str(sweep), "--workdir", str(tmp_path / "runs"), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "pooling   ---  model.pool_size=2" in said and "the 9.0 runs to come" in said
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["paper", "paper:imagenette", "small", "smoke"])
+def test_built_in_sweeps_are_all_networks(name, tmp_path):
+    """Every ablation changes something, and makes a config that trains."""
+    base, chosen = ablations.read_sweep(name)
+    cells = ablations.make_cells(base, chosen, 1, tmp_path)
+    assert [c.name for c in cells] == ["base", *CHANGES]
+    assert len({c.config.to_json() for c in cells}) == len(cells)
+
+
+def test_cells_go_seed_by_seed(config, tmp_path):
+    cells = ablations.make_cells(config, {"pooling": CHANGES["pooling"]}, 2, tmp_path)
+    assert [(c.name, c.seed) for c in cells] == [("base", 0), ("pooling", 0), ("base", 1), ("pooling", 1)]
+    for cell in cells:
+        assert cell.config.seed == cell.seed and cell.workdir == tmp_path / cell.name / f"seed{cell.seed}"
+        assert cell.config.model.pool_size == (2 if cell.name == "pooling" else 3)
+    broken = {"pooling": CHANGES["pooling"], "none": Change("nothing", lambda base: {"model.nothing": 1})}
+    with pytest.raises(UserError, match="ablation none makes no config"):
+        ablations.make_cells(config, broken, 1, tmp_path)
+
+
+def test_only_takes_families():
+    assert list(ablations.choose(CHANGES, "lrn")) == [
+        "lrn_off", "lrn_across", "lrn_before_relu", "lrn_after_pool", "lrn_caffe"
+    ]  # fmt: skip
+    assert list(ablations.choose(CHANGES, "pooling, lrn_off")) == ["lrn_off", "pooling"]
+    with pytest.raises(UserError, match="no ablation 'lr'; there are lrn_off"):
+        ablations.choose(CHANGES, "lr")
+
+
+def test_a_workdir_of_another_base_is_refused(config, tmp_path):
+    ablations.record(tmp_path, "mine", config, {}, 1)
+    ablations.record(tmp_path, "mine", config, {"pooling": CHANGES["pooling"]}, 3)
+    plan = json.loads((tmp_path / "sweep.json").read_text())
+    assert plan["seeds"] == [0, 1, 2] and list(plan["cells"]) == ["base", "pooling"]
+    config.batch_size = 8
+    with pytest.raises(UserError, match="another base"):
+        ablations.record(tmp_path, "mine", config, {}, 1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--sweep", "nothing"], "there are paper, small, smoke"),
+        (["--sweep", "smoke", "--seeds", "0"], "--seeds"),
+        (["--sweep", "smoke:mnist"], "mnist"),
+        (["--sweep", "smoke", "--launcher", "slurm"], "slurm"),
+        (["--sweep", "smoke", "--slurm", "gpu"], "KEY=VALUE"),
+    ],
+)
+def test_wrong_flags_end_in_one_line(flags, says, tmp_path):
+    with pytest.raises(UserError, match=says) as error:
+        ablations.run([*flags, "--workdir", str(tmp_path / "runs")])
+    assert "\n" not in str(error.value)
