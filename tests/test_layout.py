@@ -16,7 +16,7 @@ ROWS = [
     ["records", "glyphs", "photos", "prepare", "augment", "layers", "towers", "data", "optimizer", "metrics"],
     ["model"],
     ["checkpoint", "evaluate"],
-    ["figures", "train"],
+    ["features", "figures", "predict", "train"],
     ["main", "summary"],
 ]
 ORDER = [name for row in ROWS for name in row]
