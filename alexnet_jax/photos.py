@@ -20,9 +20,9 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 def square(photo: bytes | str | Path, size: int, upright: bool = False) -> Image.Image:
     """A photo, or its file, as RGB: the shorter side scaled to `size` (bicubic, antialiased), and its centre.
 
-    Grey, palette and CMYK photos become RGB; transparent ones are laid on white. With `upright` a photo is turned as its
-    EXIF orientation says; the 2012 code ignored that, and so does training. Pillow raises nearly anything on a file
-    that is damaged or no photo.
+    Grey, palette and CMYK photos become RGB; transparent ones are laid on white. `upright` turns a photo as its EXIF
+    orientation says; the 2012 code ignored that, and so does training. Pillow raises nearly anything on a file that is
+    damaged or no photo.
     """
     encoded = photo if isinstance(photo, bytes) else Path(photo).read_bytes()
     try:
@@ -55,7 +55,7 @@ def find(path: str | Path) -> list[Path]:
 
 
 def batches(paths: Sequence[Path], size: int, batch_size: int) -> Iterator[tuple[np.ndarray, list[Path]]]:
-    """Yields photos in order, upright, decoded on all cores ahead of need; names on stderr what it cannot read, and goes on.
+    """Yields photos in order, upright, decoded on all cores ahead of need; names on stderr what it cannot read.
 
     Yields: images uint8 (batch_size, size, size, 3), of the last batch filled up with zeros; the paths of its photos.
     """
