@@ -35,7 +35,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 MARKERS = "os^Dv"  # as many as share no factor with COLORS: 35 runs before two look the same
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
+def save(figure: Figure, path: str | Path) -> Path:
     """Writes the figure as a PNG, whole or not at all."""
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=figure.dpi, facecolor="white")
@@ -101,7 +101,7 @@ def kernels(kernel: np.ndarray, path: str | Path, towers: int = 2) -> Path:
         figure.text(margin / total_x, y, f"tower {tower + 1}", size=10, weight="bold")
         note = f"{len(share)} kernels, on average {share.mean():.0%} of their energy is colour"
         figure.text(1 - margin / total_x, y, note, size=9, color=GREY, ha="right")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 # --- Curves -----------------------------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def curves(runs: Mapping[str, Sequence[Mapping]], path: str | Path, top5: bool =
         rate.yaxis.set_major_locator(LogLocator(numticks=6))
         rate.yaxis.set_minor_locator(NullLocator())
     figure.align_ylabels()
-    return _save(figure, path)
+    return save(figure, path)
 
 
 # --- Predictions ------------------------------------------------------------------------------------------------------
@@ -260,7 +260,7 @@ def predictions(
             bars.text(0.98, y, "<1%" if share < 0.01 else f"{share:.0%}", ha="right", **style)
         photo.set_axis_off()
         bars.set_axis_off()
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _short(name: str, length: int = 20) -> str:

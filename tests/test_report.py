@@ -1,0 +1,445 @@
+"""The report: its numbers equal hand-made ones, what does not count is named, and the page is one harmless file."""
+
+import json
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from alexnet_jax import UserError
+from configs import quickstart
+from experiments import page, pictures, report
+from experiments.changes import CHANGES
+from experiments.report import interval, make_report, verdict
+from experiments.results import read, training_errors
+
+STEPS = 5  # of an epoch
+
+
+def tree(seed=0, **fields):
+    """A config as config.json has it; model__dropout=0.5 changes a field."""
+    c = quickstart.get_config()
+    c.seed, c.epochs, c.evaluation.views = seed, 4, 10
+    c.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+    return json.loads(c.to_json())
+
+
+def fake(folder, seed=0, error=0.2, *, epochs=4, views=True, **fields):
+    """Writes a run that has come to `epochs` of its four: config.json and metrics.jsonl, no checkpoint.
+
+    Its training error is 0.4 in the last epoch, its top-5 error half its top-1 error; the centre is worse by 0.1.
+    """
+    folder.mkdir(parents=True)
+    config = tree(seed, **fields)
+    (folder / "config.json").write_text(json.dumps(config))
+    records = []
+    for epoch in range(1, epochs + 1):
+        at = {"step": epoch * STEPS, "epoch": float(epoch)}
+        records.append(at | {"split": "train", "loss": 1.0, "top1_error": 0.8 - epoch / 10, "top5_error": 0.1})
+        records.append(at | {"split": "validation", "views": 1, "top1_error": error + 0.1, "top5_error": 0.2})
+    if epochs == config["epochs"] and views:
+        wanted = {"split": "validation", "views": config["evaluation"]["views"], "images": 1000}
+        records.append(at | wanted | {"top1_error": error, "top5_error": error / 2})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    return folder
+
+
+def plan(folder, cells, seeds=(0, 1, 2), **fields):
+    """Writes sweep.json; cells maps a cell to its fields, its title is the cell's name in capitals."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cells = {cell: {"title": cell.upper(), "fields": changed} for cell, changed in cells.items()}
+    tidy = {"sweep": folder.name, "config": tree(**fields), "seeds": list(seeds), "cells": cells}
+    (folder / "sweep.json").write_text(json.dumps(tidy))
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Three seeds of a base and of no dropout, all finished."""
+    plan(tmp_path / "small", {"base": {}, "dropout_off": {"model.dropout": 0.0}})
+    for seed, (base, other) in enumerate([(0.20, 0.23), (0.22, 0.24), (0.24, 0.28)]):
+        fake(tmp_path / f"small/base/seed{seed}", seed, base)
+        fake(tmp_path / f"small/dropout_off/seed{seed}", seed, other, model__dropout=0.0)
+    return tmp_path / "small"
+
+
+# --- Numbers ----------------------------------------------------------------------------------------------------------
+
+
+def test_equals_a_table_made_by_hand(sweep):
+    """Differences of 3, 2 and 4 points; Student's t leaves 2.5 % above 4.303 with two degrees of freedom."""
+    found = make_report([sweep])
+    [row] = found.rows
+    assert found.base.top1 == pytest.approx((22, 2))
+    assert row.top1 == pytest.approx((25, 7**0.5)) and row.top5 == pytest.approx((12.5, 7**0.5 / 2))
+    assert row.training == pytest.approx((40, 0), abs=1e-9)
+    half = 4.303 / 3**0.5
+    assert row.difference == pytest.approx((3, 3, 3 - half, 3 + half), abs=1e-3)
+    assert (row.title, row.fields, found.others) == ("DROPOUT_OFF", "model.dropout=0.0", [])
+    assert page.table(found)[1] == [
+        ["BASE", "3", "22.00 ± 2.00", "40.00 ± 0.00", "", "", "", "", ""],
+        ["DROPOUT_OFF", "3", "25.00 ± 2.65", "40.00 ± 0.00", "+3.00", "+0.52 to +5.48", "", "no number to compare",
+         "substantial overfitting; section 4.2"],
+    ]  # fmt: skip
+
+
+def test_interval_equals_scipys_paired_test():
+    ours, theirs = [3.1, 2.0, 4.7, -1.0, 0.3], [1.0, 2.5, 0.5, 0.0, -2.0]
+    reference = stats.ttest_rel(ours, theirs)
+    found = interval([a - b for a, b in zip(ours, theirs, strict=True)])
+    assert found[2:] == pytest.approx(tuple(reference.confidence_interval(0.95)))
+    assert interval([2.5]) == (1, 2.5, None, None) and interval([]) is None
+
+
+def test_seeds_are_paired_and_the_others_do_not_count(tmp_path):
+    """Seed 0 of the base and seed 3 of the other have no partner: two pairs, t = 12.706 with one degree of freedom."""
+    for seed, error in ((0, 0.9), (1, 0.2), (2, 0.3)):
+        fake(tmp_path / f"base/{seed}", seed, error)
+    for seed, error in ((1, 0.21), (2, 0.34), (3, 0.9)):
+        fake(tmp_path / f"other/{seed}", seed, error, model__dropout=0.0)
+    [row] = make_report([tmp_path]).rows
+    assert row.differences == pytest.approx({1: 1, 2: 4})
+    half = 12.706 * 4.5**0.5 / 2**0.5
+    assert row.difference == pytest.approx((2, 2.5, 2.5 - half, 2.5 + half), abs=1e-2)
+    assert "(2 pairs)" in page.table(make_report([tmp_path]))[1][1][5]
+
+
+def test_one_seed_has_no_interval_and_says_so(tmp_path):
+    fake(tmp_path / "base/seed0", 0, 0.2)
+    fake(tmp_path / "pooling", 0, 0.25, model__pool_size=2)
+    fake(tmp_path / "alone", 1, 0.25, model__lrn__k=1.0)
+    found = make_report([tmp_path])
+    caffe, pooling = found.rows
+    assert pooling.difference == (1, pytest.approx(5), None, None) and pooling.verdict == "no interval"
+    assert caffe.difference is None and caffe.verdict == "no interval"
+    cells = [row[5] for row in page.table(found)[1]]
+    assert cells == ["", "no seed that the base has", "none of one seed"]
+
+
+@pytest.mark.parametrize(
+    ("differences", "then", "says"),
+    [
+        ([1.0, 1.2, 1.1], 1.4, "agrees"),
+        ([-1.0, -1.2, -1.1], -0.14, "agrees"),
+        ([-1.0, -1.2, -1.1], 1.4, "differs"),
+        ([1.0, 1.2, 1.1], -0.14, "differs"),
+        ([1.0, -1.2, 1.1], 1.4, "interval holds zero"),
+        ([0.0, 0.0], 1.4, "interval holds zero"),
+        ([1.0], 1.4, "no interval"),
+        ([], 1.4, "no interval"),
+        ([1.0, 1.2, 1.1], None, "no number to compare"),
+        ([], None, "no number to compare"),
+    ],
+)
+def test_verdicts(differences, then, says):
+    assert verdict(interval(differences), then) == says
+
+
+def test_an_epochs_training_error_is_the_mean_over_its_steps(tmp_path):
+    """Logged every third step and at the end of the epoch: 6 stands for one step, 9 for three, 10 for one."""
+    run = fake(tmp_path / "run", epochs=4)
+    kept = [r for r in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if r["split"] != "train"]
+    errors = {3: 0.9, 5: 0.4, 6: 0.5, 9: 0.1, 10: 0.3, 12: 0.7, 15: 0.7, 18: 0.2, 20: 0.0}
+    train = [{"step": s, "epoch": s / STEPS, "split": "train", "top1_error": e} for s, e in errors.items()]
+    stale = [train[2] | {"top1_error": 1.0}]  # a resumed run's: the last record of a step counts
+    (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in stale + train + kept))
+    assert training_errors(read(run)) == pytest.approx([(3 * 0.9 + 2 * 0.4) / 5, (0.5 + 3 * 0.1 + 0.3) / 5, 0.7, 0.12])
+
+
+def test_top5_is_shown_of_more_than_ten_classes(tmp_path):
+    fake(tmp_path / "base", model__num_classes=11)
+    headings, [row] = page.table(make_report([tmp_path]))
+    assert row[headings.index("top-5 error, %")] == "10.00"
+    fake(tmp_path / "ten/base")
+    assert "top-5 error, %" not in page.table(make_report([tmp_path / "ten"]))[0]
+
+
+# --- What does not count ----------------------------------------------------------------------------------------------
+
+
+def test_what_a_sweep_lacks_is_named_and_not_averaged(tmp_path):
+    fields = {"model.dropout": 0.0}
+    plan(tmp_path / "s", {"base": {}, "dropout_off": fields}, seeds=range(8))
+    for seed in range(8):
+        fake(tmp_path / f"s/base/seed{seed}", seed, 0.2)
+    cell = tmp_path / "s/dropout_off"
+    fake(cell / "seed0", 0, 0.3, model__dropout=0.0)
+    fake(cell / "seed1", 1, 0.9, model__dropout=0.0, epochs=3)
+    fake(cell / "seed2", 2, 0.9, model__dropout=0.0, views=False)
+    fake(cell / "seed3", 3, 0.9, model__dropout=0.5)
+    fake(cell / "seed4", 0, 0.9, model__dropout=0.0)
+    fake(cell / "seed5", 5, 0.9, model__dropout=0.0)
+    (cell / "seed5/failed.txt").write_text("the loss is nan\n")
+    (cell / "seed6").mkdir()
+    (cell / "seed6/failed.txt").write_text("no disk")
+    fake(cell / "seed8", 8, 0.9, model__dropout=0.0)
+    found = make_report([tmp_path / "s"])
+    [row] = found.rows
+    assert list(row.group.finished) == [0] and row.top1 == pytest.approx((30, None), nan_ok=False)
+    said = {run.folder.name: (run.state, run.reason) for _, run in found.others}
+    assert said == {
+        "seed1": ("unfinished", "epoch 3 of 4"),
+        "seed2": ("unfinished", "epoch 4 of 4, without the evaluation in 10 views"),
+        "seed3": ("left out", "not what sweep.json plans: model.dropout=0.5"),
+        "seed4": ("left out", "not what sweep.json plans: seed=0"),
+        "seed5": ("failed", "the loss is nan (epoch 4 of 4)"),
+        "seed6": ("failed", "no disk (no record yet)"),
+        "seed7": ("missing", "not started"),
+        "seed8": ("left out", "sweep.json does not plan it"),
+    }
+    for shown in (page.text(found), page.markdown(found).replace("\\", "")):
+        assert all(f"{state}: " in shown and reason in shown for state, reason in said.values())
+    assert "1 of 8" in page.table(found)[1][1]
+
+
+def test_a_seed_that_occurs_twice_does_not_count(tmp_path):
+    for name, seed, error in (("a", 0, 0.2), ("b", 0, 0.9), ("c", 1, 0.3)):
+        fake(tmp_path / "base" / name, seed, error)
+    fake(tmp_path / "base/d", 1, 0.9, epochs=2)  # unfinished: c counts
+    found = make_report([tmp_path, tmp_path / "base/a"])  # a run that is named twice is one
+    assert found.base.top1 == (pytest.approx(30), None)
+    reasons = {run.folder.name: run.reason for _, run in found.others}
+    assert reasons["a"].startswith("seed 0 occurs twice") and str(tmp_path / "base/b") in reasons["a"]
+    assert reasons.keys() == {"a", "b", "d"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", "{"),
+        ("config.json", "[1]"),
+        ("config.json", '{"name": "x", "epochs": "four"}'),
+        ("config.json", json.dumps(tree() | {"epochs": 0})),
+        ("metrics.jsonl", '{"step": \n{"step": 5}\n'),
+        ("metrics.jsonl", '{"step": 20, "epoch": 4, "split": "validation", "views": 10, "top1_error": NaN}\n'),
+    ],
+)
+def test_a_damaged_run_is_left_out(sweep, name, content):
+    (sweep / "dropout_off/seed1" / name).write_text(content)
+    found = make_report([sweep])
+    [(title, run)] = found.others
+    assert (title, run.state, run.folder) == ("DROPOUT_OFF", "left out", sweep / "dropout_off/seed1") and run.reason
+    assert found.rows[0].top1.mean == pytest.approx(25.5)
+
+
+# --- Runs without a sweep ---------------------------------------------------------------------------------------------
+
+
+def test_runs_are_grouped_by_what_they_compute(tmp_path):
+    """Seed, name and where it ran do not matter; a group has the title of its change, else its fields."""
+    fake(tmp_path / "base/seed0", 0)
+    fake(tmp_path / "elsewhere", 1, name="other", devices__tower=2, log_every_steps=7, data__data_dir="/x")
+    fake(tmp_path / "zebra", 0, 0.5, model__dropout=0.1, data__flip=True)
+    fake(tmp_path / "column", 0, 0.5, **{k.replace(".", "__"): v for k, v in CHANGES["one_column"].fields(
+        quickstart.get_config()).items()})  # fmt: skip
+    fake(tmp_path / "lrn", 0, 0.5, model__lrn__layers=())
+    found = make_report([tmp_path])
+    assert list(found.base.group.finished) == [0, 1] and (found.name, found.base.title) == ("quickstart", "base")
+    assert [row.title for row in found.rows] == [
+        CHANGES["lrn_off"].title, CHANGES["one_column"].title, "data.flip=true, model.dropout=0.1"
+    ]  # fmt: skip
+    assert [row.change and row.change.top1 for row in found.rows] == [1.4, 1.7, None]
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_change_is_known_again(tmp_path, name):
+    """On a base on which each of them changes something."""
+    base = {"data__color_noise": 0.1, "data__flip": True}
+    fields = CHANGES[name].fields(quickstart.get_config())
+    fake(tmp_path / "base/0", **base)
+    fake(tmp_path / "changed", **base | {field.replace(".", "__"): value for field, value in fields.items()})
+    [row] = make_report([tmp_path]).rows
+    assert row.change is CHANGES[name]
+
+
+def test_the_base_is_named(tmp_path):
+    fake(tmp_path / "a/seed0", 0, 0.2)
+    fake(tmp_path / "b/seed0", 0, 0.3, model__dropout=0.0)
+    with pytest.raises(UserError, match="no configs have runs in a folder named base.*--base"):
+        make_report([tmp_path])
+    for name, difference in (("a", 10), ("b", -10)):
+        [row] = make_report([tmp_path], tmp_path / name).rows
+        assert row.difference.mean == pytest.approx(difference)
+    with pytest.raises(UserError, match="holds runs of 2 configs"):
+        make_report([tmp_path], tmp_path)
+    fake(tmp_path / "base", 1, 0.2, model__dropout=0.3)
+    fake(tmp_path / "base2/base", 1, 0.2, model__dropout=0.4)
+    with pytest.raises(UserError, match="2 configs have runs in a folder named base"):
+        make_report([tmp_path])
+
+
+def test_what_is_not_there_is_the_users_to_mend(tmp_path, sweep):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no run in .*empty: "):
+        make_report([tmp_path / "empty"])
+    with pytest.raises(UserError, match="there is no folder .*nowhere: "):
+        make_report([tmp_path / "nowhere"])
+    plan(tmp_path / "second", {"base": {}})
+    with pytest.raises(UserError, match="sweeps of their own: report each alone"):
+        make_report([tmp_path])
+    for damaged in (
+        "{",
+        "[]",
+        '{"sweep": "x"}',
+        '{"sweep": "x", "config": {}, "seeds": [0], "cells": {}}',
+        '{"sweep": "x", "config": 1}',
+    ):
+        (sweep / "sweep.json").write_text(damaged)
+        with pytest.raises(UserError, match="sweep.json is damaged"):
+            make_report([sweep])
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.report", tmp_path / "empty"], capture_output=True, text=True
+    )
+    assert done.returncode == 1 and done.stderr.startswith("error: no run in") and done.stderr.count("\n") == 1
+
+
+# --- The page ---------------------------------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """Reads a page: its tags, its tables as rows of texts; checks that what opens also closes."""
+
+    EMPTY = {"meta", "link", "img"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.tables, self.text = [], [], [], ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data if "style" not in self.open else ""
+        if {"td", "th"} & set(self.open):
+            self.tables[-1][-1][-1] += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+HOSTILE = "<script>alert('1')</script> $k_ | \x1b[31m & <b>"
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    """A sweep in which whatever comes from files is code or a control sequence."""
+    root = tmp_path / "<script>x"
+    plan(root, {"base": {}, "<img src=x>": {"model.dropout": 0.0}, "unfinished": {"model.dropout": 0.1}}, seeds=(0, 1))
+    written = json.loads((root / "sweep.json").read_text())
+    written["sweep"] = written["config"]["name"] = written["config"]["data"]["name"] = HOSTILE
+    for cell in written["cells"].values():
+        cell["title"] += HOSTILE
+    (root / "sweep.json").write_text(json.dumps(written))
+    for seed in (0, 1):
+        fake(root / f"base/seed{seed}", seed, 0.2, data__name=HOSTILE, name=HOSTILE)
+        fake(root / f"<img src=x>/seed{seed}", seed, 0.3, data__name=HOSTILE, model__dropout=0.0)
+    fake(root / "unfinished/seed0", 0, epochs=1, data__name=HOSTILE, model__dropout=0.1)
+    (root / "unfinished/seed0/failed.txt").write_text(HOSTILE)
+    return root
+
+
+def test_the_page_is_one_file_that_runs_nothing(hostile, tmp_path, capsys):
+    report.main([str(hostile), "--out", str(tmp_path / "out")])
+    text = (tmp_path / "out/report.html").read_text()
+    assert "http" not in text and "@import" not in text and "url(" not in text
+    read_page = Page(text)
+    names = {name for name, _ in read_page.tags}
+    assert not names & {"script", "b", "iframe", "object", "svg"}
+    assert not [a for _, attributes in read_page.tags for a in attributes if a.startswith("on")]
+    images = read_page.all("img")
+    assert len(images) == 2 and all(i["src"].startswith("data:image/png;base64,") and i["alt"] for i in images)
+    assert all(link["href"].startswith(("data:", "#")) for link in read_page.all("a") + read_page.all("link"))
+    assert read_page.all("html") == [{"lang": "en"}] and len(read_page.all("title")) == 1
+    assert all(cell["scope"] in ("col", "row") for cell in read_page.all("th"))
+    assert len(read_page.all("caption")) == len(read_page.all("table")) == 3
+    assert "<script>alert('1')</script>" in read_page.text and "no checkpoint" in read_page.text
+    markdown, terminal = (tmp_path / "out/table.md").read_text(), capsys.readouterr().out
+    assert "<script" not in markdown and "<b>" not in markdown and "\x1b" not in text + markdown + terminal
+    rows = markdown.split("\n\n")[0].splitlines()
+    assert len({line.replace("\\|", "").count("|") for line in rows}) == 1 and len(rows) == 5
+    assert not list((tmp_path / "out").glob("*.tmp"))
+
+
+def test_the_page_shows_the_table_and_what_is_not_in_it(sweep, tmp_path):
+    (sweep / "dropout_off/seed2/failed.txt").write_text("out of memory")
+    found = make_report([sweep])
+    (tmp_path / "out").mkdir()
+    results, runs, others = Page(page.html(found, pictures.draw(found, tmp_path / "out"), "the command")).tables
+    headings, rows = page.table(found)
+    assert results == [headings, *rows]
+    assert runs[1:] == [
+        ["BASE", "", "20.00", "22.00", "24.00"],
+        ["DROPOUT_OFF", "model.dropout=0.0", "23.00", "24.00", ""],
+    ]
+    assert others[1:] == [["DROPOUT_OFF", "failed", "out of memory (epoch 4 of 4)", str(sweep / "dropout_off/seed2")]]
+
+
+def test_kernels_are_drawn_of_a_run_with_a_checkpoint(tiny_run, tmp_path):
+    before = sorted(p.name for p in tiny_run.iterdir())
+    report.main([str(tiny_run), "--out", str(tmp_path / "out")])
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "curves.png", "kernels_00_base.png", "report.html", "table.md"
+    ]  # fmt: skip
+    assert sorted(p.name for p in tiny_run.iterdir()) == before
+    assert any(
+        image["alt"].startswith("Kernels") for image in Page((tmp_path / "out/report.html").read_text()).all("img")
+    )
+
+
+def test_a_checkpoint_that_cannot_be_read_is_said(tmp_path):
+    (fake(tmp_path / "base", 0) / "checkpoints").mkdir()
+    found = make_report([tmp_path])
+    drawn = pictures.draw(found, tmp_path)
+    [(reason, titles)] = drawn.without_kernels.items()
+    assert titles == ["base"] and "cannot be read" in reason and drawn.kernels == []
+    assert reason in Page(page.html(found, drawn, "")).text
+
+
+def test_what_is_far_off_does_not_squeeze_the_rest(tmp_path):
+    """Of a mean of 40 points or 80, the picture shows the number alone: the rows above are the same, pixel by pixel."""
+    drawn = []
+    for name, error in (("a", 0.5), ("b", 0.9)):
+        fake(tmp_path / name / "base", 0, 0.1)
+        for k, small in ((1.0, 0.11), (1.5, 0.095), (2.5, 0.12), (3.0, error)):
+            fake(tmp_path / name / str(k), 0, small, model__lrn__k=k)
+        path = pictures.draw_differences(make_report([tmp_path / name]).rows, tmp_path / f"{name}.png")
+        with Image.open(path) as image:
+            drawn.append(np.asarray(image.convert("L")))
+    one, other = drawn
+    differs = np.flatnonzero((one != other).any(axis=1))
+    assert one.shape == other.shape and differs.size
+    row, below = 0.5 * pictures.DPI, 0.5 * pictures.DPI
+    assert len(one) - below - row < differs.min() and differs.max() < len(one) - below
+
+
+def test_a_sweep_that_has_just_begun_has_a_page(tmp_path):
+    plan(tmp_path / "s", {"base": {}, "dropout_off": {"model.dropout": 0.0}}, seeds=(0,))
+    report.main([str(tmp_path / "s"), "--out", str(tmp_path / "out")])
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["report.html", "table.md"]
+    assert "2 of 2 runs are not in these numbers" in Page((tmp_path / "out/report.html").read_text()).text
+
+
+def test_an_unwritable_folder_is_the_users_to_mend(sweep, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--out"):
+        report.main([str(sweep), "--out", str(tmp_path / "file")])
+    (tmp_path / "out/table.md").mkdir(parents=True)
+    with pytest.raises(UserError, match="cannot write .*table.md"):
+        report.main([str(sweep), "--out", str(tmp_path / "out")])
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["table.md"]
