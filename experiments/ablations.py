@@ -10,6 +10,7 @@ Locally one cell runs after the other; under SLURM each is a job.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -24,8 +25,8 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from alexnet_jax import UserError, checkpoint, main, one_line
-from alexnet_jax.figures import read_metrics
 from alexnet_jax.prepare import prepare
+from experiments import results
 from experiments.steps import stepper
 
 FAILED = "failed.txt"  # in the workdir of a cell that failed: why
@@ -46,20 +47,10 @@ class Cell:
 
     def epochs_done(self) -> float:
         """How far the run is; all its epochs once its last evaluation is recorded."""
-        path = self.workdir / "metrics.jsonl"
-        records = read_metrics(path) if path.exists() else []
-        if any(finishes(r, self.config) for r in records):
+        run = results.read(self.workdir)
+        if run.state == "finished":
             return float(self.config.epochs)
-        return min(max((r["epoch"] for r in records), default=0.0), self.config.epochs - 0.01)
-
-
-def finishes(record: dict, config: ConfigDict) -> bool:
-    """Whether a record of metrics.jsonl is a run's last: the validation after its last epoch, in the last views."""
-    return (
-        record["split"] == "validation"
-        and record["epoch"] >= config.epochs
-        and record["views"] == config.evaluation.views
-    )
+        return min(max((r["epoch"] for r in run.records), default=0.0), self.config.epochs - 0.01)
 
 
 def read_sweep(name: str) -> tuple[ConfigDict, dict]:
@@ -142,7 +133,8 @@ def train_cell(config: str, workdir: str):
         except checkpoint.Busy:
             time.sleep(2)
         except Exception as e:
-            if path.is_dir():
+            with contextlib.suppress(OSError):  # then its output tells
+                path.mkdir(parents=True, exist_ok=True)
                 (path / FAILED).write_text(f"{e if isinstance(e, UserError) else one_line(e)}\n")
             raise
 
