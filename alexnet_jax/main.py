@@ -159,8 +159,9 @@ def parse(argv: list[str]) -> list[str]:
 def settle():
     """What a process that trains does first: less talk from the libraries, and a cache of what it compiles."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "alexnet_jax" / "xla"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
+    if not jax.config.jax_compilation_cache_dir:  # $JAX_COMPILATION_CACHE_DIR
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "alexnet_jax" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
     logging.set_verbosity(logging.ERROR)  # TFDS and orbax report every file at the level below
 
 

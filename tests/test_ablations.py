@@ -48,7 +48,7 @@ def start(*flags):
 
 
 def test_killed_and_continued(sweep, tmp_path):
-    """With its run, at once, mid-run. The failed cell is named and the rest goes on; again, and nothing is done twice."""
+    """With its run, at once, mid-run. The failed cell is named and the rest goes on; nothing is done twice."""
     workdir = tmp_path / "runs"
     flags = ("--sweep", sweep, "--seeds", 1, "--workdir", workdir)
     process = start(*flags)
