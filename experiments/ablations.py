@@ -31,6 +31,7 @@ from experiments.steps import stepper
 
 FAILED = "failed.txt"  # in the workdir of a cell that failed: why
 DAYS = 7  # after which a job is given up
+BAR = "{percentage:3.0f}%|{bar}| {n:.1f}/{total:.0f} epochs [{elapsed}<{remaining}]{postfix}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,8 +179,12 @@ def _time(seconds: float) -> str:
     return f"{seconds:.0f} s" if minutes < 2 else f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
-def launch(cells: list[Cell], executor: submitit.Executor, at_once: int) -> dict[str, str]:
-    """Runs the cells that are not finished, `at_once` of them at a time. Returns {cell: why} of those that failed."""
+def launch(cells: list[Cell], executor: submitit.Executor) -> dict[str, str]:
+    """Runs the cells that are not finished: here one after the other, on a cluster each as a job, all at once.
+
+    Returns {cell: why} of those that failed.
+    """
+    here = isinstance(executor, submitit.LocalExecutor)
     waiting = [c for c in cells if c.epochs_done() < c.config.epochs]
     running, failed = {}, {}
     total = sum(c.config.epochs for c in cells)
@@ -187,7 +192,7 @@ def launch(cells: list[Cell], executor: submitit.Executor, at_once: int) -> dict
         bar.write(f"{len(cells) - len(waiting)} of {len(cells)} cells are finished", file=sys.stderr)
         try:
             while waiting or running:
-                while waiting and len(running) < at_once:
+                while waiting and not (here and running):
                     cell = waiting.pop(0)
                     job = executor.submit(train_cell, cell.config.to_json(), str(cell.workdir))
                     running[cell] = job
@@ -200,15 +205,12 @@ def launch(cells: list[Cell], executor: submitit.Executor, at_once: int) -> dict
                         bar.write(f"failed: {cell}: {failed[str(cell)]}", file=sys.stderr)
                 bar.set_postfix_str("; ".join(map(str, running)) if len(running) < 3 else f"{len(running)} jobs")
                 bar.update(sum(c.epochs_done() for c in cells) - bar.n)
-                time.sleep(1 if at_once == 1 else 10)
+                time.sleep(1 if here else 10)
         finally:
-            if at_once == 1:  # a sweep that is stopped stops its run; jobs of a cluster go on, and are waited for
+            if here:  # a sweep that is stopped stops its run; jobs of a cluster go on, and are waited for
                 for job in running.values():
                     job.cancel()
     return failed
-
-
-BAR = "{percentage:3.0f}%|{bar}| {n:.1f}/{total:.0f} epochs [{elapsed}<{remaining}]{postfix}"
 
 
 def _reason(cell: Cell, job: submitit.Job) -> str:
@@ -267,8 +269,7 @@ def run(argv: list[str]) -> int:
     executor = make_executor(flags.launcher, workdir / "jobs", flags.slurm)
     record(workdir, flags.sweep, base, ablations, flags.seeds)
     prepare(base.data)  # once, before the runs ask for it
-    at_once = 1 if flags.launcher == "local" else len(cells)
-    failed = launch(cells, executor, at_once)
+    failed = launch(cells, executor)
     for cell, reason in failed.items():
         print(f"failed: {cell}: {reason}", file=sys.stderr)
     print(f"{len(cells) - len(failed)} of {len(cells)} cells finished: python -m experiments.report {workdir}")
