@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from alexnet_jax import UserError, checkpoint, figures, one_line
+from alexnet_jax import UserError, checkpoint, one_line, plots
 from alexnet_jax.records import slug
 from experiments.results import printable
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # report.py imports this file
     from experiments.results import Run
 
 INCHES, DPI = 4.8, 300  # narrow, so that its letters can be read on a phone; fine, so that they are sharp on a desk
-BLUE, ORANGE = figures.COLORS[:2]
+BLUE, ORANGE = plots.COLORS[:2]
 PALE = "#999999"  # the base in another's panel
 
 
@@ -65,7 +65,7 @@ def draw(report: "Report", folder: Path) -> Pictures:
         except UserError as error:
             without.setdefault(printable(str(error)), []).append(row.title)
             continue
-        path = figures.kernels(kernel, folder / f"kernels_{index:02}_{slug(row.title)[:40]}.png", towers)
+        path = plots.kernels(kernel, folder / f"kernels_{index:02}_{slug(row.title)[:40]}.png", towers)
         kernels.append(Picture(path, f"Kernels of conv1: {row.title}, seed {seed}.", f"{row.title}, seed {seed}"))
     return Pictures(differences, curves, kernels, without)
 
@@ -118,8 +118,8 @@ def draw_differences(rows: Sequence["Row"], path: Path) -> Path:
     axes.tick_params(labelsize=8)
     for word, side, shift in (("\u2190 better", "right", -4), ("worse \u2192", "left", 4)):
         at = {"xy": (0, -0.5), "xytext": (shift, 2), "textcoords": "offset points"}
-        axes.annotate(word, **at, ha=side, size=7.5, color=figures.GREY)
-    return figures.save(figure, path)
+        axes.annotate(word, **at, ha=side, size=7.5, color=plots.GREY)
+    return plots.save(figure, path)
 
 
 def _leads_out(axes: Axes, edge: float, y: float, arrow: str, mean: float | None) -> None:
@@ -163,7 +163,7 @@ def draw_curves(base: "Row", rows: Sequence["Row"], path: Path) -> Path:
     names |= {"the base": {"color": PALE}} if base in rows else {}
     handles = [Line2D([], [], label=name, lw=1.3, **style) for name, style in names.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=7.5, frameon=False)
-    return figures.save(figure, path)
+    return plots.save(figure, path)
 
 
 def _band(curves: Iterable[Sequence[float]]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

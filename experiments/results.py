@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import UserError, one_line
 from alexnet_jax.checkpoint import FREE
-from alexnet_jax.figures import read_metrics
+from alexnet_jax.curves import read_metrics
 from experiments.changes import CHANGES, Change
 
 NEEDED = {"name": str, "seed": int, "epochs": int, "evaluation.views": int, "model.num_classes": int, "data.name": str}

@@ -14,9 +14,10 @@ PACKAGE = Path(alexnet_jax.__file__).parent
 # A file imports only from lower rows, or from its own row to its left.
 ROWS = [
     ["records", "glyphs", "photos", "prepare", "augment", "layers", "towers", "data", "optimizer", "metrics"],
+    ["plots", "curves"],
     ["model"],
     ["checkpoint", "evaluate"],
-    ["features", "figures", "predict", "train"],
+    ["features", "predict", "retrieval", "figures", "train"],
     ["main", "summary"],
 ]
 ORDER = [name for row in ROWS for name in row]

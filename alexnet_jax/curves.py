@@ -1,0 +1,129 @@
+"""Training curves, from what a run's log holds.
+
+curves({"paper": read_metrics("run/metrics.jsonl")}, "curves.png")
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
+
+from alexnet_jax import UserError
+from alexnet_jax.plots import COLORS, DPI, GREY, WIDTH, save
+
+MARKERS = "os^Dv"  # as many as share no factor with COLORS: 35 runs before two look the same
+
+
+def read_metrics(path: str | Path) -> list[dict]:
+    """The records of a metrics.jsonl, in its order. A last line that a killed run left unfinished is ignored."""
+    try:
+        lines = Path(path).read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}): name the metrics.jsonl of a run") from error
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if isinstance(record, dict):
+            records.append(record)
+        elif number < len(lines):  # behind the last newline there is nothing, or what a kill cut off
+            raise UserError(f"line {number} of {path} is damaged: delete that line")
+    return records
+
+
+def _kind(record: Mapping) -> str:
+    if record["split"] == "train":
+        return "train"
+    return "evaluation" if record.get("views") in (None, 1) else "several views"
+
+
+def _points(records: Sequence[Mapping], key: str, kind: str, scale: float = 1) -> np.ndarray:
+    """float64 (2, points): epochs and values by step. A resumed run repeats steps: the last record of each counts."""
+    points = {r["step"]: (r["epoch"], scale * r[key]) for r in records if r.get(key) is not None and _kind(r) == kind}
+    return np.array([points[step] for step in sorted(points)], np.float64).reshape(-1, 2).T
+
+
+def _thinned(points: np.ndarray, most: int = 400) -> np.ndarray:
+    """Means over equal stretches: drawn one by one, 20,000 noisy steps are a band that hides the evaluations."""
+    if points.shape[1] <= most:
+        return points
+    return np.stack([part.mean(axis=1) for part in np.array_split(points, most, axis=1)], axis=1)
+
+
+def _legend(axes: Axes, entries: Mapping[str, Mapping]) -> None:
+    """A legend of lines by label. Its texts are set afterwards: legend() itself drops "_run" and typesets "$run$"."""
+    handles = [Line2D([], [], **style) for style in entries.values()]
+    beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)}  # inside it would cover somebody's curve
+    legend = axes.legend(handles, [" "] * len(handles), fontsize=8, frameon=False, **beside)
+    for text, label in zip(legend.get_texts(), entries, strict=True):
+        text.set(text=label, parse_math=False)
+
+
+def curves(runs: Mapping[str, Sequence[Mapping]], path: str | Path, top5: bool = True) -> Path:
+    """Draws loss, error in percent and learning rate over epochs, one colour a run.
+
+    runs: by label, the records of metrics.jsonl: step, epoch (float), split ("train"; any other is an evaluation) and,
+    as far as they are there, loss, top1_error and top5_error (fractions), learning_rate (of training), views. At most
+    400 points of training are drawn, each the mean over its stretch; evaluations are all in their line, one of several
+    views is a star. Hairlines mark where a rate fell by a quarter or more at once, grey ones where several runs' did.
+    top5: draw the top-5 error too, where there is one; of ten classes it says little.
+    """
+    figure = Figure(figsize=(WIDTH / DPI, 5.6), dpi=DPI, layout="constrained")
+    loss, error, rate = figure.subplots(3, 1, sharex=True, height_ratios=(4, 4, 1.5))
+    by_run, by_line, drops, all_rates = {}, {}, {}, []
+
+    def draw(axes, name, points, **style):
+        count = points.shape[1]
+        if count:
+            style = {"ms": 3.5, "marker": "o" if count == 1 else None} | style  # of one point there is no line to see
+            axes.plot(*points, markevery=count // 25 + 1, **style)
+            by_line.setdefault(name, style | {"color": GREY})
+
+    for i, (label, records) in enumerate(runs.items()):
+        color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
+        by_run[label] = {"color": color, "lw": 1.5, "marker": marker, "ms": 4}
+        for axes, key, scale in ((loss, "loss", 1), (error, "top1_error", 100)):
+            train = _thinned(_points(records, key, "train", scale))
+            centre = _points(records, key, "evaluation", scale)
+            several = _points(records, key, "several views", scale)
+            draw(axes, "train", train, color=color, lw=0.9, alpha=0.5)
+            draw(axes, "evaluation", centre, color=color, lw=1.5, marker=marker)
+            draw(axes, "several views", several, color=color, lw=0, marker="*", ms=9)
+        if top5:
+            five = _points(records, "top5_error", "evaluation", 100)
+            draw(error, "evaluation, top-5", five, color=color, lw=1.2, ls="--", mfc="white")
+        epochs, rates = _points(records, "learning_rate", "train")
+        first = {"marker": ".", "ms": 4, "markevery": slice(1)}  # seen even where it is the only one
+        rate.plot(epochs, rates, color=color, lw=1.5, drawstyle="steps-post", **first)
+        all_rates.extend(rates[rates > 0])
+        for epoch in epochs[1:][rates[1:] < 0.75 * rates[:-1]]:
+            drops[epoch] = GREY if epoch in drops else color
+    # The loss can shoot far above chance in the first steps: that spike leaves the panel rather than flatten the rest.
+    levels = [y[np.isfinite(y)] for y in (line.get_ydata() for line in loss.lines)]
+    top = max((1.3 * np.percentile(y, 97) for y in levels if y.size), default=0) or 1
+    loss.set(ylabel="loss", ylim=(0, min(loss.get_ylim()[1], top)))
+    for axes in (loss, error, rate):
+        for epoch, color in drops.items():
+            axes.axvline(epoch, color=color, lw=0.6, alpha=0.7, zorder=0)
+        axes.grid(axis="y", color="#e8e8e8", lw=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+        axes.margins(x=0.01)
+    _legend(loss, by_run)
+    _legend(error, by_line)
+    error.set(ylabel="top-1 error, %", ylim=(0, None))
+    rate.set(ylabel="learning\nrate", xlabel="epoch", xlim=(0, None), yticks=[])
+    rate.locator_params(axis="x", steps=(1, 2, 5, 10))
+    if all_rates:  # a log axis cannot be drawn without a value; a factor of 16 always holds a power of ten to tick
+        rate.set(yscale="log", ylim=(min(all_rates) / 4, max(all_rates) * 4))
+        rate.yaxis.set_major_locator(LogLocator(numticks=6))
+        rate.yaxis.set_minor_locator(NullLocator())
+    figure.align_ylabels()
+    return save(figure, path)

@@ -1,0 +1,292 @@
+"""Pictures of arrays: conv1's kernels, photos with what a network says of them, a confusion matrix. Plain PNGs.
+
+    kernels(params["conv1"]["kernel"], "kernels.png")                                # the paper's figure 3
+    predictions(images, labels, probabilities, classes, "predictions.png")           # figure 4, left
+    neighbours(queries, [0, 7], hits, labels, ["ant", "bee"], "neighbours.png")      # figure 4, right
+
+Figures are drawn on objects of their own, never through pyplot: nothing global changes, no window is needed, and a
+notebook's own figures stay as they are.
+"""
+
+import contextlib
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from alexnet_jax import UserError
+
+WIDTH = 1150  # pixels
+DPI = 150
+BAR = 27  # pixels: a bar with its text
+GREY = "#666666"
+BLUE, ORANGE = "#0072B2", "#E69F00"
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito: for every eye
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Writes the figure as a PNG, whole or not at all."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=figure.dpi, facecolor="white")
+    partial = Path(f"{path}.{os.getpid()}.tmp")
+    try:
+        partial.write_bytes(png.getbuffer())
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}): name a file in a folder you can write to") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+    return Path(path)
+
+
+# --- Kernels ----------------------------------------------------------------------------------------------------------
+
+
+def colorfulness(kernel: np.ndarray) -> np.ndarray:
+    """The share of each kernel's energy that is colour rather than grey: 0 for a grey kernel, 1 for opponent colours.
+
+    kernel: float (height, width, 3, n). Returns float64 (n,) in 0..1, where w is one kernel and the mean is over RGB:
+
+        sum((w - mean(w))^2) / sum(w^2)
+
+    A kernel of one colour, red alone, has 2/3: a third of it is the grey of its brightness. One of zeros has 0.
+    """
+    kernel = np.asarray(kernel, np.float64)
+    color = np.square(kernel - kernel.mean(axis=2, keepdims=True)).sum(axis=(0, 1, 2))
+    energy = np.square(kernel).sum(axis=(0, 1, 2))
+    return np.divide(color, energy, out=np.zeros_like(energy), where=energy > 0)
+
+
+def towers_colors(kernel: np.ndarray, towers: int) -> list[tuple[int, int, float]]:
+    """By tower: its kernels, those of them with more than half of their energy in colour, their mean `colorfulness`."""
+    return [(len(part), int((part > 0.5).sum()), float(part.mean())) for part in np.split(colorfulness(kernel), towers)]
+
+
+def kernels(kernel: np.ndarray, path: str | Path, towers: int = 2) -> Path:
+    """Draws conv1's kernels, tower by tower from the top, each title with the tower's `towers_colors`.
+
+    kernel: float (height, width, 3, n), n a multiple of `towers`, tower by tower. Each kernel is scaled on its own,
+    0.5 + w / (2 max|w|), so that mid-grey is zero. A weight is a square of whole pixels.
+    """
+    kernel = np.asarray(kernel, np.float64)
+    height, width, _, n = kernel.shape
+    peak = np.abs(kernel).max(axis=(0, 1, 2))
+    levels = np.rint(255 * (0.5 + kernel / (2 * np.where(peak > 0, peak, 1)))).astype(np.uint8)
+
+    gap, margin, title = 4, 14, 40  # pixels
+    rows = -(-(n // towers) // 16)  # the paper's figure has 16 kernels in a row
+    columns = -(-(n // towers) // rows)
+    zoom = max(1, min(12, ((WIDTH - 2 * margin + gap) // columns - gap) // width))
+    step_y, step_x = height * zoom + gap, width * zoom + gap
+    block = rows * step_y - gap
+    total_y = towers * (title + block) + margin
+    total_x = max(640, columns * step_x - gap + 2 * margin)  # narrower, the title would not fit
+    figure = Figure(figsize=(total_x / DPI, total_y / DPI), dpi=DPI)
+    colors = towers_colors(kernel, towers)
+    for tower, (part, (count, mostly, mean)) in enumerate(zip(np.split(levels, towers, axis=3), colors, strict=True)):
+        canvas = np.full((block, columns * step_x - gap, 3), 255, np.uint8)
+        for i, tile in enumerate(np.moveaxis(part, 3, 0)):
+            y, x = i // columns * step_y, i % columns * step_x
+            canvas[y : y + height * zoom, x : x + width * zoom] = tile.repeat(zoom, axis=0).repeat(zoom, axis=1)
+        bottom = total_y - (tower + 1) * (title + block)
+        figure.figimage(canvas[::-1], margin, bottom, origin="lower")  # pixel by pixel: imshow would resample
+        y = (bottom + block + 10) / total_y
+        figure.text(margin / total_x, y, f"tower {tower + 1}" if towers > 1 else "conv1", size=10, weight="bold")
+        note = f"{mostly} of {count} kernels mostly colour, mean share {mean:.0%}"
+        figure.text(1 - margin / total_x, y, note, size=9, color=GREY, ha="right")
+    return save(figure, path)
+
+
+# --- Photos -----------------------------------------------------------------------------------------------------------
+
+
+def predictions(
+    images: Sequence[np.ndarray],
+    labels: Sequence[int],
+    probabilities: np.ndarray,
+    classes: Sequence[str],
+    path: str | Path,
+    top: int = 5,
+) -> Path:
+    """Draws up to eight images, each over the bars of its `top` most probable classes.
+
+    images: uint8 (height, width, 3) each; labels: the true classes' numbers; probabilities: float (b, len(classes)), in
+    0..1. A title is the true class and a tick where it came first; among the bars it is orange, bold and has an arrow.
+    """
+    probabilities = np.asarray(probabilities)
+    count = min(8, len(images))
+    columns = min(4, count)
+    top = min(top, len(classes))
+    gap, title = 14, 40  # pixels
+    side = (WIDTH - 5 * gap) // 4
+    cell = title + side + gap // 2 + top * BAR
+    total_x, total_y = columns * (side + gap) + gap, -(-count // columns) * cell + gap
+    figure = Figure(figsize=(total_x / DPI, total_y / DPI), dpi=DPI)
+    for i, (image, label, shares) in enumerate(zip(images[:8], labels[:8], probabilities[:8], strict=True)):
+        left, above = gap + i % columns * (side + gap), i // columns * cell
+        order = np.argsort(-shares, kind="stable")[:top]
+        mark = "✓" if order[0] == label else "✗"
+        photo = _photo(figure, image, left, above + title, side)
+        photo.set_title(f"{mark} {short(classes[label])}", size=9, weight="bold", pad=4, parse_math=False)
+        _bars(figure, order, shares, label, classes, left, above + title + side + gap // 2, side)
+    return save(figure, path)
+
+
+def mistakes(
+    images: Sequence[np.ndarray],
+    labels: Sequence[int],
+    probabilities: np.ndarray,
+    classes: Sequence[str],
+    path: str | Path,
+) -> Path:
+    """Draws wrongly classified images in two rows, each over the bars of the predicted and of the true class.
+
+    images, labels, probabilities: as in `predictions`, the most certain mistakes first and in their order, then as many
+    of the least certain (one less where their number is odd). The true class is orange, bold and has an arrow. Without
+    an image the picture says that there are none.
+    """
+    probabilities = np.asarray(probabilities)
+    first = -(-len(images) // 2)
+    columns = max(1, first)
+    gap, title = 14, 46  # pixels
+    side = (WIDTH - gap) // max(5, columns) - gap
+    cell = title + side + gap // 2 + 2 * BAR
+    rows = {"most certain mistakes": range(first), "least certain mistakes": range(first, len(images))}
+    rows = {name: row for name, row in rows.items() if row} or {"no mistakes": range(0)}
+    total_x = max(440, columns * (side + gap) + gap)  # narrower, the title would not fit
+    total_y = len(rows) * (cell if len(images) else title) + gap
+    figure = Figure(figsize=(total_x / DPI, total_y / DPI), dpi=DPI)
+    for r, (name, row) in enumerate(rows.items()):
+        y = 1 - (r * cell + title - 12) / total_y
+        figure.text(gap / total_x, y, name, size=10, weight="bold")
+        for column, i in enumerate(row):
+            left, top = gap + column * (side + gap), r * cell + title
+            _photo(figure, images[i], left, top, side)
+            shown = [probabilities[i].argmax(), labels[i]]
+            _bars(figure, shown, probabilities[i], labels[i], classes, left, top + side + gap // 2, side)
+    return save(figure, path)
+
+
+def neighbours(
+    queries: Sequence[np.ndarray],
+    names: Sequence[str],
+    hits: Sequence[Sequence[np.ndarray]],
+    hit_names: Sequence[Sequence[str]],
+    same: np.ndarray | None,
+    path: str | Path,
+) -> Path:
+    """Draws a query a row and, right of it, its nearest neighbours in their order.
+
+    queries: uint8 (height, width, 3) each; names: what stands under each; hits, hit_names: for each query its
+    neighbours' images and classes, equally many; same: bool (queries, neighbours), whether a neighbour is of its
+    query's class: then it has a tick and a blue frame, else a cross and an orange one. None: unknown, all are grey.
+    """
+    count = len(hits[0])
+    gap, title, caption = 12, 40, 34  # pixels
+    side = (WIDTH - 3 * gap) // (count + 1) - gap
+    cell = side + caption
+    total_x, total_y = (count + 1) * (side + gap) + 3 * gap, title + len(queries) * cell + gap
+    figure = Figure(figsize=(total_x / DPI, total_y / DPI), dpi=DPI)
+    first = 3 * gap + side + gap  # a wider gap parts the query from its neighbours
+    for left, text in ((gap, "query"), (first, "nearest first")):
+        figure.text(left / total_x, 1 - (title - 12) / total_y, text, size=10, weight="bold")
+
+    def draw(image, name, left, top, color=None, **style):
+        photo = _photo(figure, image, left, top, side)
+        if color:
+            photo.set_axis_on()
+            photo.set(xticks=[], yticks=[])
+            photo.spines[:].set(color=color, linewidth=2.5)
+        photo.set_title(short(name, side // 10), size=7, y=0, pad=-6, va="top", parse_math=False, **style)
+
+    for i, (query, name, images, theirs) in enumerate(zip(queries, names, hits, hit_names, strict=True)):
+        top = title + i * cell
+        draw(query, name, gap, top, weight="bold")
+        for j, (image, hit_name) in enumerate(zip(images, theirs, strict=True)):
+            mark, color = ("", "#999999") if same is None else ("✓ ", BLUE) if same[i][j] else ("✗ ", ORANGE)
+            draw(image, mark + hit_name, first + j * (side + gap), top, color)
+    return save(figure, path)
+
+
+def short(name: str, length: int = 20) -> str:
+    """A class's first name ("goldfish, Carassius auratus"), cut to `length` letters."""
+    name = name.split(",")[0]
+    return name if len(name) <= length else f"{name[: length - 1]}…"
+
+
+def _axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Axes at a place in pixels from the figure's top left corner."""
+    total_x, total_y = figure.get_size_inches() * DPI
+    return figure.add_axes((left / total_x, 1 - (top + height) / total_y, width / total_x, height / total_y))
+
+
+def _photo(figure: Figure, image: np.ndarray, left: float, top: float, side: float) -> Axes:
+    photo = _axes(figure, left, top, side, side)
+    photo.imshow(image)
+    photo.set_axis_off()
+    return photo
+
+
+def _bars(figure: Figure, shown: Sequence[int], shares: np.ndarray, label: int, classes: Sequence[str],
+          left: float, top: float, side: float):  # fmt: skip
+    """The shares of the classes `shown` as bars with names, the true class orange, bold and with an arrow."""
+    bars = _axes(figure, left, top, side, len(shown) * BAR)
+    bars.set(xlim=(0, 1), ylim=(len(shown) - 0.5, -0.5))
+    length = int(side / 9.4) - 6  # letters of this size that fit beside the number
+    for y, k in enumerate(shown):
+        true = k == label
+        bars.barh(y, shares[k], height=0.84, color="#F0A030" if true else "#BCD3E6")
+        style = {"size": 7, "va": "center_baseline", "weight": "bold" if true else "normal", "parse_math": False}
+        bars.text(0.02, y, f"{'▸ ' if true else ''}{short(classes[k], length)}", **style)
+        bars.text(0.98, y, "<1%" if shares[k] < 0.01 else f"{shares[k]:.0%}", ha="right", **style)
+    bars.set_axis_off()
+
+
+# --- Confusion --------------------------------------------------------------------------------------------------------
+
+
+def confusion(counts: np.ndarray, classes: Sequence[str], path: str | Path) -> Path:
+    """Draws a confusion matrix: rows true classes, columns predicted ones, right answers blue, wrong ones orange.
+
+    counts: int (n, n), images by true and predicted class. Up to 20 classes have their names, and their counts in the
+    cells; of more the numbers. A cell's depth is the square root of its share of its row, so that rare confusions show;
+    of more than 20 classes, whose cells are points, the fourth root, in a darker orange.
+    """
+    counts = np.asarray(counts)
+    n, total = len(classes), counts.sum()
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    named = n <= 20
+    full = np.where(np.eye(n, dtype=bool)[..., None], (86, 180, 233), (230, 159, 0) if named else (213, 94, 0))
+    levels = np.rint(255 - (shares ** (1 / 2 if named else 1 / 4))[..., None] * (255 - full)).astype(np.uint8)
+
+    names = [short(name) for name in classes] if named else []
+    label = 12 * max((len(name) for name in names), default=5) + 24  # pixels: the longest name at its size
+    title = 46
+    cell = min(100, max(1, (WIDTH - label - 60) // n))
+    side = n * cell
+    total_x, total_y = max(620, label + side + 76), title + side + label + 20  # narrower, the title would not fit
+    figure = Figure(figsize=(total_x / DPI, total_y / DPI), dpi=DPI)
+    axes = _axes(figure, label + 36, title, side, side)
+    axes.imshow(levels, interpolation="nearest")
+    right = np.trace(counts) / max(total, 1)
+    note = f"{total:,} images, {right:.1%} right"
+    figure.text(14 / total_x, 1 - (title - 14) / total_y, note, size=9, weight="bold")
+    axes.set_ylabel("true", size=9)
+    axes.set_xlabel("predicted", size=9, labelpad=6)
+    axes.tick_params(labelsize=8, length=0 if named else 3)
+    axes.spines[:].set(color="#cccccc", linewidth=0.6, position=("outward", 1))  # at the edge it would hide cells
+    if named:
+        style = {"parse_math": False}
+        axes.set_yticks(range(n), names, **style)
+        axes.set_xticks(range(n), names, rotation=90, **style)
+        axes.hlines(np.arange(1, n) - 0.5, -0.5, n - 0.5, color="#e8e8e8", lw=0.6)
+        axes.vlines(np.arange(1, n) - 0.5, -0.5, n - 0.5, color="#e8e8e8", lw=0.6)
+        size = min(9, 0.8 * cell / (1.3 * len(str(counts.max()))))
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            axes.text(column, row, counts[row, column], size=size, ha="center", va="center_baseline")
+    return save(figure, path)

@@ -1,0 +1,92 @@
+"""Training curves: every record of every run is in the picture, once."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alexnet_jax import UserError
+from alexnet_jax.curves import curves, read_metrics
+
+# A letter that the font lacks, an empty axis; not what other tests' objects say when they are collected meanwhile.
+NO_WARNINGS = pytest.mark.filterwarnings(
+    "error", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+def read(path):
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def count(picture, color):
+    return int((picture == color).all(axis=2).sum())
+
+
+def record(step, split="train", **more):
+    values = {"loss": 2 / step, "top1_error": 1 / step}
+    return {"step": step, "epoch": step / 10, "split": split} | values | more
+
+
+def test_read_metrics_ignores_only_a_torn_last_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps(record(step)) for step in (1, 2, 3)]
+    path.write_text("\n".join(lines) + "\n")
+    assert [r["step"] for r in read_metrics(path)] == [1, 2, 3]
+    for torn in (lines[2][:-1], '{"ste', "\0\0\0"):
+        path.write_text("\n".join([*lines[:2], torn]))
+        assert read_metrics(path) == [json.loads(line) for line in lines[:2]]
+    path.write_bytes(b"")
+    assert read_metrics(path) == []
+
+
+@pytest.mark.parametrize("damaged", [b'{"step": 1, "ep', b"", b"12", b"\xff\xfe"])
+def test_read_metrics_names_a_damaged_line(tmp_path, damaged):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"\n".join([json.dumps(record(1)).encode(), damaged, json.dumps(record(2)).encode()]) + b"\n")
+    with pytest.raises(UserError, match="line 2 of .*metrics.jsonl is damaged"):
+        read_metrics(path)
+    with pytest.raises(UserError, match="nowhere"):
+        read_metrics(tmp_path / "nowhere" / "metrics.jsonl")
+
+
+def test_curves_draws_every_run_in_its_colour(tmp_path):
+    train = [record(step, learning_rate=0.01 * 0.1 ** (step > 30)) for step in range(1, 60)]
+    slower = [r | {"learning_rate": r["learning_rate"] / 2} for r in train]
+    evaluations = [record(step, "validation", views=1, top5_error=0.5 / step) for step in range(10, 60, 10)]
+    runs = {"_paper": [*train, record(50, "test", views=10)], "$cost$ of tanh": evaluations, "train only": slower}
+    picture = read(curves(runs, tmp_path / "curves.png"))
+    assert 900 < picture.shape[1] < 1200
+    for color in ((0, 114, 178), (213, 94, 0), (0, 158, 115)):
+        assert count(picture[:, :900], color) > 100  # left of the legends
+    assert not count(picture, (204, 121, 167))  # a fourth run's
+
+
+def test_curves_counts_a_step_that_a_resumed_run_repeats_once(tmp_path):
+    whole = [record(step, learning_rate=0.01) for step in range(1, 9)]
+    stale = [record(step, learning_rate=0.01, loss=9.0) for step in (4, 5)]
+    once = curves({"run": whole}, tmp_path / "once.png").read_bytes()
+    assert curves({"run": whole[:3] + stale + whole[3:]}, tmp_path / "twice.png").read_bytes() == once
+
+
+def test_curves_leaves_top5_out_on_request(tmp_path):
+    plain = [record(step, "validation") for step in (1, 2)]
+    without = curves({"run": plain}, tmp_path / "a.png").read_bytes()
+    both = [r | {"top5_error": 0.1} for r in plain]
+    assert curves({"run": both}, tmp_path / "b.png", top5=False).read_bytes() == without
+    assert curves({"run": both}, tmp_path / "b.png").read_bytes() != without
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [],
+        [record(1, learning_rate=0.005)],
+        [record(1, "test", views=10, top5_error=None)],
+        [record(1, learning_rate=0.0, loss=float("nan")), {"note": "no metric"}],
+    ],
+)
+@NO_WARNINGS
+def test_curves_survives_hardly_any_records(tmp_path, records):
+    assert read(curves({"run": records}, tmp_path / "curves.png")).std() > 0
