@@ -31,6 +31,7 @@ from alexnet_jax.records import Prepared, Split, in_threads
 
 K = 6  # figure 4 shows six
 SPARE = 10  # candidates beyond k that the device hands over
+NOT_FINITE = "the vectors hold what is no number, or numbers whose squares pass float32"
 
 # --- Search -----------------------------------------------------------------------------------------------------------
 
@@ -52,7 +53,7 @@ def nearest(
       block: rows of either that are multiplied at a time; default: 2**26 numbers' worth, 4096 at most.
       progress: a bar to advance by n.
     Returns: distances float32 (q, k), ascending, and indices int32 (q, k); of equal distances the lower index first.
-    Raises UserError if the gallery holds fewer than k others.
+    Raises UserError if the gallery holds fewer than k others, ValueError if a number is not finite or near 1e19.
 
     The device compares blocks by |a|^2 + |b|^2 - 2ab, a matrix product. Two large numbers' small difference loses its
     digits, so (1) vectors are taken from the queries' mean, which leaves distances alone and makes a and b short,
@@ -77,11 +78,14 @@ def nearest(
         centre = asked.mean(axis=0, dtype=np.float64).astype(np.float32)
         values, candidates = _candidates(asked, gallery, centre, own[left], m, block, progress)
         squares, lengths = _true_squares(asked, gallery, centre, candidates)
-        squares[np.isinf(values)] = np.inf  # its own row
+        squares[(candidates < 0) | (candidates == own[left, None])] = np.inf
         order = np.lexsort((candidates, squares))[:, :k]
         squares = np.take_along_axis(squares, order, axis=1)
+        if not np.isfinite(squares).all():
+            raise ValueError(NOT_FINITE)
         distances[left], indices[left] = np.sqrt(squares), np.take_along_axis(candidates, order, axis=1)
-        certain = squares[:, -1] * (1 + 2 * error) <= values[:, -1] - 8 * error * lengths
+        reach = values[:, -1]
+        certain = np.isfinite(reach) & (squares[:, -1] * (1 + 2 * error) <= reach - 8 * error * lengths)
         left, m, progress = left[~certain & (m < n)], min(n, 4 * m), None
     return distances, indices
 
@@ -96,6 +100,8 @@ def _candidates(queries, gallery, centre, own, m, block, progress) -> tuple[np.n
         for i, (part, numbers) in enumerate(parts):
             best[i] = _merge(best[i], _centred(part, centre), rows, numbers, start, m)
         jax.block_until_ready(best)  # or all blocks of the gallery would queue up on the device
+        if not np.isfinite(rows[1]).all():
+            raise ValueError(NOT_FINITE)
         if progress is not None:
             progress.update(len(rows[1]))
     values, indices = (np.concatenate(arrays) for arrays in zip(*jax.device_get(best), strict=True))

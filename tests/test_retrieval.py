@@ -121,6 +121,17 @@ def test_too_few_in_the_gallery_are_named():
         nearest(rows, rows, 0)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+def test_vectors_that_cannot_be_compared_are_refused(bad):
+    rows = vectors(40)
+    rows[:, 3] = bad
+    rows[::2, 3] *= -1
+    for queries, gallery in ((rows, rows), (rows, vectors(40)), (vectors(40), rows)):
+        with pytest.raises(ValueError, match="no number"):
+            nearest(queries, gallery, 6)
+
+
 def test_precision_of_a_hand_made_example():
     """Gallery classes a a b b c; two queries of a and one of c."""
     gallery = np.array([0, 0, 1, 1, 2])
