@@ -47,7 +47,7 @@ def start(*flags):
     return subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
 
 
-def test_killed_and_continued(sweep, tmp_path):
+def test_killed_and_continued(sweep, tmp_path, capsys):
     """With its run, at once, mid-run. The failed cell is named and the rest goes on; nothing is done twice."""
     workdir = tmp_path / "runs"
     flags = ("--sweep", sweep, "--seeds", 1, "--workdir", workdir)
@@ -73,8 +73,9 @@ def test_killed_and_continued(sweep, tmp_path):
     assert json.loads((workdir / "pooling" / "seed0" / "config.json").read_text())["model"]["pool_size"] == 2
 
     before = log.stat().st_mtime_ns
-    out, err = start(*flags, "--only", "pooling").communicate()
-    assert "2 of 2 cells are finished" in err and "2 of 2 cells finished" in out
+    assert ablations.run([*map(str, flags), "--only", "pooling"]) == 0
+    said = capsys.readouterr()
+    assert "2 of 2 cells are finished" in said.err and "2 of 2 cells finished" in said.out
     assert log.stat().st_mtime_ns == before
     plan = json.loads((workdir / "sweep.json").read_text())
     assert list(plan["cells"]) == ["base", "fails", "pooling"] and plan["seeds"] == [0]
@@ -83,7 +84,7 @@ def test_killed_and_continued(sweep, tmp_path):
 def test_dry_run_tells_the_cells_and_the_cost(sweep, tmp_path, capsys):
     assert ablations.run(["--sweep", str(sweep), "--workdir", str(tmp_path / "runs"), "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert "pooling   ---  model.pool_size=2" in said and "the 9.0 runs to come" in said
+    assert "pooling  ---  model.pool_size=2" in said and "the 9.0 runs to come" in said
     assert not (tmp_path / "runs").exists()
 
 
