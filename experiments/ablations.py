@@ -29,7 +29,6 @@ from alexnet_jax.prepare import prepare
 from experiments import results
 from experiments.steps import stepper
 
-FAILED = "failed.txt"  # in the workdir of a cell that failed: why
 DAYS = 7  # after which a job is given up
 BAR = "{percentage:3.0f}%|{bar}| {n:.1f}/{total:.0f} epochs [{elapsed}<{remaining}]{postfix}"
 
@@ -125,7 +124,7 @@ def train_cell(config: str, workdir: str):
     """What a job does: trains a config (JSON) in a workdir, from where it stands. Waits if another job is at it."""
     main.settle()
     path = Path(workdir)
-    (path / FAILED).unlink(missing_ok=True)
+    (path / results.FAILED).unlink(missing_ok=True)
     while True:
         try:
             if main.run(ConfigDict(json.loads(config)), path):
@@ -136,7 +135,7 @@ def train_cell(config: str, workdir: str):
         except Exception as e:
             with contextlib.suppress(OSError):  # then its output tells
                 path.mkdir(parents=True, exist_ok=True)
-                (path / FAILED).write_text(f"{e if isinstance(e, UserError) else one_line(e)}\n")
+                (path / results.FAILED).write_text(f"{e if isinstance(e, UserError) else one_line(e)}\n")
             raise
 
 
@@ -214,7 +213,7 @@ def launch(cells: list[Cell], executor: submitit.Executor) -> dict[str, str]:
 
 
 def _reason(cell: Cell, job: submitit.Job) -> str:
-    path = cell.workdir / FAILED
+    path = cell.workdir / results.FAILED
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"ended without a word; its output: {job.paths.stderr}\n")

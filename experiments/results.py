@@ -15,6 +15,7 @@ from alexnet_jax.checkpoint import FREE
 from alexnet_jax.curves import read_metrics
 from experiments.changes import CHANGES, Change
 
+FAILED = "failed.txt"  # in the folder of a run that failed: why
 NEEDED = {"name": str, "seed": int, "epochs": int, "evaluation.views": int, "model.num_classes": int, "data.name": str}
 
 
@@ -42,7 +43,7 @@ def read(folder: Path) -> Run:
     try:
         settings = _settings(folder / "config.json") if (folder / "config.json").exists() else {}
         records = read_metrics(folder / "metrics.jsonl") if (folder / "metrics.jsonl").exists() else []
-        failure = folder / "failed.txt"
+        failure = folder / FAILED
         failed = printable(failure.read_text(errors="replace"))[:300] if failure.exists() else None
     except UserError as error:
         return Run(folder, "left out", printable(str(error)))
@@ -54,7 +55,7 @@ def read(folder: Path) -> Run:
     last = max((e for r in records if (e := number(r, "epoch"))), default=0)
     came = f"epoch {last:.4g} of {epochs}" if settings and last else "no record yet"
     if failed is not None:
-        return Run(folder, "failed", f"{failed or 'failed.txt is empty'} ({came})", settings, records)
+        return Run(folder, "failed", f"{failed or f'{FAILED} is empty'} ({came})", settings, records)
     if not settings:
         return Run(folder, "missing", "not started")
     results = [r for r in records if r.get("split") == "validation" and r.get("epoch") == epochs]
@@ -182,7 +183,7 @@ def find(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
             below.sort()
             if "sweep.json" in files:
                 sweeps.setdefault(Path(folder).resolve(), Path(folder))
-            elif "config.json" in files or "failed.txt" in files:
+            elif "config.json" in files or FAILED in files:
                 runs.setdefault(Path(folder).resolve(), Path(folder))
                 below.clear()
     return list(runs.values()), list(sweeps.values())
