@@ -28,14 +28,16 @@ def get_config(arg: str = "") -> ConfigDict:
     m.num_classes = 1000  # section 3.5
     m.towers = 2  # section 3.2
     m.exchange = ("conv3", "fc6", "fc7", "fc8")  # section 3.2, figure 2: layers that read both towers
-    m.conv_widths = (96, 256, 384, 384, 256)  # section 3.5; kernels over both towers
+    m.conv_widths = (96, 256, 384, 384, 256)  # section 3.5; kernels over both towers. A sixth convolves what is pooled
     m.fc_widths = (4096, 4096)  # section 3.5
     m.removed = ()  # section 7 removes middle layers: any of conv3 and conv4
     m.conv1_padding = (0, 3)  # 224 -> 55: the code's grid hangs 3 pixels over the right and bottom edge
     m.activation = "relu"  # section 3.1; or tanh
     m.pool_size = 3  # section 3.4: z = 3
     m.pool_stride = 2  # section 3.4: s = 2
-    m.dropout = 0.5  # section 4.2, on the outputs of fc6 and fc7
+    m.average_pool = 0  # fc6 sees maps averaged to this side, whatever the image's size; 0: the maps as they are
+    m.dropout = 0.5  # section 4.2
+    m.dropout_before = ("fc7", "fc8")  # section 4.2: on the outputs of fc6 and fc7, which are the inputs of these
     m.dtype = "float32"  # of the computation; parameters and loss are float32 always
     m.lrn = ConfigDict()  # section 3.3
     m.lrn.layers = ("conv1", "conv2")  # section 3.5; () switches it off
@@ -53,12 +55,14 @@ def get_config(arg: str = "") -> ConfigDict:
     m.spatial_norm.k = 1.0
     m.spatial_norm.alpha = 1e-3
     m.spatial_norm.beta = 0.75
+    m.init = "normal"  # section 5; or "uniform", within 1 / sqrt(a kernel's inputs), biases too, as PyTorch does
     # Section 5: N(0, 0.01) in every layer; biases 1 in conv2, conv4, conv5 and the hidden fully connected layers.
     m.init_std = ConfigDict({n: 0.01 for n in ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")})
     m.init_bias = ConfigDict({"conv1": 0.0, "conv2": 1.0, "conv3": 0.0, "conv4": 1.0, "conv5": 1.0,
                               "fc6": 1.0, "fc7": 1.0, "fc8": 0.0})  # fmt: skip
 
     o = c.optimizer = ConfigDict()  # section 5
+    o.algorithm = "momentum"  # or "adam", with optax's own constants
     o.learning_rate = 0.01
     o.momentum = 0.9
     o.weight_decay = 0.0005
@@ -82,15 +86,22 @@ def get_config(arg: str = "") -> ConfigDict:
     d.data_dir = ""  # where TFDS keeps its data sets; empty: $TFDS_DATA_DIR, else TFDS's own default
     d.prepared_dir = ""  # where prepared sets are written; empty: the user's cache folder
     d.size = 256  # section 2: shorter side to 256, then the centre 256x256
+    d.resize = "shorter"  # section 2; or "warp", both sides to 256 whatever the aspect
     d.crop = 224  # section 4.1
     d.random_crop = True  # section 4.1
     d.flip = True  # section 4.1
     d.crop_chunk = 1  # consecutive images that share one offset and flip; 32 in the code
-    d.mean = "pixel"  # section 2: per-pixel mean; or centre (its centre window, as the code), channel, none
+    d.mean = "pixel"  # section 2: per-pixel mean; or centre (its centre window, as the code), channel, value, none
+    d.mean_value = (0.0, 0.0, 0.0)  # grey levels of R, G, B, for mean "value"
+    d.deviation = ()  # grey levels of R, G, B by which what is left is divided; (): it stays in grey levels, section 2
     d.color_noise = 0.1  # section 4.1: standard deviation of the alphas
     d.color_noise_epochs = -1  # colour noise stops at this epoch; -1: never
     d.divide_by_noise = False  # the code divides training images by 1 + color_noise
     d.on_device = False  # hold the training set on the device as uint8 and augment there
+
+    c.start = ConfigDict()  # from the weights of another run; see configs/finetune.py
+    c.start.workdir = ""  # a run, or converted weights; "": from initial values, section 5
+    c.start.fresh = ()  # layers that keep their initial values
 
     c.evaluation = ConfigDict()
     c.evaluation.every_epochs = 1  # ours; the plateau rule needs it
