@@ -1,9 +1,11 @@
-"""Top-1 and top-5 error over a whole split: centre crop, or the paper's ten views; of one run or several together.
+"""Top-1 and top-5 error over a whole split: centre crop, ten views, or dense; of one run or several together.
 
     python -m alexnet_jax.evaluate --workdir runs/paper --views 10
-    python -m alexnet_jax.evaluate --workdir runs/a --workdir runs/b      # the mean of their probabilities
+    python -m alexnet_jax.evaluate --workdir runs/paper --dense           # over all of each image; --dense 320: larger
+    python -m alexnet_jax.evaluate --workdir runs/a --workdir runs/b      # the mean of their probabilities (table 2)
 
-The last line on standard output is one JSON object: split, views, images, loss, top1_error, top5_error, runs.
+Several runs can be of different networks, sizes and inputs, of the same images. The last line on standard output is one
+JSON object: split, views (or dense, the images' sides), images, loss, top1_error, top5_error, runs.
 """
 
 import argparse
@@ -14,12 +16,13 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 from tqdm import tqdm
 
 from alexnet_jax import UserError, augment, checkpoint, metrics, towers
+from alexnet_jax.checkpoint import Run
 from alexnet_jax.data import eval_batches
+from alexnet_jax.model import AlexNet, fc6_side
 from alexnet_jax.prepare import prepare
 
 
@@ -40,6 +43,22 @@ def make_probabilities(apply: Callable, config: ConfigDict) -> Callable:
         return sum(one(params, crop) for crop in cut(images, statistics, count=views)) / views
 
     return probabilities
+
+
+def make_dense(run: Run) -> Callable:
+    """A function from images uint8 (b, side, side, 3), side at least the crop, to probabilities float32 (b, classes).
+
+    The fully connected layers slide over whole images, and the softmax outputs of all places are averaged.
+    """
+    net = AlexNet(FrozenConfigDict(run.config.model), dense=fc6_side(run.config.model, run.params))
+    apply = towers.split(net, run.mesh)
+
+    @partial(jax.jit, compiler_options=towers.compiler_options(run.mesh.devices.flat[0].platform))
+    def mean(params, statistics, images):
+        maps = apply(params, augment.whole(images, statistics, run.config.data))[0]
+        return jax.nn.softmax(maps).mean(axis=(1, 2))
+
+    return partial(mean, run.params, run.statistics)
 
 
 @jax.jit
@@ -74,35 +93,48 @@ def _add(totals, sums, progress):
     return totals
 
 
-def evaluate_runs(workdirs: list[str], views: int, split: str) -> dict:
+def evaluate_runs(workdirs: list[str], views: int, split: str, dense: int | None = None) -> dict:
     """Evaluates one run, or the mean of several, on "validation" or "train" (without augmentation).
 
-    Raises UserError if the runs do not share their classes or their images.
+    dense: the side of the images that the networks slide over, 0 that of their own prepared ones; None: `views`, 1 or
+    10. Raises UserError if the runs do not share their classes or their images, or if a network is larger than `dense`.
     """
     runs = [checkpoint.load(w) for w in workdirs]
-    prepared = [prepare(run.config.data) for run in runs]
-    sets = [p.train if split == "train" else p.evaluation for p in prepared]
-    for run, images in zip(runs, sets, strict=True):
-        if run.classes != runs[0].classes or not np.array_equal(images.labels, sets[0].labels):
-            raise UserError(f"{run.workdir} and {runs[0].workdir} differ in classes or images: evaluate each alone")
-    predictors = []
+    predictors, sets = [], []
     for run in runs:
-        probabilities = make_probabilities(run.apply, run.config.data)
-        predictors.append(partial(probabilities, run.params, run.statistics, views=views))
+        config = run.config.data.copy_and_resolve_references()
+        config.size = dense or config.size
+        if config.size < config.crop:
+            raise UserError(f"--dense={dense} is less than the {config.crop} pixels that {run.workdir} sees: raise it")
+        prepared = prepare(config)
+        sets.append(prepared.train if split == "train" else prepared.evaluation)
+        if run.classes != runs[0].classes or sets[-1].ids != sets[0].ids:
+            raise UserError(f"{run.workdir} and {runs[0].workdir} differ in classes or images: evaluate each alone")
+        if dense is None:
+            probabilities = make_probabilities(run.apply, run.config.data)
+            predictors.append(partial(probabilities, run.params, run.statistics, views=views))
+        else:
+            predictors.append(make_dense(run))
     size = runs[0].config.evaluation.batch_size
-    with metrics.bar(len(sets[0]), f"{split}, {views} view(s)") as progress:
+    how = {"views": views} if dense is None else {"dense": [images.size for images in sets]}
+    with metrics.bar(len(sets[0]), f"{split}, {'dense' if dense is not None else f'{views} view(s)'}") as progress:
         found = evaluate(predictors, [eval_batches(images, size) for images in sets], progress)
-    return {"split": split, "views": views} | found | {"runs": [str(r.workdir) for r in runs]}
+    return {"split": split} | how | found | {"runs": [str(r.workdir) for r in runs]}
 
 
 def main(argv: list[str]) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m alexnet_jax.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", action="append", required=True, help="a run; several are averaged")
-    parser.add_argument("--views", type=int, choices=(1, 10), default=10)
+    crops = parser.add_mutually_exclusive_group()
+    crops.add_argument("--views", type=int, choices=(1, 10), default=10, help="crops of each (default: 10)")
+    crops.add_argument(
+        "--dense", type=int, nargs="?", const=0, metavar="SIDE",
+        help="slide over whole images, of this many pixels a side (default: as many as the run's prepared ones)",
+    )  # fmt: skip
     parser.add_argument("--split", choices=("validation", "train"), default="validation")
     flags = parser.parse_args(argv)
-    print(json.dumps(evaluate_runs(flags.workdir, flags.views, flags.split)))
+    print(json.dumps(evaluate_runs(flags.workdir, flags.views, flags.split, flags.dense)))
 
 
 if __name__ == "__main__":
