@@ -31,6 +31,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "where the run lives; default: ru
 def run(config, workdir: Path) -> int:
     """Prepares, trains or resumes, draws the figures and says where everything is. Returns the exit status."""
     check(config)
+    checkpoint.refuse_converted(workdir)
     mesh = towers.make_mesh(config.devices, config.model.towers, config.batch_size)
     prepared = prepare(config.data)
     if len(prepared.classes) != config.model.num_classes:
