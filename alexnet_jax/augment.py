@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+MEANS = ("pixel", "centre", "channel", "value", "none")  # what can be removed from images; see normalize
+
 
 class Plan(NamedTuple):
     """The random draws of one epoch, by position in the epoch."""
@@ -69,58 +71,76 @@ def _centre(images: jax.Array, crop: int) -> jax.Array:
     return images[..., at : at + crop, at : at + crop, :]
 
 
-def normalize(batch: dict, statistics: dict, noise: jax.Array, *, mean: str, divide: bool) -> jax.Array:
+def normalize(batch: dict, statistics: dict, noise: jax.Array, config: ConfigDict) -> jax.Array:
     """Training crops, ready for conv1: mean removed, colours shifted; grey levels of 0..255 otherwise (section 2).
 
     Args:
       batch: image uint8 (b, crop, crop, 3), offset int32 (b, 2), flip bool (b,), noise float32 (b, 3).
       statistics: mean (size, size, 3), channel_mean (3,), stdevs (3,), vectors (3, 3) with components as columns.
       noise: float32 scalar, the standard deviation of the alphas (noise_strength).
-      mean: "pixel" takes the mean image at the crop's own place, mirrored with it (the mean activity of each pixel,
-        section 2); "centre" takes its centre window for every crop (convdata_jpeg.py:95, 210); "channel" one number
-        per channel; "none" nothing.
-      divide: by 1 + noise, as the code does to keep the spread of test images (convdata_jpeg.py:155-179).
+      config: the config's `data` section. Its mean: "pixel" takes the mean image at the crop's own place, mirrored
+        with it (the mean activity of each pixel, section 2); "centre" takes its centre window for every crop
+        (convdata_jpeg.py:95, 210); "channel" one number per channel; "value" those of config.mean_value; "none"
+        nothing. config.divide_by_noise divides by 1 + noise, as the code does to keep the spread of test images
+        (convdata_jpeg.py:155-179), config.deviation by a number per channel.
     Returns: float32 (b, crop, crop, 3).
 
     Colour noise (section 4.1): each image moves along the principal components of RGB by alpha x standard deviation.
     The paper says eigenvalue; in grey levels that would be 1483 on the first component, and the code takes the root.
     """
-    crop = batch["image"].shape[1]
     images = batch["image"].astype(jnp.float32)
-    if mean == "pixel":
+    if config.mean == "pixel":
         full = jnp.asarray(statistics["mean"])[None]
         zero = jnp.zeros(batch["flip"].shape, jnp.int32)
-        images = images - crop_and_flip(full, zero, batch["offset"], batch["flip"], crop)
-    elif mean == "centre":
-        images = images - _centre(jnp.asarray(statistics["mean"]), crop)
-    elif mean == "channel":
-        images = images - statistics["channel_mean"]
+        images = images - crop_and_flip(full, zero, batch["offset"], batch["flip"], images.shape[1])
+    else:
+        images = images - _mean(statistics, config, images.shape[1])
     shift = noise * (batch["noise"] * statistics["stdevs"]) @ jnp.asarray(statistics["vectors"]).T
     images = images + shift[:, None, None, :]
-    return images / (1 + noise) if divide else images
+    images = images / (1 + noise) if config.divide_by_noise else images
+    return _scale(images, config)
 
 
-def views(images: jax.Array, statistics: dict, *, count: int, crop: int, mean: str) -> list[jax.Array]:
+def _mean(statistics: dict, config: ConfigDict, crop: int) -> jax.Array:
+    """The mean of a crop that does not depend on its place."""
+    if config.mean == "centre":
+        return _centre(jnp.asarray(statistics["mean"]), crop)
+    return {"channel": statistics["channel_mean"], "value": jnp.array(config.mean_value), "none": jnp.zeros(3)}[
+        config.mean
+    ]
+
+
+def _scale(images: jax.Array, config: ConfigDict) -> jax.Array:
+    return images / jnp.array(config.deviation) if config.deviation else images
+
+
+def views(images: jax.Array, statistics: dict, config: ConfigDict, count: int) -> list[jax.Array]:
     """The test crops of prepared images (section 4.1): the centre, or four corners and centre and their reflections.
 
-    Args: images uint8 (b, size, size, 3); count 1 or 10.
+    Args: images uint8 (b, size, size, 3); config: the config's `data` section; count 1 or 10.
     Returns: `count` arrays float32 (b, crop, crop, 3), mean removed as in training, without noise.
     """
     if count not in (1, 10):
         raise ValueError(f"views is 1 (centre) or 10 (corners, centre, reflections), not {count}")
+    crop, far = config.crop, images.shape[1] - config.crop
     pixels = images.astype(jnp.float32)
-    if mean == "pixel":
-        pixels = pixels - statistics["mean"]
-    elif mean == "centre":
-        window = _centre(jnp.asarray(statistics["mean"]), crop)
-    elif mean == "channel":
-        pixels = pixels - statistics["channel_mean"]
+    pixels = pixels - statistics["mean"] if config.mean == "pixel" else pixels
     if count == 1:
         crops = [_centre(pixels, crop)]
     else:
-        far = images.shape[1] - crop
         corners = [pixels[:, y : y + crop, x : x + crop] for y in (0, far) for x in (0, far)]
         crops = [c[:, :, ::step] for c in (*corners, _centre(pixels, crop)) for step in (1, -1)]
-    if mean == "centre":
-        crops = [c - window for c in crops]
-    return crops
+    if config.mean != "pixel":
+        crops = [c - _mean(statistics, config, crop) for c in crops]
+    return [_scale(c, config) for c in crops]
+
+
+def whole(images: jax.Array, statistics: dict, config: ConfigDict) -> jax.Array:
+    """Prepared images uncut, for dense evaluation: float32 (b, side, side, 3), mean removed as in training.
+
+    images: uint8 (b, side, side, 3), of any side: the mean image is stretched to it.
+    """
+    pixels = images.astype(jnp.float32)
+    if config.mean in ("pixel", "centre"):
+        return _scale(pixels - jax.image.resize(statistics["mean"], images.shape[1:], "linear"), config)
+    return _scale(pixels - _mean(statistics, config, images.shape[1]), config)

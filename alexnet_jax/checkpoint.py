@@ -225,7 +225,7 @@ class Run:
         d = self.config.data
 
         def call(params, statistics, images):
-            [crop] = augment.views(images, statistics, count=1, crop=d.crop, mean=d.mean)
+            [crop] = augment.views(images, statistics, d, 1)
             return self.apply(params, crop)
 
         return jax.jit(call, compiler_options=towers.compiler_options(self.mesh.devices.flat[0].platform))

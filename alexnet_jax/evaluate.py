@@ -34,7 +34,7 @@ def make_probabilities(apply: Callable, config: ConfigDict) -> Callable:
     def one(params, crop):
         return jax.nn.softmax(apply(params, crop)[0])
 
-    cut = jax.jit(partial(augment.views, crop=config.crop, mean=config.mean), static_argnames="count")
+    cut = jax.jit(partial(augment.views, config=config), static_argnames="count")
 
     def probabilities(params, statistics, images, views=1):
         return sum(one(params, crop) for crop in cut(images, statistics, count=views)) / views

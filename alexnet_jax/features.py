@@ -57,7 +57,7 @@ def batches(run: Run, source: Split | Sequence[Path], batch_size: int) -> Iterat
             yield batch["image"], source.ids[rows], source.labels[rows]
         return
     number = {name: i for i, name in enumerate(run.classes)}
-    for images, paths in photos.batches(source, run.config.data.size, batch_size):
+    for images, paths in photos.batches(source, run.config.data.size, batch_size, run.config.data.resize):
         labels = [number.get(path.absolute().parent.name, -1) for path in paths]
         yield images, [str(path) for path in paths], np.array(labels, np.int32)
 
@@ -68,7 +68,7 @@ def extract(run: Run, layers: Sequence[str], images: Iterable[tuple]) -> Iterato
 
     @partial(jax.jit, compiler_options=towers.compiler_options(run.mesh.devices.flat[0].platform))
     def compute(params, statistics, images):
-        [crop] = augment.views(images, statistics, count=1, crop=d.crop, mean=d.mean)
+        [crop] = augment.views(images, statistics, d, 1)
         activations = run.apply(params, crop)[1]
         return {name: activations[name] for name in layers}
 

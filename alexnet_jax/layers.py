@@ -8,6 +8,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -61,6 +62,26 @@ def max_pool(x: jax.Array, *, size: int, stride: int) -> jax.Array:
         for tap in taps[1:]:
             x = jnp.maximum(x, tap)
     return x
+
+
+def average_pool(x: jax.Array, side: int) -> jax.Array:
+    """Averages maps of any height and width down, or spreads them, to side x side: PyTorch's adaptive average pooling.
+
+    Output i averages the places floor(i n / side) up to ceil((i + 1) n / side) of n.
+
+    Args: x (b, h, w, c). Returns: (b, side, side, c); x itself where h = w = side.
+    """
+    if x.shape[1:3] == (side, side):
+        return x
+
+    def averages(n):
+        edges = np.arange(side + 1) * n
+        start, stop = edges[:-1] // side, -(-edges[1:] // side)
+        places = np.arange(n)
+        inside = (start[:, None] <= places) & (places < stop[:, None])
+        return (inside / (stop - start)[:, None]).astype(x.dtype)
+
+    return jnp.einsum("iy,jx,byxc->bijc", averages(x.shape[1]), averages(x.shape[2]), x)
 
 
 def local_response_norm(
@@ -132,15 +153,15 @@ def dropout(x: jax.Array, rate: float, key: jax.Array, *, rows: jax.Array, tower
     The paper multiplies by 0.5 at test time instead; the expectations agree.
 
     Args:
-      x: (b, units of the towers here). rows: int (b,), each image's place in the global batch. towers: int (t,),
-        which towers are here. A unit's mask depends on its image's row and its tower alone, so that a batch or towers
-        split over devices draw the masks that one device would.
+      x: (b, units of the towers here), or maps (b, h, w, units). rows: int (b,), each image's place in the global
+        batch. towers: int (t,), which towers are here. A unit's mask depends on its image's row and its tower alone,
+        so that a batch or towers split over devices draw the masks that one device would.
     """
-    width = x.shape[1] // towers.shape[0]
+    width = x.shape[-1] // towers.shape[0]
 
     def mask(row, tower):
         own = jax.random.fold_in(jax.random.fold_in(key, tower), row)
-        return jax.random.bernoulli(own, 1 - rate, (width,))
+        return jax.random.bernoulli(own, 1 - rate, (*x.shape[1:-1], width))
 
-    keep = jax.vmap(lambda row: jax.vmap(lambda tower: mask(row, tower))(towers))(rows).reshape(x.shape)
+    keep = jax.vmap(lambda row: jax.vmap(lambda tower: mask(row, tower), out_axes=-2)(towers))(rows).reshape(x.shape)
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)

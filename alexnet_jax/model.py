@@ -1,5 +1,6 @@
 """AlexNet as the paper draws it (section 3.5, figure 2): five convolutions, three fully connected layers, in towers."""
 
+import math
 from functools import partial
 
 import jax
@@ -10,23 +11,26 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from alexnet_jax import UserError, layers
 
-CONV_SIZES = (11, 5, 3, 3, 3)  # section 3.5
+CONV_SIZES = (11, 5, 3, 3, 3, 3)  # section 3.5; the sixth is table 2's "1 CNN*"
 POOLED = ("conv1", "conv2", "conv5")  # section 3.5
-EXCHANGES = ("conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")  # layers that may read every tower
+EXCHANGES = ("conv2", "conv3", "conv4", "conv5", "conv6", "fc6", "fc7", "fc8")  # layers that may read every tower
+DENSE = ("fc6", "fc7", "fc8")
 ACTIVATIONS = {"relu": nn.relu, "tanh": jnp.tanh}  # section 3.1 compares the two
 
 
 class Layer(nn.Module):
     """The linear part of a layer over the towers on this device: a convolution, or, where `size` is None, a dense one.
 
-    Parameters, float32: kernel (size, size, inputs, features) or (inputs, features), and bias (features,).
+    Parameters, float32: kernel (size, size, inputs, features) or (inputs, features), and bias (features,). Their
+    initial values are N(0, std) and `bias`, or, where std is None, uniform within 1 / sqrt(inputs of a kernel).
+    A dense layer with a `window` slides over maps: the same kernel as a window x window convolution.
     `reads` says what comes in: "image", whole on every device; "own", each tower its own maps; "all", every tower's
     maps, for which devices that share the towers exchange them. Inside shard_map `axis` names the device axis of the
     towers and the parameters are this device's share of `features`, or all of them where they are `replicated`.
     """
 
     features: int
-    std: float
+    std: float | None
     bias: float
     reads: str
     towers: int
@@ -34,6 +38,7 @@ class Layer(nn.Module):
     size: int | None = None
     stride: int = 1
     padding: tuple[int, int] = (0, 0)
+    window: int = 0
     axis: str | None = None
     replicated: bool = False
 
@@ -46,14 +51,22 @@ class Layer(nn.Module):
         groups = self.towers // devices if self.reads == "own" else 1
         features = self.features if self.replicated else self.features // devices
         if self.size is None:
-            shape = (x.size // x.shape[0] // groups, features)
-            apply = layers.dense
+            seen = (self.window, self.window, x.shape[-1]) if self.window else x.shape[1:]
+            shape = (math.prod(seen) // groups, features)
         else:
             shape = (self.size, self.size, x.shape[-1] // groups, features)
-            apply = partial(layers.convolution, stride=self.stride, padding=self.padding)
-        kernel = self.param("kernel", nn.initializers.normal(self.std), shape, jnp.float32)
-        bias = self.param("bias", nn.initializers.constant(self.bias), (features,), jnp.float32)
-        return apply(x, kernel.astype(self.dtype), groups=groups) + bias.astype(self.dtype)
+        if self.std is None:
+            bound = math.prod(shape[:-1]) ** -0.5
+            kernel_init = bias_init = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+        else:
+            kernel_init, bias_init = nn.initializers.normal(self.std), nn.initializers.constant(self.bias)
+        kernel = self.param("kernel", kernel_init, shape, jnp.float32).astype(self.dtype)
+        bias = self.param("bias", bias_init, (features,), jnp.float32).astype(self.dtype)
+        if self.size is None and not self.window:
+            return layers.dense(x, kernel, groups=groups) + bias
+        if self.window:
+            kernel = kernel.reshape(self.window, self.window, -1, features)
+        return layers.convolution(x, kernel, stride=self.stride, padding=self.padding, groups=groups) + bias
 
 
 class AlexNet(nn.Module):
@@ -64,11 +77,16 @@ class AlexNet(nn.Module):
     their nonlinearity, norm1, norm2, pool1, pool2, pool5, fc6 and fc7 before dropout, fc8. Training needs an rng
     "dropout".
 
+    `dense`, where not 0, is the side of the maps that fc6 was made for (fc6_side): images may then be larger, the fully
+    connected layers slide over them, and logits, fc6, fc7 and fc8 are maps (b, h, w, units), one place for each image
+    that the network would see, 32 pixels apart.
+
     Inside shard_map `tower_axis` and `data_axis` name the device axes of the towers and of the batch. Where they are
     None one device computes the same function from the same parameters.
     """
 
     config: ConfigDict
+    dense: int = 0
     tower_axis: str | None = None
     data_axis: str | None = None
 
@@ -86,7 +104,7 @@ class AlexNet(nn.Module):
             kwargs = {"reads": reads, "axis": axis} | kwargs
             return Layer(
                 features,
-                m.init_std[name],
+                m.init_std[name] if m.init == "normal" else None,
                 m.init_bias[name],
                 towers=m.towers,
                 dtype=jnp.dtype(m.dtype),
@@ -132,20 +150,14 @@ class AlexNet(nn.Module):
                 x = out[f"norm{i}"] = norm(x)
             return x
 
-        def hidden(i, x):
-            """Fully connected layer i, with dropout on its outputs."""
-            name = f"fc{i}"
-            x = out[name] = activate(layer(name, m.fc_widths[i - 6])(x))
-            if not train or m.dropout == 0:
-                return x
-            start = lax.axis_index(self.data_axis) * x.shape[0] if self.data_axis else 0
-            return layers.dropout(
-                x,
-                m.dropout,
-                self.make_rng("dropout"),
-                rows=start + jnp.arange(x.shape[0]),
-                towers=first + jnp.arange(here),
-            )
+        def connected(name, features, x, **kwargs):
+            """A fully connected layer, linear, with dropout on its inputs."""
+            if train and m.dropout and name in m.dropout_before:
+                start = lax.axis_index(self.data_axis) * x.shape[0] if self.data_axis else 0
+                rows, towers = start + jnp.arange(x.shape[0]), first + jnp.arange(here)
+                x = layers.dropout(x, m.dropout, self.make_rng("dropout"), rows=rows, towers=towers)
+            window = self.dense if name == "fc6" or not self.dense else 1
+            return layer(name, features, window=window, **kwargs)(x)
 
         x = images.astype(m.dtype)
         x = conv(1, x)
@@ -153,9 +165,12 @@ class AlexNet(nn.Module):
         x = conv(3, x) if "conv3" not in m.removed else x
         x = conv(4, x) if "conv4" not in m.removed else x
         x = conv(5, x)
-        x = hidden(6, x)
-        x = hidden(7, x)
-        x = layer("fc8", m.num_classes, reads="all", replicated=True)(x)
+        x = conv(6, x) if len(m.conv_widths) == 6 else x
+        if m.average_pool and not self.dense:
+            x = out["average_pool5"] = layers.average_pool(x, m.average_pool)
+        x = out["fc6"] = activate(connected("fc6", m.fc_widths[0], x))
+        x = out["fc7"] = activate(connected("fc7", m.fc_widths[1], x))
+        x = connected("fc8", m.num_classes, x, reads="all", replicated=True)
         out["fc8"] = logits = x.astype(jnp.float32)
         return logits, out
 
@@ -164,6 +179,12 @@ def shapes(config: ConfigDict, crop: int) -> dict:
     """The parameters' shapes and dtypes, {layer: {"kernel", "bias"}}, without computing anything."""
     model = AlexNet(FrozenConfigDict(config))
     return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, crop, crop, 3)))["params"]
+
+
+def fc6_side(config: ConfigDict, params) -> int:
+    """The side of the maps that fc6 was made for, of a parameter tree or its shapes: 6 for the paper's network."""
+    groups = 1 if "fc6" in config.exchange else config.towers
+    return math.isqrt(params["fc6"]["kernel"].shape[0] * groups // config.conv_widths[-1])
 
 
 def parameter_count(params) -> int:
@@ -183,7 +204,10 @@ def check(config: ConfigDict, crop: int):
     require(m.dtype in ("float32", "bfloat16"), "dtype", "and must be float32 or bfloat16")
     require(m.towers >= 1, "towers", "and must be 1 or more")
     require(0 <= m.dropout < 1, "dropout", "and must be at least 0 and less than 1")
-    require(len(m.conv_widths) == 5, "conv_widths", "and must name five widths")
+    require(m.init in ("normal", "uniform"), "init", "and must be normal or uniform")
+    require(m.average_pool >= 0, "average_pool", "and must be 0 or the side of fc6's maps")
+    require(set(m.dropout_before) <= set(DENSE), "dropout_before", f"and must be out of {', '.join(DENSE)}")
+    require(len(m.conv_widths) in (5, 6), "conv_widths", "and must name five widths, or six")
     require(len(m.fc_widths) == 2, "fc_widths", "and must name two widths")
     for field in ("conv_widths", "fc_widths"):
         require(
@@ -192,9 +216,13 @@ def check(config: ConfigDict, crop: int):
     require(set(m.removed) <= {"conv3", "conv4"}, "removed", "and can hold conv3 and conv4 alone")
     unknown = set(m.exchange) - set(EXCHANGES)
     require(not unknown and "fc8" in m.exchange, "exchange", f"and must hold fc8 and be out of {', '.join(EXCHANGES)}")
+    names = [f"conv{i + 1}" for i in range(len(m.conv_widths))]
+    for field in ("init_std", "init_bias"):
+        if missing := [name for name in (*names, *DENSE) if name not in m[field]]:
+            raise UserError(f"--config.model.{field} has no value for {', '.join(missing)}: add it to the config")
     for section, field in (("lrn", "layers"), ("lrn", "before_activation"), ("spatial_norm", "layers")):
-        if unknown := set(config[section][field]) - {f"conv{i}" for i in range(1, 6)}:
-            raise UserError(f"--config.model.{section}.{field} names {sorted(unknown)}; it takes conv1 to conv5")
+        if unknown := set(config[section][field]) - set(names):
+            raise UserError(f"--config.model.{section}.{field} names {sorted(unknown)}; it takes conv1 to {names[-1]}")
     try:
         shapes(config, crop)
     except ValueError as e:

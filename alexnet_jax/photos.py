@@ -17,8 +17,10 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # no format that
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
-def square(photo: bytes | str | Path, size: int, upright: bool = False) -> Image.Image:
-    """A photo, or its file, as RGB: the shorter side scaled to `size` (bicubic, antialiased), and its centre.
+def square(photo: bytes | str | Path, size: int, upright: bool = False, resize: str = "shorter") -> Image.Image:
+    """A photo, or its file, as RGB, size x size: scaled (bicubic, antialiased) as `resize` says.
+
+    "shorter" brings the shorter side to `size` and takes the centre; "warp" brings both sides to it.
 
     Grey, palette and CMYK photos become RGB; transparent ones are laid on white. `upright` turns a photo as its EXIF
     orientation says; the 2012 code ignored that, and so does training. Pillow raises nearly anything on a file that is
@@ -38,7 +40,8 @@ def square(photo: bytes | str | Path, size: int, upright: bool = False) -> Image
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
+        fit = ImageOps.fit if resize == "shorter" else Image.Image.resize
+        return fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
 
 
 def find(path: str | Path) -> list[Path]:
@@ -54,7 +57,9 @@ def find(path: str | Path) -> list[Path]:
     return found
 
 
-def batches(paths: Sequence[Path], size: int, batch_size: int) -> Iterator[tuple[np.ndarray, list[Path]]]:
+def batches(
+    paths: Sequence[Path], size: int, batch_size: int, resize: str = "shorter"
+) -> Iterator[tuple[np.ndarray, list[Path]]]:
     """Yields photos in order, upright, decoded on all cores ahead of need; names on stderr what it cannot read.
 
     Yields: images uint8 (batch_size, size, size, 3), of the last batch filled up with zeros; the paths of its photos.
@@ -62,7 +67,7 @@ def batches(paths: Sequence[Path], size: int, batch_size: int) -> Iterator[tuple
 
     def read(path):
         try:
-            return path, np.asarray(square(path, size, upright=True)), ""
+            return path, np.asarray(square(path, size, upright=True, resize=resize)), ""
         except Exception as error:  # Pillow raises nearly anything
             return path, None, getattr(error, "strerror", None) or one_line(error)
 

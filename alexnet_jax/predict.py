@@ -32,7 +32,8 @@ def predict(run: Run, paths: Sequence[Path], views: int = 1) -> Iterator[tuple[P
     gives no numbers.
     """
     probabilities = make_probabilities(run.apply, run.config.data)
-    for images, read in photos.batches(paths, run.config.data.size, min(BATCH, len(paths))):
+    d = run.config.data
+    for images, read in photos.batches(paths, d.size, min(BATCH, len(paths)), d.resize):
         found = np.asarray(probabilities(run.params, run.statistics, images, views=views))[: len(read)]
         if not np.isfinite(found).all():
             raise UserError(f"step {run.step} of {run.workdir} gives no numbers (NaN): its training went astray")

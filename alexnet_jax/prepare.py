@@ -43,9 +43,10 @@ def prepare(config: ConfigDict) -> Prepared:
     with root/validation or root/val beside it, or root/<class>/<image>; without a validation folder a share
     `validation_fraction` of the images, picked by a hash of their names, is held out.
 
-    Each image's shorter side is scaled to `size` (bicubic, antialiased), its centre cut out and kept as a JPEG of
-    quality 95 with full colour resolution. Grey, palette and CMYK images become RGB; transparent ones are laid on
-    white; EXIF orientation is ignored, as in the 2012 code. Damaged images are named and left out.
+    Each image's shorter side is scaled to `size` (bicubic, antialiased) and its centre cut out, or, where `resize` is
+    "warp", both sides are; it is kept as a JPEG of quality 95 with full colour resolution. Grey, palette and CMYK
+    images become RGB; transparent ones are laid on white; EXIF orientation is ignored, as in the 2012 code. Damaged
+    images are named and left out.
 
     Raises UserError: nothing by that name, not downloaded, no images, an unknown split, nowhere to write.
     """
@@ -54,9 +55,12 @@ def prepare(config: ConfigDict) -> Prepared:
     root = _folder(config.name)
     if config.size < 1:
         raise UserError(f"data.size is {config.size}: it must be at least 1")
+    if config.resize not in ("shorter", "warp"):
+        raise UserError(f"data.resize is '{config.resize}': it must be shorter or warp")
     # Nothing of the machine goes into the name of a TFDS set, so that it can be carried.
     asked = [FORMAT, str(root or config.name), config.train_split, config.eval_split, config.size]
     asked.append(config.validation_fraction if root else None)
+    asked += [config.resize] if config.resize != "shorter" else []
     digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
     directory = cache / f"{slug(root.name if root else config.name)}-{config.size}px-{digest[:10]}"
     if not directory.exists():
@@ -257,7 +261,7 @@ def _write_split(config: ConfigDict, source: Source, split: str, folder: Path) -
     stem = folder / slug(split)
     examples = source.examples(split)
     chunks = iter(lambda: list(itertools.islice(examples, 16)), [])
-    prepared = in_threads(functools.partial(_prepare_chunk, size=config.size), chunks)
+    prepared = in_threads(functools.partial(_prepare_chunk, size=config.size, resize=config.resize), chunks)
     settings = {"total": source.counts[split], "unit": " images", "dynamic_ncols": True}
     with tqdm(desc=f"preparing {config.name} {split}", **settings) as bar, open(f"{stem}.tfrecord", "wb") as file:
         for rows, chunk_pixels, chunk_products in prepared:
@@ -286,7 +290,7 @@ def _write_split(config: ConfigDict, source: Source, split: str, folder: Path) -
     return {"count": len(labels), "damaged": damaged}, _statistics(len(labels), pixels, products)
 
 
-def _prepare_chunk(examples: list, size: int) -> tuple[list, np.ndarray, np.ndarray]:
+def _prepare_chunk(examples: list, size: int, resize: str) -> tuple[list, np.ndarray, np.ndarray]:
     """Returns rows (id, label, record, why damaged) and the sums of pixels (size, size, 3) and RGB products (3, 3).
 
     The sums are of integers, so they do not depend on the order in which they are added.
@@ -294,7 +298,7 @@ def _prepare_chunk(examples: list, size: int) -> tuple[list, np.ndarray, np.ndar
     rows, pixels, products = [], np.zeros((size, size, 3), np.int64), np.zeros((3, 3), np.int64)
     for name, label, encoded in examples:
         try:
-            jpeg = _to_jpeg(encoded, size)
+            jpeg = _to_jpeg(encoded, size, resize)
         except Exception as error:  # Pillow raises nearly anything on broken files
             rows.append((name, label, b"", one_line(error)))
             continue
@@ -306,9 +310,9 @@ def _prepare_chunk(examples: list, size: int) -> tuple[list, np.ndarray, np.ndar
     return rows, pixels, products
 
 
-def _to_jpeg(encoded: bytes | Path, size: int) -> bytes:
+def _to_jpeg(encoded: bytes | Path, size: int, resize: str) -> bytes:
     buffer = io.BytesIO()
-    photos.square(encoded, size).save(buffer, "JPEG", quality=95, subsampling=0)
+    photos.square(encoded, size, resize=resize).save(buffer, "JPEG", quality=95, subsampling=0)
     return buffer.getvalue()
 
 

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from alexnet_jax import UserError, checkpoint, metrics, photos, plots
@@ -275,7 +276,7 @@ def table(result: dict) -> str:
 
 def find(run: Run, paths: Sequence[Path], gallery: Split, layer: str) -> tuple[dict, np.ndarray, np.ndarray]:
     """The neighbours of photos in a gallery: what --json prints, the photos uint8, and the indices int32 (q, 6)."""
-    images = np.stack([_read(path, gallery.size) for path in paths])
+    images = np.stack([_read(path, run.config.data) for path in paths])
     asked = features(run, images, layer)
     distances, indices = nearest(asked, describe(run, gallery, layer, pixels=False)[0])
 
@@ -289,9 +290,9 @@ def find(run: Run, paths: Sequence[Path], gallery: Split, layer: str) -> tuple[d
     return result, images, indices
 
 
-def _read(path: Path, size: int) -> np.ndarray:
+def _read(path: Path, data: ConfigDict) -> np.ndarray:
     try:
-        return np.asarray(photos.square(path, size, upright=True))
+        return np.asarray(photos.square(path, data.size, upright=True, resize=data.resize))
     except Exception as error:  # Pillow raises nearly anything on a file that is damaged or no photo
         raise UserError(f"{path} cannot be read as a photo ({type(error).__name__})") from error
 

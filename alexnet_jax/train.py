@@ -33,9 +33,7 @@ def train_step(state: dict, batch: dict, epoch: dict, constants: dict, *, apply:
     if constants["images"] is not None:
         crops = augment.crop_and_flip(constants["images"], batch["index"], batch["offset"], batch["flip"], config.crop)
         batch = batch | {"image": crops}
-    images = augment.normalize(
-        batch, constants["statistics"], epoch["noise"], mean=config.mean, divide=config.divide_by_noise
-    )
+    images = augment.normalize(batch, constants["statistics"], epoch["noise"], config)
     key = jax.random.fold_in(constants["key"], state["step"])
     labels = batch["label"]
 

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from alexnet_jax import augment
 from configs import paper
@@ -125,7 +126,18 @@ def test_crop_and_flip(images):
     np.testing.assert_array_equal(out, expected)
 
 
-@pytest.mark.parametrize("mean, divide", [("pixel", False), ("centre", True), ("channel", True), ("none", False)])
+def data(mean, divide=False, deviation=()):
+    """The fields of a config's `data` section that say how pixels are shifted and scaled."""
+    return ConfigDict(
+        {"crop": CROP, "mean": mean, "mean_value": VALUE, "deviation": deviation, "divide_by_noise": divide}
+    )
+
+
+VALUE = (120.0, 110.0, 100.0)
+MEANS = ("pixel", "centre", "channel", "value", "none")
+
+
+@pytest.mark.parametrize("mean, divide", list(zip(MEANS, (False, True, True, False, False), strict=True)))
 def test_normalize(images, statistics, mean, divide):
     """The pixel mean is cropped and mirrored with its image; the centre window is the same for every crop."""
     crops = np.stack([cut(*draw) for draw in zip(images, OFFSET, FLIP, strict=False)])
@@ -135,6 +147,7 @@ def test_normalize(images, statistics, mean, divide):
         "pixel": [cut(statistics["mean"], *draw) for draw in zip(OFFSET, FLIP, strict=True)],
         "centre": statistics["mean"][2:8, 2:8],
         "channel": statistics["channel_mean"],
+        "value": VALUE,
         "none": 0,
     }
     alphas = 0.2 * noise
@@ -142,9 +155,11 @@ def test_normalize(images, statistics, mean, divide):
         alphas[:, i, None] * statistics["stdevs"][i] * statistics["vectors"][:, i] for i in range(3)
     )
     expected = (crops - np.float32(removed[mean]) + shift[:, None, None]) / (1.2 if divide else 1)
-    out = augment.normalize(batch, statistics, np.float32(0.2), mean=mean, divide=divide)
+    out = augment.normalize(batch, statistics, np.float32(0.2), data(mean, divide))
     assert out.dtype == np.float32
     np.testing.assert_allclose(out, expected, atol=1e-3)
+    out = augment.normalize(batch, statistics, np.float32(0.2), data(mean, divide, deviation=(50.0, 60.0, 70.0)))
+    np.testing.assert_allclose(out * np.float32((50, 60, 70)), expected, atol=1e-3)
 
 
 def test_colour_noise_has_a_tenth_of_the_colours_spread(statistics):
@@ -152,19 +167,19 @@ def test_colour_noise_has_a_tenth_of_the_colours_spread(statistics):
     count = 20000
     p = plan(count=count)
     batch = {"image": np.zeros((count, 2, 1, 3), np.uint8), "noise": p.noise}
-    out = np.asarray(augment.normalize(batch, statistics, 0.1, mean="none", divide=False))
+    out = np.asarray(augment.normalize(batch, statistics, 0.1, data("none")))
     np.testing.assert_array_equal(out[:, 0], out[:, 1])
     v, s = statistics["vectors"], statistics["stdevs"]
     expected = 0.01 * v @ np.diag(s**2) @ v.T
     np.testing.assert_allclose(np.cov(out[:, 0, 0].T), expected, atol=0.05 * expected.max())
 
 
-@pytest.mark.parametrize("mean", ("pixel", "centre", "channel", "none"))
+@pytest.mark.parametrize("mean", MEANS)
 @pytest.mark.parametrize("count", (1, 10))
 def test_views(images, statistics, mean, count):
     """Corners and centre with their reflections, all different places, and the mean removed as in training."""
     places = [(0, 0), (0, 4), (4, 0), (4, 4), (2, 2)] if count == 10 else [(2, 2)]
-    expected = []
+    expected, rule = [], data(mean, divide=True, deviation=(2.0, 3.0, 4.0))
     for offset, flip in itertools.product(places, (False, True) if count == 10 else (False,)):
         batch = {
             "image": np.stack([cut(image, offset, flip) for image in images]),
@@ -173,8 +188,8 @@ def test_views(images, statistics, mean, count):
             "flip": np.full(5, flip),
             "noise": np.ones((5, 3), np.float32),
         }
-        expected.append(augment.normalize(batch, statistics, 0.0, mean=mean, divide=True))
-    out = augment.views(images, statistics, count=count, crop=CROP, mean=mean)
+        expected.append(augment.normalize(batch, statistics, 0.0, rule))
+    out = augment.views(images, statistics, rule, count)
     assert len(out) == count
 
     def ordered(crops):  # the order of the views is no promise
@@ -185,4 +200,15 @@ def test_views(images, statistics, mean, count):
 
 def test_views_of_another_count(images, statistics):
     with pytest.raises(ValueError, match="1 .* or 10"):
-        augment.views(images, statistics, count=5, crop=CROP, mean="none")
+        augment.views(images, statistics, data("none"), 5)
+
+
+@pytest.mark.parametrize("mean", MEANS)
+def test_whole_images_are_a_view_of_their_own_side(images, statistics, mean):
+    """Uncut, an image is what the centre crop of its whole side is; the mean image stretches to any other side."""
+    rule = data(mean, deviation=(2.0, 3.0, 4.0))
+    out = augment.whole(images, statistics, rule)
+    rule.crop = images.shape[1]
+    np.testing.assert_allclose(out, augment.views(images, statistics, rule, 1)[0], atol=1e-4)
+    larger = np.repeat(np.repeat(images, 2, axis=1), 2, axis=2)
+    assert augment.whole(larger, statistics, rule).shape == larger.shape

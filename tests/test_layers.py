@@ -250,3 +250,25 @@ def test_dropout_masks_differ_by_row_tower_and_key():
     whole, other = drop(np.ones((8, 128), np.float32)), drop(np.ones((8, 128), np.float32), key=1)
     masks = np.concatenate([whole[:, :64], whole[:, 64:], other[:, :64], other[:, 64:]])
     assert len(np.unique(masks, axis=0)) == 32
+
+
+@pytest.mark.parametrize("axes", (2, 4))
+def test_dropout_of_maps(axes):
+    """Each place of each map has its own chance, and towers split over devices draw what one device draws."""
+    x = np.ones((3, 4) if axes == 2 else (3, 5, 6, 4), np.float32)
+    key, rows = jax.random.key(0), jnp.arange(3)
+    both = layers.dropout(x, 0.5, key, rows=rows, towers=jnp.arange(2))
+    apart = [layers.dropout(x[..., :2], 0.5, key, rows=rows, towers=jnp.array([t])) for t in (0, 1)]
+    np.testing.assert_array_equal(both, np.concatenate(apart, axis=-1))
+    assert set(np.unique(both)) == {0, 2}
+    if axes == 4:
+        assert (np.asarray(both).std(axis=(1, 2)) > 0).all() and (np.asarray(both).std(axis=3) > 0).any()
+
+
+# Average pooling.
+
+
+@pytest.mark.parametrize("sides", [(6, 6), (7, 13), (9, 6), (3, 2), (12, 25)], ids=str)
+def test_average_pool_is_pytorchs(sides):
+    x = normal(2, *sides, 3)
+    close(layers.average_pool(x, 6), nhwc(F.adaptive_avg_pool2d(nchw(x), 6)))
