@@ -22,7 +22,6 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 
 from alexnet_jax import UserError, augment, towers
-from alexnet_jax.classes import words
 from alexnet_jax.model import AlexNet, shapes
 from configs import paper
 
@@ -168,7 +167,9 @@ def _filled(theirs: dict, default: dict) -> dict:
     return held | missing
 
 
-def write_converted(workdir: Path, config: ConfigDict, statistics: dict, classes: list[str], params: dict, origin: dict):
+def write_converted(
+    workdir: Path, config: ConfigDict, statistics: dict, classes: list[str], params: dict, origin: dict
+):
     """Makes workdir a run whose weights, at step 0, come from elsewhere; origin (JSON) says where from.
 
     Raises UserError if it cannot be written.
@@ -201,12 +202,7 @@ class Run:
     apply: Callable  # (params, images float32, mean removed) -> (logits, activations by name)
     params: dict  # {layer: {"kernel", "bias"}}, float32
     statistics: dict[str, np.ndarray]  # of its training set: mean, channel_mean, stdevs, vectors
-    classes: list[str]  # as the data set has them: synsets, where it is of ImageNet
-
-    @cached_property
-    def names(self) -> list[str]:
-        """The classes for people to read."""
-        return words(self.classes)
+    classes: list[str]  # as the data set has them; classes.words makes synsets readable
 
     def __call__(self, images: np.ndarray) -> tuple[jax.Array, dict[str, jax.Array]]:
         """What the network says of prepared images, seen through their centre crop.
@@ -242,8 +238,8 @@ def load(workdir: str | Path, which: str = "best", data: int = 1, tower: int = 1
     workdir = Path(workdir).expanduser()
     if not (workdir / "config.json").exists():
         raise UserError(
-            f"{workdir} holds no run (no config.json): train one with python -m alexnet_jax.main, or make one of weights "
-            "with python -m alexnet_jax.convert"
+            f"{workdir} holds no run (no config.json): train one with python -m alexnet_jax.main, or make one of "
+            "weights with python -m alexnet_jax.convert"
         )
     config = ConfigDict(_read_config(workdir / "config.json"))
     with np.load(workdir / "statistics.npz", allow_pickle=False) as file:

@@ -3,9 +3,9 @@
     classes.SYNSETS[0]                        # 'n01440764'
     classes.words(["n01440764", "parachute"]) # ['tench', 'parachute']
 
-ilsvrc2012.txt beside this has a line for each, in ILSVRC's order, which is that of the ids: WordNet's id of the synset and
-WordNet's words for it. A run's classes are ids wherever its data set says so, as TFDS's imagenet2012 and imagenette do,
-and runs and data sets match by them; people read words.
+ilsvrc2012.txt beside this has a line for each, in ILSVRC's order, which is that of the ids: WordNet's id of the synset
+and WordNet's words for it. A run's classes are ids wherever its data set says so, as TFDS's imagenet2012 and imagenette
+do, and runs and data sets match by them; people read words.
 """
 
 from collections import Counter

@@ -1,15 +1,15 @@
 """Weights from elsewhere into a run, and a run's weights out.
 
-    python -m alexnet_jax.convert --from torchvision --weights alexnet.pth --workdir runs/torchvision     # or .safetensors
+    python -m alexnet_jax.convert --from torchvision --weights alexnet.pth --workdir runs/torchvision  # or .safetensors
     python -m alexnet_jax.convert --from caffe --weights bvlc_alexnet.caffemodel --mean imagenet_mean.binaryproto \\
-        --workdir runs/caffe                                        # --config configs/caffenet.py for the other of the two
+        --workdir runs/caffe                                     # --config configs/caffenet.py for the other of the two
     python -m alexnet_jax.convert --from npy --weights bvlc_alexnet.npy --workdir runs/caffe
     python -m alexnet_jax.convert --to torchvision --workdir runs/torchvision --out alexnet.pth
-    python -m alexnet_jax.convert --to safetensors --workdir runs/mine --out mine.safetensors           # or caffe-npy
+    python -m alexnet_jax.convert --to safetensors --workdir runs/mine --out mine.safetensors        # or caffe-npy
 
-What comes in is checked against a config, shape by shape, and becomes a workdir that predict, features, evaluate, figures
-and retrieval take, and that configs/finetune.py starts from. Its images are prepared and its mean removed as that config
-says. Exported and converted again, weights are the same bit for bit.
+What comes in is checked against a config, shape by shape, and becomes a workdir that predict, features, evaluate,
+figures and retrieval take, and that configs/finetune.py starts from. Images are prepared, and their mean removed, as
+that config says. Exported and converted again, weights are the same bit for bit.
 """
 
 import datetime
@@ -34,7 +34,7 @@ FROM = flags.DEFINE_enum("from", None, ["torchvision", "caffe", "npy", "safetens
 WEIGHTS = flags.DEFINE_string("weights", None, "the file of weights")
 MEAN = flags.DEFINE_string("mean", None, "Caffe's mean image: .binaryproto, or (3, side, side) as .npy or .npz")
 CLASSES = flags.DEFINE_string("classes", None, "the classes' names, a line each; default: ILSVRC's 1,000, or numbers")
-TO = flags.DEFINE_enum("to", None, ["torchvision", "safetensors", "caffe-npy"], "the format to write a run's weights in")
+TO = flags.DEFINE_enum("to", None, ["torchvision", "safetensors", "caffe-npy"], "the format to write")
 OUT = flags.DEFINE_string("out", None, "the file to write")
 WHICH = flags.DEFINE_enum("which", "best", ["best", "latest"], "the checkpoint to write")
 
@@ -132,7 +132,7 @@ def _hint(found: dict, expected: dict) -> str:
     def without_classes(tree):
         return {name: p if name != "fc8" else p["kernel"][:-1] for name, p in tree.items()}
 
-    outputs = found.get("fc8", expected["fc8"])["bias"][0]
+    outputs = found["fc8"]["bias"][0] if "fc8" in found else expected["fc8"]["bias"][0]
     classes_flag = f"--config.model.num_classes={outputs}"
     if without_classes(found) == without_classes(expected):
         return f"{classes_flag} fits"
@@ -156,7 +156,8 @@ def ilsvrc_statistics(data: ConfigDict, mean: Path | None = None) -> tuple[dict[
     if mean:
         image, said = formats.read_mean(mean), f"the image of {mean}"
         if image.shape[0] != data.size:
-            raise UserError(f"{mean} is {image.shape[0]} pixels a side, and --config.data.size {data.size}: they must agree")
+            said = f"{mean} is {image.shape[0]} pixels a side"
+            raise UserError(f"{said} and must have --config.data.size, {data.size}: name another with --mean")
     else:
         color = data.mean_value if data.mean == "value" else CAFFE_MEAN
         image = np.broadcast_to(np.float32(color), (data.size, data.size, 3))
@@ -183,18 +184,18 @@ def class_names(count: int, path: Path | None) -> list[str]:
 
 
 def write_torchvision(run: Run, path: Path):
-    """A state dict for torchvision.models.alexnet(). Raises UserError, naming a field, if the run is another network."""
+    """A state dict for torchvision.models.alexnet(). Raises UserError, naming a field, if the run is another net."""
     theirs = json.loads(importlib.import_module("configs.one_weird_trick").get_config().model.to_json())
     ours = json.loads(run.config.model.to_json())
     for norm in ("lrn", "spatial_norm"):
         theirs[norm], ours[norm] = theirs[norm]["layers"], ours[norm]["layers"]
     # What is left out counts in training alone, or not where one tower reads all there is.
-    fields = set(theirs) - {"num_classes", "dtype", "dropout", "dropout_before", "init", "init_std", "init_bias", "exchange"}
-    for field in sorted(fields):
+    free = {"num_classes", "dtype", "dropout", "dropout_before", "init", "init_std", "init_bias", "exchange"}
+    for field in sorted(set(theirs) - free):
         if ours[field] != theirs[field]:
             raise UserError(
-                f"{run.workdir} is not torchvision's AlexNet: model.{field} is {ours[field]} and there {theirs[field]}; "
-                "--to safetensors writes any network"
+                f"{run.workdir} is not torchvision's AlexNet: model.{field} is {ours[field]} and there {theirs[field]}"
+                "; --to safetensors writes any network"
             )
     formats.write_state_dict(_layers(run, "torchvision"), path, formats.TORCHVISION)
 
@@ -228,7 +229,9 @@ def run(argv: list[str]):
         sys.exit(f"error: '{argv[1]}' is not a flag; flags start with --")
     try:
         if (FROM.value is None) == (TO.value is None):
-            raise UserError(f"say either --from ({', '.join((*DEFAULT, 'safetensors'))}) or --to ({', '.join(WRITERS)})")
+            raise UserError(
+                f"say either --from ({', '.join((*DEFAULT, 'safetensors'))}) or --to ({', '.join(WRITERS)})"
+            )
         if not main.WORKDIR.value:
             raise UserError("name the run's folder with --workdir")
         workdir = Path(main.WORKDIR.value).expanduser()

@@ -2,11 +2,13 @@
 
     python -m alexnet_jax.evaluate --workdir runs/paper --views 10
     python -m alexnet_jax.evaluate --workdir runs/a --workdir runs/b      # the mean of their probabilities
+    python -m alexnet_jax.evaluate --workdir runs/caffe --data imagenette/160px-v2    # other images of classes it knows
 
 The last line on standard output is one JSON object: split, views, images, loss, top1_error, top5_error, runs.
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterable
@@ -19,8 +21,10 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from alexnet_jax import UserError, augment, checkpoint, metrics, towers
+from alexnet_jax.checkpoint import Run
 from alexnet_jax.data import eval_batches
 from alexnet_jax.prepare import prepare
+from alexnet_jax.records import Split
 
 
 def make_probabilities(apply: Callable, config: ConfigDict) -> Callable:
@@ -74,14 +78,35 @@ def _add(totals, sums, progress):
     return totals
 
 
-def evaluate_runs(workdirs: list[str], views: int, split: str) -> dict:
+def images_for(run: Run, split: str, source: str | None = None) -> Split:
+    """The images of "validation" or "train" of the run's own data set, or of another, prepared as the run's own.
+
+    source: the TFDS name or the folder of another set, whose classes the run knows by the same names; its labels are
+    then the run's. Of a folder without a validation folder either split is all of it. Raises UserError if the run does
+    not know a class.
+    """
+    config = run.config.data.copy_and_resolve_references()
+    if source is None:
+        prepared = prepare(config)
+        return prepared.train if split == "train" else prepared.evaluation
+    config.name, config.train_split, config.eval_split = source, split, split
+    config.validation_fraction = float(split == "validation")
+    prepared = prepare(config)
+    number = {name: i for i, name in enumerate(run.classes)}
+    if unknown := [name for name in prepared.classes if name not in number]:
+        raise UserError(f"{source} has the class {unknown[0]}, which {run.workdir} does not know: take that folder out")
+    labels = np.array([number[name] for name in prepared.classes], np.int32)[prepared.evaluation.labels]
+    return dataclasses.replace(prepared.evaluation, labels=labels)
+
+
+def evaluate_runs(workdirs: list[str], views: int, split: str, data: str | None = None) -> dict:
     """Evaluates one run, or the mean of several, on "validation" or "train" (without augmentation).
 
-    Raises UserError if the runs do not share their classes or their images.
+    data: another set than the runs' own, see images_for. Raises UserError if the runs do not share their classes or
+    their images.
     """
     runs = [checkpoint.load(w) for w in workdirs]
-    prepared = [prepare(run.config.data) for run in runs]
-    sets = [p.train if split == "train" else p.evaluation for p in prepared]
+    sets = [images_for(run, split, data) for run in runs]
     for run, images in zip(runs, sets, strict=True):
         if run.classes != runs[0].classes or not np.array_equal(images.labels, sets[0].labels):
             raise UserError(f"{run.workdir} and {runs[0].workdir} differ in classes or images: evaluate each alone")
@@ -92,7 +117,8 @@ def evaluate_runs(workdirs: list[str], views: int, split: str) -> dict:
     size = runs[0].config.evaluation.batch_size
     with metrics.bar(len(sets[0]), f"{split}, {views} view(s)") as progress:
         found = evaluate(predictors, [eval_batches(images, size) for images in sets], progress)
-    return {"split": split, "views": views} | found | {"runs": [str(r.workdir) for r in runs]}
+    named = {"data": data} if data else {}
+    return named | {"split": split, "views": views} | found | {"runs": [str(r.workdir) for r in runs]}
 
 
 def main(argv: list[str]) -> None:
@@ -101,8 +127,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--workdir", action="append", required=True, help="a run; several are averaged")
     parser.add_argument("--views", type=int, choices=(1, 10), default=10)
     parser.add_argument("--split", choices=("validation", "train"), default="validation")
+    parser.add_argument(
+        "--data", help="a TFDS name or a folder, of classes that the run knows, in place of its own set"
+    )
     flags = parser.parse_args(argv)
-    print(json.dumps(evaluate_runs(flags.workdir, flags.views, flags.split)))
+    print(json.dumps(evaluate_runs(flags.workdir, flags.views, flags.split, flags.data)))
 
 
 if __name__ == "__main__":

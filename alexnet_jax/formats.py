@@ -4,10 +4,10 @@
     params = to_ours(layers, "caffe", maps=256)        # as model.AlexNet takes them
     layers = from_ours(params, "torchvision", maps=256)
 
-Ours: convolutions (height, width, inputs / groups, outputs); fully connected layers (inputs, outputs), the inputs of fc6
-by row, column and map; conv1 reads red, green, blue. PyTorch and Caffe: (outputs, inputs / groups, height, width) and
-(outputs, inputs), the inputs of fc6 by map, row and column. Towers are Caffe's groups: consecutive runs of outputs. Caffe
-and what comes from it read blue, green, red. Nothing is scaled: all of them scale dropout in training, as here.
+Ours: convolutions (height, width, inputs / groups, outputs); fully connected layers (inputs, outputs), the inputs of
+fc6 by row, column and map; conv1 reads red, green, blue. PyTorch and Caffe: (outputs, inputs / groups, height, width)
+and (outputs, inputs), the inputs of fc6 by map, row and column. Towers are Caffe's groups: consecutive runs of outputs.
+Caffe and what comes from it read blue, green, red. Nothing is scaled: all of them scale dropout in training, as here.
 
 Files are taken for hostile: nothing in them is run, no size that they state is believed.
 """
@@ -221,7 +221,9 @@ def _blob(blob, name: str, path: Path) -> np.ndarray:
 def _read_caffe(path: Path) -> dict:
     net = _parse(path, "NetParameter", "a .caffemodel")
     if any(layer.HasField("layer") for layer in net.layers):
-        raise _unreadable(path, "a .caffemodel", "its format is V0, of 2013", "Caffe's upgrade_net_proto_binary mends it")
+        raise _unreadable(
+            path, "a .caffemodel", "its format is V0, of 2013", "Caffe's upgrade_net_proto_binary mends it"
+        )
     layers = {}
     for layer in (*net.layers, *net.layer):
         if not layer.blobs:  # ReLU, pooling and others without weights
@@ -273,7 +275,7 @@ def _read_npy(path: Path) -> dict:
         with open(path, "rb") as file:
             header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
             shape, _, dtype = header[np.lib.format.read_magic(file)](file)
-            if dtype != object or shape != ():
+            if dtype.kind != "O" or shape != ():
                 raise ValueError(f"it is an array {shape} of {dtype}")
             net = _Unpickler(io.BytesIO(file.read()), encoding="latin1").load().item()
         layers = {}
@@ -345,7 +347,9 @@ class _Unpickler(pickle._Unpickler):
             return _Named(_Dtype)
         if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes for Python 2
             return _Named(lambda text, _: str.encode(text, "latin1"))
-        raise UserError(f"asks to run {module}.{name}, which weights have no use for: it may be hostile; nothing was run")
+        raise UserError(
+            f"asks to run {module}.{name}, which weights have no use for: it may be hostile; nothing was run"
+        )
 
     def load_bytearray8(self):
         raise pickle.UnpicklingError("it holds a bytearray")  # whose room would be made before its bytes are seen
