@@ -1,4 +1,7 @@
-"""Save, restore, resume. A run is a workdir: config.json, statistics.npz, metrics.jsonl, checkpoints/."""
+"""Save, restore, resume. A run is a workdir: config.json, statistics.npz, metrics.jsonl, checkpoints/.
+
+One that convert.py made has a converted.json in place of metrics.jsonl.
+"""
 
 import fcntl
 import json
@@ -20,6 +23,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from alexnet_jax import UserError, augment, towers
 from alexnet_jax.model import AlexNet, shapes
+from configs import paper
 
 # Fields that a resumed run may change: they say how and where it runs, not what it computes.
 FREE = (
@@ -27,6 +31,7 @@ FREE = (
     "data.prepared_dir",
 )  # fmt: skip
 LOCK = ".lock"
+CONVERTED = "converted.json"  # in the workdir of weights that come from elsewhere: where from
 
 
 class Busy(UserError):
@@ -119,7 +124,7 @@ def claim(workdir: Path, config: ConfigDict, statistics: dict, classes: list[str
         except BlockingIOError as e:
             raise Busy(f"another process trains in {workdir}: wait for it, or name another --workdir") from e
         if path.exists():
-            theirs = _flat(_read_json(path))
+            theirs = _flat(_read_config(path))
             differ = [
                 f"{name}: {theirs.get(name)} there, {value} here"
                 for name, value in _flat(mine).items()
@@ -147,11 +152,43 @@ def _flat(tree: dict, prefix: str = "") -> dict:
     return out
 
 
-def _read_json(path: Path) -> dict:
+def _read_config(path: Path) -> dict:
+    """A run's config.json; fields that the version which wrote it did not know have the paper's values, which leave
+    the run as it was."""
     try:
-        return json.loads(path.read_text())
+        return _filled(json.loads(path.read_text()), json.loads(paper.get_config().to_json()))
     except ValueError as e:
         raise UserError(f"{path} is not whole ({e}): the workdir is no run; name another --workdir") from e
+
+
+def _filled(theirs: dict, default: dict) -> dict:
+    missing = {name: value for name, value in default.items() if name not in theirs}
+    held = {n: _filled(v, default[n]) if isinstance(v, dict) and n in default else v for n, v in theirs.items()}
+    return held | missing
+
+
+def write_converted(
+    workdir: Path, config: ConfigDict, statistics: dict, classes: list[str], params: dict, origin: dict
+):
+    """Makes workdir a run whose weights, at step 0, come from elsewhere; origin (JSON) says where from.
+
+    Raises UserError if it cannot be written.
+    """
+    with claim(workdir, config, statistics, classes):
+        checkpoints = manager(workdir)
+        save(checkpoints, 0, {"params": params}, host={})
+        finish(checkpoints)
+        checkpoints.close()
+        (workdir / CONVERTED).write_text(json.dumps(origin, indent=2) + "\n")
+
+
+def refuse_converted(workdir: Path):
+    """Raises UserError if workdir holds converted weights: they are to be started from, not trained in place."""
+    if (workdir / CONVERTED).exists():
+        raise UserError(
+            f"{workdir} holds converted weights, which are not trained in place: start from them in another --workdir "
+            f"with --config configs/finetune.py:{workdir}"
+        )
 
 
 @dataclass(frozen=True)
@@ -165,7 +202,7 @@ class Run:
     apply: Callable  # (params, images float32, mean removed) -> (logits, activations by name)
     params: dict  # {layer: {"kernel", "bias"}}, float32
     statistics: dict[str, np.ndarray]  # of its training set: mean, channel_mean, stdevs, vectors
-    classes: list[str]
+    classes: list[str]  # as the data set has them; classes.words makes synsets readable
 
     def __call__(self, images: np.ndarray) -> tuple[jax.Array, dict[str, jax.Array]]:
         """What the network says of prepared images, seen through their centre crop.
@@ -200,8 +237,11 @@ def load(workdir: str | Path, which: str = "best", data: int = 1, tower: int = 1
     """
     workdir = Path(workdir).expanduser()
     if not (workdir / "config.json").exists():
-        raise UserError(f"{workdir} holds no run (no config.json): train one with python -m alexnet_jax.main")
-    config = ConfigDict(_read_json(workdir / "config.json"))
+        raise UserError(
+            f"{workdir} holds no run (no config.json): train one with python -m alexnet_jax.main, or make one of "
+            "weights with python -m alexnet_jax.convert"
+        )
+    config = ConfigDict(_read_config(workdir / "config.json"))
     with np.load(workdir / "statistics.npz", allow_pickle=False) as file:
         statistics = dict(file)
     classes = [str(c) for c in statistics.pop("classes")]

@@ -3,12 +3,14 @@
     python -m alexnet_jax.evaluate --workdir runs/paper --views 10
     python -m alexnet_jax.evaluate --workdir runs/paper --dense           # over all of each image; --dense 320: larger
     python -m alexnet_jax.evaluate --workdir runs/a --workdir runs/b      # the mean of their probabilities (table 2)
+    python -m alexnet_jax.evaluate --workdir runs/caffe --data imagenette/160px-v2    # other images of classes it knows
 
 Several runs can be of different networks, sizes and inputs, of the same images. The last line on standard output is one
 JSON object: split, views (or dense, the images' sides), images, loss, top1_error, top5_error, runs.
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterable
@@ -16,6 +18,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 from tqdm import tqdm
 
@@ -24,6 +27,7 @@ from alexnet_jax.checkpoint import Run
 from alexnet_jax.data import eval_batches
 from alexnet_jax.model import AlexNet, fc6_side
 from alexnet_jax.prepare import prepare
+from alexnet_jax.records import Split
 
 
 def make_probabilities(apply: Callable, config: ConfigDict) -> Callable:
@@ -93,21 +97,44 @@ def _add(totals, sums, progress):
     return totals
 
 
-def evaluate_runs(workdirs: list[str], views: int, split: str, dense: int | None = None) -> dict:
+def images_for(run: Run, split: str, source: str | None = None, side: int = 0) -> Split:
+    """The images of "validation" or "train" of the run's own data set, or of another, prepared as the run's own.
+
+    source: the TFDS name or the folder of another set, whose classes the run knows by the same names; its labels are
+    then the run's. Of a folder without a validation folder either split is all of it. side: of the images, 0 for the
+    run's own. Raises UserError if the run does not know a class.
+    """
+    config = run.config.data.copy_and_resolve_references()
+    config.size = side or config.size
+    if source is None:
+        prepared = prepare(config)
+        return prepared.train if split == "train" else prepared.evaluation
+    config.name, config.train_split, config.eval_split = source, split, split
+    config.validation_fraction = float(split == "validation")
+    prepared = prepare(config)
+    number = {name: i for i, name in enumerate(run.classes)}
+    if unknown := [name for name in prepared.classes if name not in number]:
+        raise UserError(f"{source} has the class {unknown[0]}, which {run.workdir} does not know: take that folder out")
+    labels = np.array([number[name] for name in prepared.classes], np.int32)[prepared.evaluation.labels]
+    return dataclasses.replace(prepared.evaluation, labels=labels)
+
+
+def evaluate_runs(
+    workdirs: list[str], views: int, split: str, data: str | None = None, dense: int | None = None
+) -> dict:
     """Evaluates one run, or the mean of several, on "validation" or "train" (without augmentation).
 
-    dense: the side of the images that the networks slide over, 0 that of their own prepared ones; None: `views`, 1 or
-    10. Raises UserError if the runs do not share their classes or their images, or if a network is larger than `dense`.
+    Args:
+      data: another set than the runs' own, see images_for.
+      dense: the side of the images that the networks slide over, 0 that of their own; None: `views`, 1 or 10.
+    Raises UserError if the runs do not share their classes or their images, or if a network sees more than `dense`.
     """
     runs = [checkpoint.load(w) for w in workdirs]
     predictors, sets = [], []
     for run in runs:
-        config = run.config.data.copy_and_resolve_references()
-        config.size = dense or config.size
-        if config.size < config.crop:
-            raise UserError(f"--dense={dense} is less than the {config.crop} pixels that {run.workdir} sees: raise it")
-        prepared = prepare(config)
-        sets.append(prepared.train if split == "train" else prepared.evaluation)
+        if dense and dense < run.config.data.crop:
+            raise UserError(f"--dense={dense} is less than what {run.workdir} sees: {run.config.data.crop} or more")
+        sets.append(images_for(run, split, data, dense or 0))
         if run.classes != runs[0].classes or sets[-1].ids != sets[0].ids:
             raise UserError(f"{run.workdir} and {runs[0].workdir} differ in classes or images: evaluate each alone")
         if dense is None:
@@ -119,7 +146,8 @@ def evaluate_runs(workdirs: list[str], views: int, split: str, dense: int | None
     how = {"views": views} if dense is None else {"dense": [images.size for images in sets]}
     with metrics.bar(len(sets[0]), f"{split}, {'dense' if dense is not None else f'{views} view(s)'}") as progress:
         found = evaluate(predictors, [eval_batches(images, size) for images in sets], progress)
-    return {"split": split} | how | found | {"runs": [str(r.workdir) for r in runs]}
+    named = {"data": data} if data else {}
+    return named | {"split": split} | how | found | {"runs": [str(r.workdir) for r in runs]}
 
 
 def main(argv: list[str]) -> None:
@@ -133,8 +161,11 @@ def main(argv: list[str]) -> None:
         help="slide over whole images, of this many pixels a side (default: as many as the run's prepared ones)",
     )  # fmt: skip
     parser.add_argument("--split", choices=("validation", "train"), default="validation")
+    parser.add_argument(
+        "--data", help="a TFDS name or a folder, of classes that the run knows, in place of its own set"
+    )
     flags = parser.parse_args(argv)
-    print(json.dumps(evaluate_runs(flags.workdir, flags.views, flags.split, flags.dense)))
+    print(json.dumps(evaluate_runs(flags.workdir, flags.views, flags.split, flags.data, flags.dense)))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python -m alexnet_jax.figures --workdir runs/paper                             # kernels, curves, ... mistakes
     python -m alexnet_jax.figures --workdir runs/paper --what neighbours --out pictures
+    python -m alexnet_jax.figures --workdir runs/caffe --data imagenette/160px-v2  # of other images than its own
     python -m alexnet_jax.figures --workdir runs/a --workdir runs/b                # their curves in one picture
     python -m alexnet_jax.figures --weights caffe.npz --bgr --towers 2             # conv1 of somebody else's network
 
@@ -21,7 +22,7 @@ from alexnet_jax import UserError, checkpoint, metrics, one_line, retrieval
 from alexnet_jax.checkpoint import Run
 from alexnet_jax.curves import curves, read_metrics
 from alexnet_jax.data import eval_batches
-from alexnet_jax.evaluate import make_probabilities
+from alexnet_jax.evaluate import images_for, make_probabilities
 from alexnet_jax.plots import confusion, kernels, mistakes, predictions, towers_colors
 from alexnet_jax.prepare import prepare
 from alexnet_jax.records import Split
@@ -34,11 +35,12 @@ WHAT = (*QUICK, *ONE_PASS, "neighbours")  # which take one over the training set
 
 
 def draw_run(
-    workdir: str | Path, split: Split, what: Sequence[str] = QUICK, out: str | Path | None = None
+    workdir: str | Path, split: Split | None, what: Sequence[str] = QUICK, out: str | Path | None = None
 ) -> dict[str, Path]:
     """Draws pictures of a run, out of WHAT; returns their paths by title.
 
-    Args: split: its validation split; out: a folder, made if need be; default: the workdir.
+    Args: split: its validation split, None if no picture shows photos; out: a folder, made if need be; default: the
+    workdir.
     """
     run = checkpoint.load(workdir)
     folder = _folder(out or run.workdir)
@@ -59,8 +61,9 @@ def draw_run(
     if set(ONE_PASS) & set(what):
         shares = probabilities(run, split)
     if "confusion" in what:
-        counts = count(split.labels, shares.argmax(axis=1), len(run.classes))
-        drawn["confusion matrix"] = confusion(counts, run.classes, folder / "confusion.png")
+        number, names = group(split.labels, run.classes)
+        counts = count(number[split.labels], number[shares.argmax(axis=1)], len(names))
+        drawn["confusion matrix"] = confusion(counts, names, folder / "confusion.png")
     if "mistakes" in what:
         chosen = np.concatenate(wrong(split.labels, shares))
         images, path = split.images(chosen), folder / "mistakes.png"
@@ -87,6 +90,20 @@ def probabilities(run: Run, split: Split) -> np.ndarray:
 def count(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
     """The confusion matrix: int64 (classes, classes), how many images of a true class (row) were taken for which."""
     return np.bincount(labels.astype(np.int64) * classes + predicted, minlength=classes**2).reshape(classes, classes)
+
+
+def group(labels: np.ndarray, classes: Sequence[str], most: int = 20) -> tuple[np.ndarray, list[str]]:
+    """How to count classes so that their names can be read, where the images are of few classes out of many.
+
+    Returns: for each class its row, int64 (classes,), and the rows' names. If there are more than `most` classes and
+    fewer than that in `labels`, each of these has a row and all others share the last; else each has its own.
+    """
+    there = np.unique(labels)
+    if len(classes) <= most or len(there) >= most:
+        return np.arange(len(classes)), list(classes)
+    number = np.full(len(classes), len(there))
+    number[there] = np.arange(len(there))
+    return number, [*(classes[i] for i in there), "any other"]
 
 
 def wrong(labels: np.ndarray, shares: np.ndarray, most: int = 5) -> tuple[np.ndarray, np.ndarray]:
@@ -167,6 +184,27 @@ def _folder(path: str | Path) -> Path:
     return Path(path)
 
 
+def _possible(run: Run, what: list[str], data: str | None, asked: bool) -> tuple[list[str], Split | None]:
+    """What can be drawn, and the images for it. Of converted weights, unless `asked` for more, that may be less."""
+    converted = not (run.workdir / "metrics.jsonl").exists()
+    if converted and "curves" in what:
+        if asked:
+            raise UserError(f"{run.workdir} was not trained here and has no curves (no metrics.jsonl): ask for others")
+        what.remove("curves")
+    if data and "neighbours" in what:
+        raise UserError("neighbours are drawn from the run's own data set: leave out --data, or neighbours")
+    if not set(what) & {"predictions", *ONE_PASS}:
+        return what, None
+    try:
+        return what, images_for(run, "validation", data)
+    except UserError as error:
+        if asked or data or not converted:
+            raise
+        what = [name for name in what if name == "kernels"]
+        print(f"no {', '.join(('predictions', *ONE_PASS))}: {error}; or name photos with --data", file=sys.stderr)
+        return what, None
+
+
 def main(argv: list[str]) -> None:
     """The command line: a run's pictures, the curves of several runs in one, or the kernels of other weights."""
     parser = argparse.ArgumentParser(prog="python -m alexnet_jax.figures", description=__doc__.splitlines()[0])
@@ -174,6 +212,9 @@ def main(argv: list[str]) -> None:
     source.add_argument("--workdir", action="append", help="a run; of several the curves are drawn into one picture")
     source.add_argument("--weights", help="an .npz with conv1 of another network, (kernels, 3, side, side)")
     parser.add_argument("--what", help=f"out of {','.join(WHAT)}; or all; default: all but neighbours")
+    parser.add_argument(
+        "--data", help="a TFDS name or a folder, of classes that the run knows, in place of its own set"
+    )
     parser.add_argument("--out", help="a folder for the pictures; default: the workdir, or here")
     parser.add_argument("--bgr", action="store_true", help="the weights' channels are blue, green, red, as in Caffe")
     parser.add_argument("--towers", type=int, default=1, help="towers of the weights, equal groups of kernels")
@@ -197,7 +238,8 @@ def main(argv: list[str]) -> None:
         print(f"training curves: {curves(runs, _folder(flags.out or '.') / 'curves.png')}")
         return
     run = checkpoint.load(flags.workdir[0])
-    for name, path in draw_run(run.workdir, prepare(run.config.data).evaluation, what, flags.out).items():
+    what, split = _possible(run, list(what), flags.data, asked=flags.what is not None)
+    for name, path in draw_run(run.workdir, split, what, flags.out).items():
         print(f"{name}: {path}")
     if "kernels" in what:
         print(color_blindness(np.asarray(run.params["conv1"]["kernel"]), run.config.model.towers))

@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from alexnet_jax import UserError
+from alexnet_jax.classes import words
 
 WIDTH = 1150  # pixels
 DPI = 150
@@ -196,26 +197,28 @@ def neighbours(
     for left, text in ((gap, "query"), (first, "nearest first")):
         figure.text(left / total_x, 1 - (title - 12) / total_y, text, size=10, weight="bold")
 
-    def draw(image, name, left, top, color=None, **style):
+    def draw(image, name, left, top, color=None, mark="", **style):
         photo = _photo(figure, image, left, top, side)
         if color:
             photo.set_axis_on()
             photo.set(xticks=[], yticks=[])
             photo.spines[:].set(color=color, linewidth=2.5)
-        photo.set_title(short(name, side // 10), size=7, y=0, pad=-6, va="top", parse_math=False, **style)
+        photo.set_title(
+            mark + short(name, side // 10 - len(mark)), size=7, y=0, pad=-6, va="top", parse_math=False, **style
+        )
 
     for i, (query, name, images, theirs) in enumerate(zip(queries, names, hits, hit_names, strict=True)):
         top = title + i * cell
         draw(query, name, gap, top, weight="bold")
         for j, (image, hit_name) in enumerate(zip(images, theirs, strict=True)):
             mark, color = ("", "#999999") if same is None else ("✓ ", BLUE) if same[i][j] else ("✗ ", ORANGE)
-            draw(image, mark + hit_name, first + j * (side + gap), top, color)
+            draw(image, hit_name, first + j * (side + gap), top, color, mark)
     return save(figure, path)
 
 
 def short(name: str, length: int = 20) -> str:
-    """A class's first name ("goldfish, Carassius auratus"), cut to `length` letters."""
-    name = name.split(",")[0]
+    """A class's first name ("goldfish, Carassius auratus"; of a synset WordNet's), cut to `length` letters."""
+    [name] = words([name.split(",")[0]])
     return name if len(name) <= length else f"{name[: length - 1]}…"
 
 

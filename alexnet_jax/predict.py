@@ -3,8 +3,9 @@
     python -m alexnet_jax.predict --workdir runs/mine photo.jpg folder/ [--views 10] [--top 3]
     python -m alexnet_jax.predict --workdir runs/mine folder/ --json > predictions.jsonl
 
-With --json each photo is a line of its own on standard output: {"path", "top": [{"class", "probability"}, ...]}. What
-cannot be read is named on standard error and the rest goes on; the exit status is then 1.
+With --json each photo is a line on standard output: {"path", "top": [{"class", "name", "probability"}, ...]}; the class
+is the data set's word, the name is for people. What cannot be read is named on standard error and the rest goes on; the
+exit status is then 1.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from alexnet_jax import UserError, checkpoint, metrics, photos
 from alexnet_jax.checkpoint import Run
+from alexnet_jax.classes import words
 from alexnet_jax.evaluate import make_probabilities
 
 BATCH = 32
@@ -46,9 +48,9 @@ def best(probabilities: np.ndarray, classes: list[str], top: int) -> list[tuple[
 
 
 def text(path: Path, found: list[tuple[str, float]]) -> str:
-    """A photo's classes for reading: percentages, bars and names."""
+    """A photo's classes for reading: percentages, bars and names, of synsets in words."""
     lines = [str(path)]
-    for name, share in found:
+    for name, share in zip(words([name for name, _ in found]), (share for _, share in found), strict=True):
         halves = round(2 * BAR * share)
         lines.append(f"  {share:7.2%}  {'█' * (halves // 2) + '▌' * (halves % 2):{BAR}}  {name}")
     return "\n".join(lines)
@@ -80,7 +82,11 @@ def main(argv: list[str]) -> int:
         for path, probabilities in predict(run, paths, flags.views):
             found = best(probabilities, run.classes, flags.top)
             if flags.json:
-                top = [{"class": name, "probability": share} for name, share in found]
+                names = words([name for name, _ in found])
+                top = [
+                    {"class": c, "name": name, "probability": share}
+                    for (c, share), name in zip(found, names, strict=True)
+                ]
                 line = json.dumps({"path": str(path), "top": top})
             else:
                 line = "\n" * (read > 0) + text(path, found)

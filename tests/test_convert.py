@@ -1,0 +1,589 @@
+"""Weights of other frameworks, in and out: what a converted run says is what the network that they came from says."""
+
+import importlib
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import foreign
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+from origins import ORIGINS, network, randomize, torchvision
+from PIL import Image
+
+from alexnet_jax import UserError, checkpoint, classes, convert, evaluate, figures, formats, main, predict
+
+SHARED = Path(os.environ.get("TFDS_DATA_DIR", "nowhere")).parent
+WIDTHS, FCS, SIDE = (8, 16, 12, 12, 8), (20, 16), 2
+SIZE, CROP = 112, 99
+
+
+def preset(name, widths=WIDTHS, fcs=FCS):
+    """A config of the family, narrow, on small images, with seven classes."""
+    c = importlib.import_module(f"configs.{name}").get_config()
+    c.model.conv_widths, c.model.fc_widths, c.model.num_classes = widths, fcs, 7
+    c.data.size, c.data.crop = SIZE, CROP
+    c.evaluation.batch_size = 8
+    return c
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), np.uint8)
+
+
+def caffe_net(name="caffe"):
+    """The origin's network, and {layer: module}."""
+    net = network(WIDTHS, FCS, SIDE, **ORIGINS[name])
+    randomize(net)
+    return net.eval(), {layer: net.get_submodule(layer) for layer in foreign.LAYERS}
+
+
+@pytest.fixture(scope="module")
+def mean():
+    """Caffe's mean image: float32 (3, SIZE, SIZE), BGR."""
+    return np.random.default_rng(1).uniform(80, 140, (3, SIZE, SIZE)).astype(np.float32)
+
+
+def as_caffe(net, images, mean):
+    """Logits as Caffe gets them: blue first, maps first, the mean removed, the centre cut; the net itself reads RGB."""
+    at = (SIZE - CROP) // 2
+    planes = images[..., ::-1].transpose(0, 3, 1, 2).astype(np.float32) - mean
+    planes = planes[:, :, at : at + CROP, at : at + CROP]
+    with torch.no_grad():
+        return net(torch.tensor(planes[:, ::-1].copy())).numpy()
+
+
+def write(folder, kind, net):
+    """The network in a file of a kind; returns convert's --from and the path."""
+    path = folder / f"net.{'caffemodel' if kind[0] == 'V' else 'npy'}"
+    layers = foreign.tensorflow(net, SIDE)
+    if kind in ("V1", "V2"):
+        path.write_bytes(foreign.caffemodel(net, old=kind == "V1"))
+    elif kind == "python 2":
+        path.write_bytes(foreign.python2(layers))
+    elif kind == "pairs":
+        np.save(path, {name: list(p) for name, p in layers.items()}, allow_pickle=True)
+    else:  # protocol 2 of Python 3, which writes bytes as text
+        held = {name: {"weights": w, "biases": b} for name, (w, b) in layers.items()}
+        path.write_bytes(foreign.npy(pickle.dumps(np.array(held, object), protocol=2)))
+    return "caffe" if kind[0] == "V" else "npy", path
+
+
+def close(actual, expected):
+    scale = np.abs(expected).max()
+    assert actual.shape == expected.shape and expected.std() > 0.01 * scale
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * scale)
+
+
+def same(one, other):
+    assert one.keys() == other.keys()
+    for layer in one:
+        for kind in ("kernel", "bias"):
+            np.testing.assert_array_equal(one[layer][kind], other[layer][kind], err_msg=f"{layer} {kind}")
+
+
+# --- In ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["V1", "V2", "pairs", "names", "python 2"])
+def test_caffe_in_every_format(kind, images, mean, tmp_path):
+    net, layers = caffe_net()
+    origin, path = write(tmp_path, kind, layers)
+    blob = foreign.fill(foreign.CAFFE["BlobProto"](), mean, old=True)
+    (tmp_path / "mean.binaryproto").write_bytes(blob.SerializeToString())
+    convert.bring(origin, path, preset("caffe"), tmp_path / "run", tmp_path / "mean.binaryproto")
+    close(np.asarray(checkpoint.load(tmp_path / "run")(images)[0]), as_caffe(net, images, mean))
+
+
+def test_caffenet_by_its_config(images, mean, tmp_path):
+    """The same shapes in another order; the mean image as an .npz, beside an array of another shape."""
+    net, layers = caffe_net("caffenet")
+    origin, path = write(tmp_path, "V2", layers)
+    np.savez(tmp_path / "mean.npz", mean=mean.astype(np.float64), channels=mean.mean((1, 2)))
+    convert.bring(origin, path, preset("caffenet"), tmp_path / "run", tmp_path / "mean.npz")
+    close(np.asarray(checkpoint.load(tmp_path / "run")(images)[0]), as_caffe(net, images, mean))
+
+
+@pytest.mark.parametrize("kind", ["pth", "data parallel", "safetensors"])
+def test_torchvision(kind, images, tmp_path):
+    net = foreign.TorchVision(WIDTHS, FCS, 7)
+    randomize(net)
+    net.eval()
+    path = tmp_path / f"net.{'safetensors' if kind == 'safetensors' else 'pth'}"
+    if kind == "pth":
+        torch.save(net.state_dict(), path)
+    elif kind == "data parallel":  # as pytorch/examples wraps it: the convolutions alone
+        state = {name.replace("features.", "features.module."): p for name, p in net.state_dict().items()}
+        torch.save({"epoch": 90, "state_dict": state}, path)
+    else:
+        safetensors.numpy.save_file({name: p.numpy() for name, p in net.state_dict().items()}, path)
+    convert.bring("torchvision", path, preset("one_weird_trick"), tmp_path / "run")
+    run = checkpoint.load(tmp_path / "run")
+    at = (SIZE - CROP) // 2
+    scaled = (images / 255.0 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    planes = torch.tensor(scaled[:, at : at + CROP, at : at + CROP], dtype=torch.float32).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        close(np.asarray(run(images)[0]), net(planes).numpy())
+    np.testing.assert_allclose(run.statistics["mean"][5, 7], [123.675, 116.28, 103.53], atol=1e-3)
+
+
+def test_a_run_of_it_says_where_it_came_from(tmp_path):
+    """Statistics of ILSVRC by default, numbered classes, and the file's digest."""
+    origin, path = write(tmp_path, "V2", caffe_net()[1])
+    convert.bring(origin, path, preset("caffe"), tmp_path / "run")
+    run = checkpoint.load(tmp_path / "run")
+    assert run.step == 0 and run.classes == [f"class {i}" for i in range(7)]
+    assert run.statistics["mean"].shape == (SIZE, SIZE, 3)
+    np.testing.assert_allclose(run.statistics["mean"][0, 0], [122.679, 116.669, 104.007], rtol=1e-6)
+    vectors = run.statistics["vectors"]
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(3), atol=1e-4)
+    assert np.all(vectors[:, 2] < 0) and run.statistics["stdevs"].argmax() == 2  # brightness varies most
+    said = json.loads((tmp_path / "run" / "converted.json").read_text())
+    digest = subprocess.run(["sha256sum", path], capture_output=True, text=True).stdout.split()[0]
+    assert (said["from"], said["file"], said["sha256"]) == ("caffe", path.name, digest) and said["date"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net.caffemodel", "run"]
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """A converted run whose classes are those of the photos, in another order, and four more."""
+    folder = tmp_path_factory.mktemp("converted")
+    _, path = write(folder, "V2", caffe_net()[1])
+    (folder / "names.txt").write_text("n01440764\nred\ngrey\nblue\n\nn03126707\ngreen\nn02012849\n")
+    c = preset("caffe")
+    c.data.prepared_dir = str(folder / "prepared")
+    convert.bring("caffe", path, c, folder / "run", names=folder / "names.txt")
+    return folder / "run"
+
+
+# --- Out --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "to, suffix, back", [("safetensors", "safetensors", "safetensors"), ("caffe-npy", "npy", "npy")]
+)
+def test_out_and_in_again_is_exact(converted, tmp_path, to, suffix, back):
+    run, path = checkpoint.load(converted), tmp_path / f"out.{suffix}"
+    convert.WRITERS[to][0](run, path)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    convert.bring(back, path, preset("caffe"), tmp_path / "run")
+    same(checkpoint.load(tmp_path / "run").params, run.params)
+
+
+def test_pytorch_loads_what_is_written(converted, images, tmp_path):
+    """A grouped network with the paper's names takes every array, and says the same."""
+    run = checkpoint.load(converted)
+    convert.write_safetensors(run, tmp_path / "out.safetensors")
+    net = network(WIDTHS, FCS, SIDE, **ORIGINS["caffe"]).eval()
+    state = safetensors.numpy.load_file(tmp_path / "out.safetensors")
+    net.load_state_dict({name: torch.tensor(a) for name, a in state.items()}, strict=True)
+    channels = run.statistics["channel_mean"][::-1, None, None]
+    close(np.asarray(run(images)[0]), as_caffe(net, images, channels))
+
+
+def test_a_trained_run_of_two_towers_goes_out_and_in(tiny_run, tmp_path):
+    """fc6 reads both towers' maps; a sixth convolution and a fc6 of each tower's own are laid out alike."""
+    run = checkpoint.load(tiny_run)
+    convert.write_safetensors(run, tmp_path / "out.safetensors")
+    state = safetensors.numpy.load_file(tmp_path / "out.safetensors")
+    side = round((state["fc6.weight"].shape[1] / state["conv5.bias"].size) ** 0.5)
+    assert side > 0
+    kernel = np.asarray(run.params["fc6"]["kernel"]).reshape(side, side, -1, state["fc6.weight"].shape[0])
+    there = state["fc6.weight"].reshape(-1, kernel.shape[2], side, side)
+    np.testing.assert_array_equal(there[3, 5, 0, -1], kernel[0, -1, 5, 3])
+    np.testing.assert_array_equal(state["conv2.weight"][3, 2, 0, 4], run.params["conv2"]["kernel"][0, 4, 2, 3])
+    convert.bring("safetensors", tmp_path / "out.safetensors", run.config, tmp_path / "run")
+    same(checkpoint.load(tmp_path / "run").params, run.params)
+
+
+def test_fc6_of_each_towers_own_maps(narrow, draw):
+    """Two fully connected layers side by side, each over its tower's maps by channel, row and column."""
+    m = narrow(exchange=("conv3", "fc7", "fc8"))
+    params, _ = draw(m, 1, 64 + 35)
+    count = convert.maps(m, params)
+    assert count == m.conv_widths[4] // 2
+    kernel = params["fc6"]["kernel"]
+    side = round((len(kernel) / count) ** 0.5)
+    there = formats.from_ours(params, "torchvision", count)
+    assert (
+        there["fc6"]["kernel"].reshape(-1, count, side, side)[5, 1, 1, 0]
+        == kernel.reshape(side, side, count, -1)[1, 0, 1, 5]
+    )
+    same(formats.to_ours(there, "torchvision", count), params)
+
+
+def test_what_is_not_torchvisions_is_named(converted, tmp_path):
+    run = checkpoint.load(converted)
+    with pytest.raises(UserError, match=r"model\.average_pool is 0 and there 6; --to safetensors"):
+        convert.write_torchvision(run, tmp_path / "out.pth")
+    with pytest.raises(UserError, match="is a folder"):
+        convert.write_safetensors(run, tmp_path)
+    with pytest.raises(UserError, match="cannot write"):
+        convert.write_npy(run, tmp_path / "none" / "out.npy")
+    assert not list(tmp_path.iterdir())
+
+
+# --- Real weights and photos ------------------------------------------------------------------------------------------
+
+samples = pytest.mark.skipif(
+    not (SHARED / "imagenet_samples").is_dir(), reason="no imagenet_samples beside TFDS_DATA_DIR"
+)
+kernels = pytest.mark.skipif(not (SHARED / "weights").is_dir(), reason="no weights beside TFDS_DATA_DIR")
+
+
+def photo(folder):
+    [path] = (SHARED / "imagenet_samples" / folder).iterdir()
+    return path
+
+
+@samples
+@pytest.mark.real_data
+def test_full_size_on_photos(tmp_path):
+    """torchvision's own class, its own preprocessing of photos, and back into it, every array."""
+    torch.manual_seed(0)
+    net = torchvision.models.alexnet().eval()
+    with torch.no_grad():
+        net.classifier[6].weight *= 30  # for logits that tell photos apart
+    torch.save(net.state_dict(), tmp_path / "alexnet.pth")
+    c = importlib.import_module("configs.one_weird_trick").get_config()
+    convert.bring("torchvision", tmp_path / "alexnet.pth", c, tmp_path / "run")
+    run = checkpoint.load(tmp_path / "run")
+    paths = [photo(folder) for folder in ("n01443537", "n02099712", "n01770393")]
+    from torchvision import transforms
+
+    bicubic = transforms.InterpolationMode.BICUBIC
+    steps = [transforms.Resize(256, bicubic), transforms.CenterCrop(256)]
+    squares = [transforms.Compose(steps)(Image.open(path).convert("RGB")) for path in paths]
+    scale = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    after = transforms.Compose([transforms.CenterCrop(224), transforms.ToTensor(), scale])
+    with torch.no_grad():
+        expected = net(torch.stack([after(s) for s in squares])).numpy()
+    close(np.asarray(run(np.stack([np.asarray(s) for s in squares]))[0]), expected)
+    assert run.classes == classes.SYNSETS
+    convert.write_torchvision(run, tmp_path / "out.pth")
+    state = torch.load(tmp_path / "out.pth", weights_only=True)
+    with torch.device("meta"):
+        again = torchvision.models.alexnet()
+    again.load_state_dict(state, strict=True, assign=True)
+    assert all(torch.equal(p, net.state_dict()[name]) for name, p in again.state_dict().items())
+
+
+@samples
+@kernels
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", ["bvlc", "torchvision"])
+def test_real_kernels_on_a_real_photo(name, tmp_path):
+    """Trained kernels in a network narrow behind them: their responses to a photo are PyTorch's; colour blindness is
+    what the kernels are known for."""
+    file = {"bvlc": "alexnet_bvlc_conv1.npz", "torchvision": "alexnet_torchvision_conv123.npz"}[name]
+    with np.load(SHARED / "weights" / file, allow_pickle=False) as held:
+        trained = {key: torch.tensor(held[key]) for key in held.files}
+    with Image.open(photo("n01443537")) as opened:
+        image = np.asarray(opened.convert("RGB").resize((SIZE, SIZE)))
+    at = slice((SIZE - CROP) // 2, (SIZE - CROP) // 2 + CROP)
+    if name == "bvlc":
+        net = network((96, *WIDTHS[1:]), FCS, SIDE, **ORIGINS["caffe"])
+        layers = {layer: net.get_submodule(layer) for layer in foreign.LAYERS}
+        layers["conv1"].weight.data = trained["conv1_w"].flip(1)  # the writer turns RGB to BGR
+        layers["conv1"].bias.data = trained["conv1_b"]
+        (tmp_path / "w").write_bytes(foreign.caffemodel(layers, old=False))
+        convert.bring("caffe", tmp_path / "w", preset("caffe", (96, *WIDTHS[1:])), tmp_path / "run")
+        planes = torch.tensor(image[..., ::-1].astype(np.float32)).permute(2, 0, 1)[:, at, at]
+        planes = planes - torch.tensor([104.007, 116.669, 122.679])[:, None, None]
+        expected = torch.relu(torch.conv2d(planes[None], trained["conv1_w"], trained["conv1_b"], stride=4))
+        layer, wanted = "conv1", (r"^tower 1: 39 of 48", r"tower 2: 5 of 48", r"\? yes, tower 2$")
+    else:
+        net = foreign.TorchVision((64, 192, 384, 8, 8), FCS, 7)
+        for i, n in ((0, 1), (3, 2), (6, 3)):
+            net.features[i].weight.data, net.features[i].bias.data = trained[f"conv{n}_w"], trained[f"conv{n}_b"]
+        torch.save(net.state_dict(), tmp_path / "w.pth")
+        config = preset("one_weird_trick", (64, 192, 384, 8, 8))
+        convert.bring("torchvision", tmp_path / "w.pth", config, tmp_path / "run")
+        planes = (torch.tensor(image[at, at].copy()) / 255 - torch.tensor([0.485, 0.456, 0.406])).permute(2, 0, 1)
+        planes = planes / torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+        with torch.no_grad():
+            expected = net.features[:8](planes[None])
+        layer, wanted = "conv3", (r"^conv1: \d+ of 64 kernels",)
+    run = checkpoint.load(tmp_path / "run")
+    close(np.asarray(run(image[None])[1][layer]), expected.numpy().transpose(0, 2, 3, 1))
+    said = figures.color_blindness(np.asarray(run.params["conv1"]["kernel"]), run.config.model.towers)
+    for line in wanted:
+        assert re.search(line, said, re.MULTILINE), said
+
+
+# --- Refusals ---------------------------------------------------------------------------------------------------------
+
+
+def refuse(match, origin, path, config=None, **kwargs):
+    workdir = path.parent / "refused"
+    with pytest.raises(UserError, match=match) as raised:
+        convert.bring(origin, path, config or preset("caffe"), workdir, **kwargs)
+    assert "\n" not in str(raised.value) and not workdir.exists()
+
+
+def test_another_network_is_named_with_what_would_fit(tmp_path):
+    net = foreign.TorchVision((64, 192, 384, 256, 256), (20, 16), 7)
+    path = tmp_path / "net.safetensors"
+    safetensors.numpy.save_file({name: p.numpy() for name, p in net.state_dict().items()}, path)
+    refuse(
+        r"conv1 is 11 x 11 x 3 x 64 .* there and 11 x 11 x 3 x 8 .*no config of the family fits", "torchvision", path
+    )
+    fits = preset("one_weird_trick", (64, 192, 384, 256, 256))
+    fits.model.num_classes = 10
+    refuse(r"fc8 is 16 x 7 .* 16 x 10 .*; --config\.model\.num_classes=7 fits", "torchvision", path, fits)
+
+
+def test_a_config_of_the_family_is_named():
+    """By shapes alone; arrays of the full size are not made."""
+    shapes = convert._plain(convert.model.shapes(importlib.import_module("configs.six_conv").get_config().model, 224))
+    assert convert._hint(shapes, {}) == "--config configs/six_conv.py fits"
+    shapes["fc8"] = {"kernel": (4096, 10), "bias": (10,)}
+    assert convert._hint(shapes, {}) == "--config configs/six_conv.py --config.model.num_classes=10 fits"
+
+
+def test_missing_layers_and_what_is_no_number(tmp_path):
+    _, layers = caffe_net()
+    path = tmp_path / "net.caffemodel"
+    path.write_bytes(foreign.caffemodel({n: m for n, m in layers.items() if n != "conv4"}, old=False))
+    refuse("conv4 is missing there", "caffe", path)
+    path.write_bytes(foreign.caffemodel(layers | {"fc9": layers["fc8"]}, old=False))
+    refuse("fc9 is .* there and missing here", "caffe", path)
+    layers["fc7"].bias.data[3] = float("nan")
+    path.write_bytes(foreign.caffemodel(layers, old=True))
+    refuse("fc7 .* holds what is no number", "caffe", path)
+    state = {f"{n}.weight": m.weight.detach().numpy() for n, m in layers.items()}
+    safetensors.numpy.save_file(state, tmp_path / "net.safetensors")
+    refuse("conv1 has no bias", "safetensors", tmp_path / "net.safetensors")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "net.pth")
+    refuse(r"state_dict\(\)", "torchvision", tmp_path / "net.pth")
+    refuse("there is no file", "torchvision", tmp_path / "none.pth")
+
+
+def test_caffes_files_that_are_not_whole_or_lie(tmp_path):
+    _, layers = caffe_net()
+    whole, path = foreign.caffemodel(layers, old=False), tmp_path / "net.caffemodel"
+    for content, match in ((whole[: len(whole) // 2], "cannot be read"), (b"\x89HDF\r\n", "cannot be read"),
+                           (b"", "no weights"), (bytes(1000), "cannot be read")):  # fmt: skip
+        path.write_bytes(content)
+        refuse(match, "caffe", path)
+    net = foreign.CAFFE["NetParameter"]()
+    layer = net.layer.add(name="conv1")
+    for _ in range(2):
+        layer.blobs.add().shape.dim.extend([2**40, 2**40])
+    path.write_bytes(net.SerializeToString())
+    refuse("0 bytes for numbers of shape", "caffe", path)
+    net = foreign.CAFFE["NetParameter"]()
+    net.layers.add().layer.name = "conv1"
+    path.write_bytes(net.SerializeToString())
+    refuse("V0", "caffe", path)
+
+
+class Evil:
+    """Pickles as a call of anything."""
+
+    def __init__(self, call, *args):
+        self.call = call, args
+
+    def __reduce__(self):
+        return self.call
+
+
+def test_malicious_pickles_run_nothing(tmp_path):
+    mark, path = tmp_path / "mark", tmp_path / "net.npy"
+    touch, opening = f"touch {mark}", f"open({str(mark)!r}, 'w')"
+    calls = [
+        Evil(os.system, touch), Evil(subprocess.run, touch), Evil(eval, opening), Evil(exec, opening),
+        Evil(getattr, "", "join"), Evil(importlib.import_module, "this"), Evil(np.load, str(mark)),
+        Evil(np.memmap, str(mark), "u1", "w+", 0, (4,)), Evil(np.testing.assert_equal, 1, 1),
+    ]  # fmt: skip
+    for evil in calls:
+        for protocol in (0, 2, 4):
+            path.write_bytes(foreign.npy(pickle.dumps(np.array({"conv1": [evil, evil]}, object), protocol)))
+            refuse("asks to run .* nothing was run", "npy", path)
+    # Names inside NumPy, dotted names, the registry of extensions, a stand-in called with something else.
+    for opcodes in (
+        b"\x80\x04\x8c\x05numpy\x8c\x0ddtype.__new__\x93.",
+        b"\x80\x04\x8c\x05numpy\x8c\x11ndarray.__class__\x93.",
+        b"cnumpy.core.multiarray\nfromstring\n.",
+        b"cnumpy.core.multiarray\nscalar\n.",
+        b"\x80\x02\x82\x01.",
+        b"cnumpy\ndtype\n(}S'call'\ncposix\nsystem\nsbS'touch'\n\x85R.",
+        b"(S'a'\nios\nsystem\n.",
+    ):
+        path.write_bytes(foreign.npy(opcodes))
+        refuse("net.npy", "npy", path)
+    assert not mark.exists() and sorted(p.name for p in tmp_path.iterdir()) == ["net.npy"]
+
+
+def test_pickles_that_lie_about_sizes(tmp_path):
+    """None of them takes the memory that it names."""
+    path = tmp_path / "net.npy"
+
+    def array(dims, code=b"f4", raw=b"U\x04abcd"):
+        start = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n" + dims + b"U\x01b\x87R(K\x01" + dims
+        kind = b"cnumpy\ndtype\nU\x02" + code + b"K\x00K\x01\x87R"
+        kind += b"(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+        return start + kind + b"\x89" + raw + b"tb"
+
+    huge = b"\x8a\x06\x00\x00\x00\x00\x00\x01\x85"  # 2**40 in a tuple
+    net = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n)U\x01b\x87R(K\x01)NK\x00]}U\x05conv1]("
+    for opcodes in (
+        net + 2 * array(huge) + b"esatb.",  # a shape without its numbers
+        net + 2 * array(b"J\xff\xff\xff\xff\x85") + b"esatb.",
+        net + 2 * array(b"K\x01\x85", b"V9") + b"esatb.",
+        b"\x80\x02}r\xff\xff\xff\x7f.",  # the memo's place 2**31
+        b"\x80\x05\x96\x00\x00\x00\x00\x00\x01\x00\x00.",  # a bytearray of 2**40
+        b"\x80\x04\x8e\x00\x00\x00\x00\x00\x01\x00\x00.",  # bytes of as many
+        b"\x80\x04\x95\x00\x00\x00\x00\x00\x01\x00\x00.",  # a frame of as many
+    ):
+        path.write_bytes(foreign.npy(opcodes))
+        refuse("cannot be read as an .npy of weights", "npy", path)
+    good = foreign.python2(foreign.tensorflow(caffe_net()[1], SIDE))
+    for content in (good[:-2000], good[:100], b"", b"\x93NUMPY\x09\x00", np.lib.format.magic(1, 0) + b"\xff\xff{"):
+        path.write_bytes(content)
+        refuse("cannot be read as an .npy of weights", "npy", path)
+    np.save(path, np.zeros(3))
+    refuse("it is an array", "npy", path)
+
+
+def test_damaged_state_dicts(tmp_path, monkeypatch):
+    net = foreign.TorchVision(WIDTHS, FCS, 7)
+    torch.save(net.state_dict(), tmp_path / "w.pth")
+    safetensors.numpy.save_file({n: p.numpy() for n, p in net.state_dict().items()}, tmp_path / "w.safetensors")
+    for name in ("w.pth", "w.safetensors"):
+        whole = (tmp_path / name).read_bytes()
+        for content in (whole[: len(whole) // 2], whole[:9], b"", b"\xff" * 100):
+            (tmp_path / name).write_bytes(content)
+            refuse("cannot be read", "torchvision", tmp_path / name)
+    state = net.state_dict() | {"features.0.weight": torch.zeros(1).expand(2**30, 2**9)}  # a number said to be 2**39
+    torch.save(state, tmp_path / "w.pth")
+    refuse("numbers are not there", "torchvision", tmp_path / "w.pth")
+    torch.save({n: p.long() for n, p in net.state_dict().items()}, tmp_path / "w.pth")
+    refuse("holds int64", "torchvision", tmp_path / "w.pth")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    refuse(r"pip install torch, or give the \.safetensors", "torchvision", tmp_path / "w.pth")
+
+
+def test_means_and_names_that_do_not_fit(mean, tmp_path):
+    origin, path = write(tmp_path, "V2", caffe_net()[1])
+    np.save(tmp_path / "small.npy", mean[:, :50, :50])
+    np.save(tmp_path / "flat.npy", mean[0])
+    np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
+    (tmp_path / "text.binaryproto").write_text("no mean image")
+    (tmp_path / "zip.npz").write_bytes(b"PK")
+    for name, match in (("small.npy", r"is 50 pixels a side and must have --config\.data\.size, 112"),
+                        ("flat.npy", "no such arrays"), ("objects.npy", "plain arrays"), ("none.npy", "no file"),
+                        ("text.binaryproto", "cannot be read"), ("zip.npz", "cannot be read")):  # fmt: skip
+        refuse(match, origin, path, mean=tmp_path / name)
+    config = preset("caffe")
+    config.data.mean = "value"
+    np.save(tmp_path / "mean.npy", mean)
+    refuse("--mean has no use", origin, path, config, mean=tmp_path / "mean.npy")
+    (tmp_path / "names.txt").write_text("a\nb\nb\nc\nd\ne\nf\n")
+    refuse("has 6 names, of 7 lines, for 7 classes", origin, path, names=tmp_path / "names.txt")
+    refuse("cannot be read", origin, path, names=tmp_path / "none.txt")
+
+
+def test_workdirs_are_not_overwritten_nor_trained_in_place(converted, photos, config):
+    with pytest.raises(UserError, match="is not empty"):
+        convert.bring("caffe", converted.parent / "net.caffemodel", preset("caffe"), converted)
+    with pytest.raises(UserError, match=r"converted weights.*--config configs/finetune\.py:"):
+        main.run(config, converted)
+
+
+# --- What people do with it -------------------------------------------------------------------------------------------
+
+
+def test_words_for_synsets():
+    assert (
+        len(classes.SYNSETS) == len(set(classes.WORDS.values())) == 1000 and sorted(classes.SYNSETS) == classes.SYNSETS
+    )
+    assert classes.words(["n01440764", "red", "n03888257"]) == ["tench", "red", "parachute"]
+    assert classes.words(["n03126707", "n02012849"]) == ["crane (n03126707)", "crane (n02012849)"]
+
+
+def test_predictions_have_ids_and_words(converted, photos, capsys):
+    path = photos / "validation" / "red" / "0.png"
+    assert predict.main([f"--workdir={converted}", "--json", "--top=7", str(path)]) == 0
+    top = json.loads(capsys.readouterr().out)["top"]
+    names = {entry["class"]: entry["name"] for entry in top}
+    assert names["n01440764"] == "tench" and names["red"] == "red" and names["n02012849"] == "crane (n02012849)"
+    assert predict.main([f"--workdir={converted}", "--top=7", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "tench" in out and "n01440764" not in out
+
+
+def test_other_data_is_labelled_by_name(converted, photos, tmp_path):
+    """A folder's blue, green, red are the run's 3, 5, 1; all of a folder without validation images counts."""
+    run = checkpoint.load(converted)
+    for split, count in (("validation", 33), ("train", 96)):
+        images = evaluate.images_for(run, split, str(photos))
+        assert len(images) == count
+        assert [run.classes[i] for i in images.labels] == [name.split("/")[0] for name in images.ids]
+    for split in ("validation", "train"):
+        assert len(evaluate.images_for(run, split, str(photos / "validation"))) == 33
+    found = evaluate.evaluate_runs([str(converted)], 1, "validation", str(photos))
+    split = evaluate.images_for(run, "validation", str(photos))
+    predicted = np.asarray(run(split.images())[0]).argmax(axis=1)
+    assert found["images"] == 33 and found["top1_error"] == pytest.approx(np.mean(predicted != [
+        run.classes.index(name.split("/")[0]) for name in split.ids
+    ]))  # fmt: skip
+    (tmp_path / "purple").mkdir()
+    Image.new("RGB", (80, 80)).save(tmp_path / "purple" / "a.png")
+    with pytest.raises(UserError, match="has the class purple, which"):
+        evaluate.images_for(run, "validation", str(tmp_path))
+
+
+def test_pictures_of_what_was_not_trained_here(converted, photos, tmp_path, capsys):
+    """Without its own images the kernels, with others' photos what shows photos, and no curves."""
+    run = ["--workdir", str(converted), "--out", str(tmp_path)]
+    figures.main(run)
+    out, err = capsys.readouterr()
+    assert [p.name for p in tmp_path.iterdir()] == ["kernels.png"] and "tower 1" in out
+    assert len(err.splitlines()) == 1 and "no predictions, confusion, mistakes: " in err and "--data" in err
+    figures.main([*run, "--data", str(photos)])
+    names = ["confusion", "kernels", "mistakes", "predictions"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"{name}.png" for name in names]
+    for flags, match in ((["--what", "curves"], "has no curves"), (["--what", "confusion"], "imagenet2012"),
+                         (["--what", "neighbours", "--data", str(photos)], "leave out --data")):  # fmt: skip
+        with pytest.raises(UserError, match=match):
+            figures.main([*run, *flags])
+
+
+def test_a_config_of_an_earlier_version_is_filled_up(tiny_run, images, tmp_path):
+    """Fields that it lacks have the paper's values; what it says counts."""
+    now = checkpoint.load(tiny_run)
+    config = json.loads((tiny_run / "config.json").read_text())
+    del config["start"], config["model"]["average_pool"], config["model"]["dropout_before"], config["data"]["deviation"]
+    (tmp_path / "checkpoints").symlink_to(tiny_run / "checkpoints")
+    (tmp_path / "statistics.npz").symlink_to(tiny_run / "statistics.npz")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    then = checkpoint.load(tmp_path)
+    assert then.config.to_json(sort_keys=True) == now.config.to_json(sort_keys=True)
+    np.testing.assert_array_equal(then(images[:, :72, :72])[0], now(images[:, :72, :72])[0])
+
+
+def test_the_command_line(tmp_path):
+    """The origin's own config is the default, its fields can be set, and a mistake is one line."""
+    _, path = write(tmp_path, "V1", caffe_net()[1])
+
+    def call(*flags):
+        command = [sys.executable, "-m", "alexnet_jax.convert", *flags]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    widths = [f"--config.model.conv_widths={WIDTHS}", f"--config.model.fc_widths={FCS}", f"--config.data.crop={CROP}"]
+    there = ["--weights", str(path), "--workdir", str(tmp_path / "run")]
+    done = call("--from", "caffe", *there, *widths, "--config.model.num_classes=7", f"--config.data.size={SIZE}")
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["name"] == "caffe" and config["model"]["num_classes"] == 7
+    done = call("--to", "torchvision", "--workdir", str(tmp_path / "run"), "--out", str(tmp_path / "out.pth"))
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: ") and "is not torchvision's AlexNet" in done.stderr
