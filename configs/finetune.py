@@ -6,9 +6,13 @@
 
 After the colon stands the workdir of a run, or of converted weights; then, as in configs/paper.py, the name of a data
 set or "smoke"; and layers, where all others but fc8 are to stay as they are: what is frozen for the whole run costs no
-gradient and no velocity. The network and what it takes from its images are the start's, and fc8 has a class for each of the
-data's. Rates by layer and epoch are optimizer.layer_rates, ((epoch, layer, multiple), ...), 0 for none: with
-((0,"conv1",0.0),(0,"fc8",10.0),(5,"conv1",1.0)) conv1 joins after five epochs.
+gradient and no velocity. The network and what it takes from its images are the start's; fc8 has the data's classes.
+Rates by layer and epoch are optimizer.layer_rates, ((epoch, layer, multiple), ...), 0 for none. fc8 alone, in full:
+
+    --config.optimizer.layer_rates="((0,'conv1',0.0),(0,'conv2',0.0),(0,'conv3',0.0),(0,'conv4',0.0),(0,'conv5',0.0),
+        (0,'fc6',0.0),(0,'fc7',0.0),(0,'fc8',10.0))"
+
+and (5,'fc7',1.0) more would let fc7 join after five epochs.
 
 The recipe is Caffe's example of fine-tuning, models/finetune_flickr_style in BVLC/caffe: solver.prototxt and
 train_val.prototxt. The example takes 62 passes over 80,000 photos and a tenth of the rate after each fifth of them.
