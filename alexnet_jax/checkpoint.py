@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shutil
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +22,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 
-from alexnet_jax import UserError, augment, towers
+from alexnet_jax import UserError, augment, one_line, towers
 from alexnet_jax.model import AlexNet, shapes
 from configs import paper
 
@@ -124,10 +125,10 @@ def claim(workdir: Path, config: ConfigDict, statistics: dict, classes: list[str
         except BlockingIOError as e:
             raise Busy(f"another process trains in {workdir}: wait for it, or name another --workdir") from e
         if path.exists():
-            theirs = _flat(_read_config(path))
+            theirs = flat(read_config(workdir))
             differ = [
                 f"{name}: {theirs.get(name)} there, {value} here"
-                for name, value in _flat(mine).items()
+                for name, value in flat(mine).items()
                 if (name not in theirs or theirs[name] != value) and not name.startswith(FREE)
             ]
             if differ:
@@ -135,7 +136,9 @@ def claim(workdir: Path, config: ConfigDict, statistics: dict, classes: list[str
                     f"{workdir} holds a run of another config ({'; '.join(differ)}): "
                     "name another --workdir, or remove it to start over"
                 )
-        np.savez(workdir / "statistics.npz", **statistics, classes=np.array(classes))
+        whole = workdir / "statistics.tmp.npz"
+        np.savez(whole, **statistics, classes=np.array(classes))
+        os.replace(whole, workdir / "statistics.npz")
         fresh = path.with_suffix(".tmp")
         fresh.write_text(json.dumps(mine, indent=2) + "\n")
         os.replace(fresh, path)
@@ -144,27 +147,14 @@ def claim(workdir: Path, config: ConfigDict, statistics: dict, classes: list[str
         raise UserError(f"cannot write to the workdir {workdir} ({e.strerror or e}): name another --workdir") from e
 
 
-def _flat(tree: dict, prefix: str = "") -> dict:
+def flat(tree: dict | ConfigDict, prefix: str = "") -> dict:
+    """A config, or what was read from its JSON, as {dotted field: value}, the values as JSON has them."""
+    tree = json.loads(tree.to_json()) if isinstance(tree, ConfigDict) else tree
     out = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        out |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+        out |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
     return out
-
-
-def _read_config(path: Path) -> dict:
-    """A run's config.json; fields that the version which wrote it did not know have the paper's values, which leave
-    the run as it was."""
-    try:
-        return _filled(json.loads(path.read_text()), json.loads(paper.get_config().to_json()))
-    except ValueError as e:
-        raise UserError(f"{path} is not whole ({e}): the workdir is no run; name another --workdir") from e
-
-
-def _filled(theirs: dict, default: dict) -> dict:
-    missing = {name: value for name, value in default.items() if name not in theirs}
-    held = {n: _filled(v, default[n]) if isinstance(v, dict) and n in default else v for n, v in theirs.items()}
-    return held | missing
 
 
 def write_converted(
@@ -236,20 +226,8 @@ def load(workdir: str | Path, which: str = "best", data: int = 1, tower: int = 1
     Raises UserError if workdir holds no run, or no checkpoint yet, or if the devices are too few.
     """
     workdir = Path(workdir).expanduser()
-    if not (workdir / "config.json").exists():
-        raise UserError(
-            f"{workdir} holds no run (no config.json): train one with python -m alexnet_jax.main, or make one of "
-            "weights with python -m alexnet_jax.convert"
-        )
-    config = ConfigDict(_read_config(workdir / "config.json"))
-    with np.load(workdir / "statistics.npz", allow_pickle=False) as file:
-        statistics = dict(file)
-    classes = [str(c) for c in statistics.pop("classes")]
-    checkpoints = manager(workdir)
-    step = checkpoints.best_step() if which == "best" else None
-    step = checkpoints.latest_step() if step is None else step
-    if step is None:
-        raise UserError(f"{workdir} holds no checkpoint yet: let python -m alexnet_jax.main reach its first one")
+    config = read_config(workdir)
+    statistics, classes = read_statistics(workdir)
     mesh = towers.make_mesh(ConfigDict({"data": data, "tower": tower}), config.model.towers, batch_size=data)
     parameters = shapes(config.model, config.data.crop)
     like = jax.tree.map(
@@ -257,12 +235,67 @@ def load(workdir: str | Path, which: str = "best", data: int = 1, tower: int = 1
         parameters,
         towers.shardings(parameters, mesh),
     )
+    step, params = read_params(workdir, like, which)
+    apply = towers.split(AlexNet(FrozenConfigDict(config.model)), mesh)
+    return Run(workdir, step, config, mesh, apply, params, statistics, classes)
+
+
+def holds_run(workdir: Path) -> bool:
+    """Whether a run was begun in the workdir."""
+    return (workdir / "config.json").exists()
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """The config of a run; fields newer than the run have the paper's values, which leave it as it was.
+
+    Raises UserError if workdir holds none, or none that is whole.
+    """
+    path = workdir / "config.json"
+    if not holds_run(workdir):
+        raise UserError(
+            f"{workdir} holds no run (no config.json): train one with python -m alexnet_jax.main, or make one of "
+            "weights with python -m alexnet_jax.convert"
+        )
+    try:
+        return ConfigDict(_filled(json.loads(path.read_text()), json.loads(paper.get_config().to_json())))
+    except ValueError as e:
+        raise UserError(f"{path} is not whole ({e}): the workdir is no run; name another --workdir") from e
+
+
+def _filled(theirs: dict, default: dict) -> dict:
+    missing = {name: value for name, value in default.items() if name not in theirs}
+    held = {n: _filled(v, default[n]) if isinstance(v, dict) and n in default else v for n, v in theirs.items()}
+    return held | missing
+
+
+def read_statistics(workdir: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The statistics of a run's training set, float32 arrays by name, and the names of its classes.
+
+    Raises UserError if they cannot be read.
+    """
+    try:
+        with np.load(workdir / "statistics.npz", allow_pickle=False) as file:
+            statistics = dict(file)
+        return statistics, [str(c) for c in statistics.pop("classes")]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
+        raise UserError(f"{workdir}/statistics.npz cannot be read ({one_line(e)}): the workdir is no whole run") from e
+
+
+def read_params(workdir: Path, like: dict, which: str = "best") -> tuple[int, dict]:
+    """The step of a run's checkpoint and the parameters in it, on other devices than it was trained on if need be.
+
+    Args: like: shapes, dtypes and shardings, {layer: {"kernel", "bias"}}; of some layers, or of all. which: as in load.
+    Raises UserError if there is no checkpoint yet, or if it cannot be read.
+    """
+    checkpoints = manager(workdir)
+    step = checkpoints.best_step() if which == "best" else None
+    step = checkpoints.latest_step() if step is None else step
+    if step is None:
+        raise UserError(f"{workdir} holds no checkpoint yet: let python -m alexnet_jax.main reach its first one")
     like = {"params": like}
     how = ocp.checkpoint_utils.construct_restore_args(like)
     args = ocp.args.Composite(state=ocp.args.PyTreeRestore(like, restore_args=how, partial_restore=True))
     try:
-        params = checkpoints.restore(step, args=args)["state"]["params"]
+        return step, checkpoints.restore(step, args=args)["state"]["params"]
     except Exception as e:
         raise UserError(f"checkpoint {step} of {workdir} cannot be read: {str(e).splitlines()[0]}") from e
-    apply = towers.split(AlexNet(FrozenConfigDict(config.model)), mesh)
-    return Run(workdir, step, config, mesh, apply, params, statistics, classes)

@@ -6,6 +6,7 @@ Several processes, on one machine or many, train together with --distributed: se
 """
 
 import contextlib
+import dataclasses
 import io
 import os
 import shlex
@@ -16,7 +17,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from alexnet_jax import UserError, checkpoint, figures, model, towers
+from alexnet_jax import UserError, checkpoint, figures, model, optimizer, start, towers
 from alexnet_jax.prepare import prepare
 from alexnet_jax.train import train
 
@@ -34,11 +35,18 @@ def run(config, workdir: Path) -> int:
     checkpoint.refuse_converted(workdir)
     mesh = towers.make_mesh(config.devices, config.model.towers, config.batch_size)
     prepared = prepare(config.data)
+    if config.model.num_classes == 0:
+        config = config.copy_and_resolve_references()  # the caller's stays as it is
+        config.model.num_classes = len(prepared.classes)
     if len(prepared.classes) != config.model.num_classes:
         raise UserError(
             f"the data set has {len(prepared.classes)} classes and the network {config.model.num_classes}: "
             f"set --config.model.num_classes={len(prepared.classes)}"
         )
+    if config.start.workdir:
+        if not checkpoint.holds_run(workdir):
+            start.check(config)  # before anything is written
+        prepared = dataclasses.replace(prepared, statistics=start.statistics(config, workdir, prepared.statistics))
     with contextlib.ExitStack() as held:
         if towers.leads():
             held.enter_context(checkpoint.claim(workdir, config, prepared.statistics, prepared.classes))
@@ -90,6 +98,9 @@ def check(config):
         raise UserError(f"--config.evaluation.views is {config.evaluation.views} and must be 1 or 10")
     if config.evaluation.batch_size % max(1, config.devices.data):
         raise UserError("--config.evaluation.batch_size does not divide over --config.devices.data copies")
+    if not config.data.name:
+        raise UserError("name the images: --config.data.name=~/photos, a folder of class folders, or a TFDS name")
+    optimizer.check(config.optimizer)
     model.check(config.model, config.data.crop)
 
 
@@ -98,13 +109,15 @@ def introduce(config, prepared, mesh, workdir: Path):
     steps = len(prepared.train) // config.batch_size
     parameters = model.parameter_count(model.shapes(config.model, config.data.crop))
     kind = mesh.devices.flat[0].device_kind
+    fresh = f", {', '.join(config.start.fresh)} anew" if config.start.fresh else ""
+    begins = f"start:    {config.start.workdir}{fresh}\n" if config.start.workdir else ""
     print(
         f"network:  {parameters:,} parameters, {config.model.towers} tower(s), {config.model.dtype}\n"
         f"devices:  {mesh.shape['data']} x {mesh.shape['tower']} (data x tower) of {len(jax.devices())} {kind}, "
         f"{jax.process_count()} process(es)\n"
         f"data:     {config.data.name}: {len(prepared.train):,} training and {len(prepared.evaluation):,} validation "
         f"images, {len(prepared.classes)} classes, in {prepared.directory}\n"
-        f"training: {config.epochs} epochs x {steps} steps of {config.batch_size} images, learning rate "
+        f"{begins}training: {config.epochs} epochs x {steps} steps of {config.batch_size} images, learning rate "
         f"{config.optimizer.learning_rate:g}\n"
         f"workdir:  {workdir}",
         flush=True,

@@ -203,6 +203,7 @@ def check(config: ConfigDict, crop: int):
     require(m.activation in ACTIVATIONS, "activation", f"and must be one of {', '.join(ACTIVATIONS)}")
     require(m.dtype in ("float32", "bfloat16"), "dtype", "and must be float32 or bfloat16")
     require(m.towers >= 1, "towers", "and must be 1 or more")
+    require(m.num_classes >= 0, "num_classes", "and must be 1 or more, or 0 for as many as the data has")
     require(0 <= m.dropout < 1, "dropout", "and must be at least 0 and less than 1")
     require(m.init in ("normal", "uniform"), "init", "and must be normal or uniform")
     require(m.average_pool >= 0, "average_pool", "and must be 0 or the side of fc6's maps")

@@ -1,4 +1,4 @@
-"""The paper's update rule and its learning rate (section 5).
+"""The paper's update rule and its learning rate (section 5), and Adam beside it.
 
     v <- 0.9 v - 0.0005 lr w - lr g        w <- w + v
 
@@ -15,7 +15,27 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import UserError
 
+ALGORITHMS = ("momentum", "adam")
 RULES = ("plateau", "epochs", "stages")
+
+
+def check(config: ConfigDict):
+    """Raises UserError, naming the field, on an unknown algorithm or layer_rates that are none."""
+    if config.algorithm not in ALGORITHMS:
+        raise UserError(
+            f"--config.optimizer.algorithm is '{config.algorithm}' and must be one of {', '.join(ALGORITHMS)}"
+        )
+    for entry in config.layer_rates:
+        try:
+            epoch, layer, multiple = entry
+            good = isinstance(epoch, int) and isinstance(layer, str) and 0 <= multiple < float("inf")
+        except (TypeError, ValueError):
+            good = False
+        if not good:
+            raise UserError(
+                f"--config.optimizer.layer_rates holds {entry!r}: it takes (epoch, layer, multiple), as in "
+                "\"((0,'conv1',0.0),)\""
+            )
 
 
 def update_rule(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
@@ -23,6 +43,10 @@ def update_rule(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
 
     Weights decay and biases do not, unless config.decay_biases (weights.cu:147, layer.cu:565). A leaf whose rate is
     0 is left alone wholly: no decay, no coasting, its velocity kept (weights.cu:148).
+
+    With config.algorithm "adam" (Kingma and Ba, 2015) it is PyTorch's Adam: the decay is part of the gradient, and the
+    rate multiplies the outcome. Each leaf counts its own steps, as there: one that thaws late starts afresh, its
+    moments corrected for their short history.
     """
 
     def decayed(params):
@@ -30,18 +54,37 @@ def update_rule(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
             lambda path, _: config.decay_biases or path[-1].key == "kernel", params
         )  # fmt: skip
 
-    chain = optax.chain(
-        optax.add_decayed_weights(config.weight_decay, mask=decayed), _scale_by_rates(), optax.trace(config.momentum)
-    )
+    decay = optax.add_decayed_weights(config.weight_decay, mask=decayed)
+    if config.algorithm == "adam":
+        chain = optax.chain(decay, _leaf_by_leaf(optax.scale_by_adam()), _scale_by_rates())
+    else:
+        chain = optax.chain(decay, _scale_by_rates(), optax.trace(config.momentum))
 
     def update(gradients, state, params, *, rates):
-        updates, new_state = chain.update(gradients, state, params, rates=rates)
-        updates = jax.tree.map(lambda u, rate: jnp.where(rate == 0, 0, u), updates, rates)
-        old, new = state[-1].trace, new_state[-1].trace
-        kept = jax.tree.map(lambda n, o, rate: jnp.where(rate == 0, o, n), new, old, rates)
-        return updates, (*new_state[:-1], optax.TraceState(trace=kept))
+        def kept(new, old):
+            """Trees whose leaves or subtrees are a parameter's own: the old ones where its rate is 0."""
+            return jax.tree.map(
+                lambda rate, n, o: jax.tree.map(lambda a, b: jnp.where(rate == 0, b, a), n, o), rates, new, old
+            )
+
+        updates, (decay_state, *new) = chain.update(gradients, state, params, rates=rates)
+        updates = kept(updates, jax.tree.map(jnp.zeros_like, updates))
+        if config.algorithm == "adam":
+            return updates, (decay_state, kept(new[0], state[1]), new[1])
+        return updates, (decay_state, new[0], optax.TraceState(trace=kept(new[1].trace, state[2].trace)))
 
     return optax.GradientTransformationExtraArgs(chain.init, update)
+
+
+def _leaf_by_leaf(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """A transformation with a state of its own for each leaf, in a tree like the parameters."""
+
+    def update(updates, state, params=None):
+        leaves, tree = jax.tree.flatten(updates)
+        pairs = map(inner.update, leaves, tree.flatten_up_to(state))
+        return tuple(map(tree.unflatten, zip(*pairs, strict=True)))
+
+    return optax.GradientTransformation(lambda params: jax.tree.map(inner.init, params), update)
 
 
 def _scale_by_rates() -> optax.GradientTransformationExtraArgs:
@@ -91,15 +134,34 @@ def rates(config: ConfigDict, params, rate: float, epoch: int):
     Biases get config.bias_rate times the rate of weights; config.layer_rates multiplies a layer's from an epoch on.
     Raises UserError if layer_rates names a layer that is not there.
     """
-    multiples = {}
-    for start, layer, multiple in sorted(config.layer_rates):
-        if layer not in params:
-            raise UserError(f"--config.optimizer.layer_rates names '{layer}'; the layers are {', '.join(params)}")
-        if epoch >= start:
-            multiples[layer] = multiple
+    multiples = _multiples(config, params, epoch)
 
     def leaf(path, _):
-        own = rate * multiples.get(path[0].key, 1.0)
+        own = rate * multiples[path[0].key]
         return np.float32(own * (config.bias_rate if path[-1].key == "bias" else 1.0))
 
     return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def frozen(config: ConfigDict, layers, epochs: int) -> frozenset[str]:
+    """The layers that config.layer_rates keeps at 0 in each of `epochs` epochs; none of them needs a gradient.
+
+    Raises UserError if that is all of them, or if layer_rates names a layer that is not there.
+    """
+    found = frozenset(layers)
+    for epoch in range(epochs):
+        found &= {layer for layer, multiple in _multiples(config, layers, epoch).items() if multiple == 0}
+    if found == frozenset(layers):
+        raise UserError("--config.optimizer.layer_rates freezes every layer from the first epoch to the last")
+    return found
+
+
+def _multiples(config: ConfigDict, layers, epoch: int) -> dict[str, float]:
+    """What config.layer_rates multiplies the rate of each layer by in an epoch."""
+    multiples = dict.fromkeys(layers, 1.0)
+    for start, layer, multiple in sorted(config.layer_rates):
+        if layer not in multiples:
+            raise UserError(f"--config.optimizer.layer_rates names '{layer}'; the layers are {', '.join(layers)}")
+        if epoch >= start:
+            multiples[layer] = multiple
+    return multiples

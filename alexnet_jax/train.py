@@ -16,11 +16,15 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from alexnet_jax import UserError, augment, checkpoint, data, metrics, optimizer, towers
 from alexnet_jax.evaluate import evaluate, make_probabilities
-from alexnet_jax.model import AlexNet
+from alexnet_jax.model import AlexNet, shapes
 from alexnet_jax.records import Prepared
+from alexnet_jax.start import parameters as inherited
 
 
-def train_step(state: dict, batch: dict, epoch: dict, constants: dict, *, apply: Callable, update: Callable, config):
+def train_step(
+    state: dict, batch: dict, epoch: dict, constants: dict, *,
+    apply: Callable, update: Callable, config, frozen: frozenset = frozenset(),
+):  # fmt: skip
     """One update on one batch; pure, compiled once for the whole run.
 
     Args:
@@ -28,6 +32,7 @@ def train_step(state: dict, batch: dict, epoch: dict, constants: dict, *, apply:
       batch: data.train_batches's arrays, or data.resident_batches's with `index` in place of `image`.
       epoch: what changes between epochs: rates, a tree like params (optimizer.rates); noise, of the colours.
       constants: statistics of the training set; key, of the run's dropout; images uint8 (n, size, size, 3) or None.
+      frozen: layers that are constants here: nothing is computed backwards for them alone.
     Returns: the new state, and sums over the batch (metrics.sums).
     """
     if constants["images"] is not None:
@@ -37,22 +42,27 @@ def train_step(state: dict, batch: dict, epoch: dict, constants: dict, *, apply:
     key = jax.random.fold_in(constants["key"], state["step"])
     labels = batch["label"]
 
-    def loss(params):
-        logits, _ = apply(params, images, key)
+    fixed = {name: layer for name, layer in state["params"].items() if name in frozen}
+    learned = {name: layer for name, layer in state["params"].items() if name not in frozen}
+    rates = {name: epoch["rates"][name] for name in learned}
+
+    def loss(learned):
+        logits, _ = apply(fixed | learned, images, key)
         log_probabilities = jax.nn.log_softmax(logits)
         sums = metrics.sums(log_probabilities, labels, jnp.ones(labels.shape, jnp.float32))
         return sums["loss"] / labels.shape[0], sums
 
-    gradients, sums = jax.grad(loss, has_aux=True)(state["params"])
-    updates, velocity = update(gradients, state["velocity"], state["params"], rates=epoch["rates"])
-    params = jax.tree.map(jnp.add, state["params"], updates)
+    gradients, sums = jax.grad(loss, has_aux=True)(learned)
+    updates, velocity = update(gradients, state["velocity"], learned, rates=rates)
+    params = fixed | jax.tree.map(jnp.add, learned, updates)
     return {"step": state["step"] + 1, "params": params, "velocity": velocity}, sums
 
 
-def new_state(model: AlexNet, rule, crop: int, seed: int) -> dict:
-    """The state before the first step: initial values from the config, velocity zero."""
+def new_state(model: AlexNet, rule, crop: int, seed: int, frozen: frozenset) -> dict:
+    """The state before the first step: initial values from the config, velocity zero; frozen layers have none."""
     params = model.init(jax.random.key(seed), jnp.zeros((1, crop, crop, 3)))["params"]
-    return {"step": jnp.int32(0), "params": params, "velocity": rule.init(params)}
+    velocity = rule.init({name: layer for name, layer in params.items() if name not in frozen})
+    return {"step": jnp.int32(0), "params": params, "velocity": velocity}
 
 
 @dataclass(frozen=True)
@@ -70,16 +80,17 @@ def program(config: ConfigDict, mesh: Mesh) -> Program:
     model = AlexNet(FrozenConfigDict(config.model))
     apply = towers.split(model, mesh)
     rule = optimizer.update_rule(config.optimizer)
-    make_state = partial(new_state, model, rule, config.data.crop, config.seed)
-    shapes = jax.eval_shape(make_state)
-    shardings = towers.shardings(shapes, mesh)
+    frozen = optimizer.frozen(config.optimizer, shapes(config.model, config.data.crop), config.epochs)
+    make_state = partial(new_state, model, rule, config.data.crop, config.seed, frozen)
+    like = jax.eval_shape(make_state)
+    shardings = towers.shardings(like, mesh)
     step = jax.jit(
-        partial(train_step, apply=apply, update=rule.update, config=config.data),
+        partial(train_step, apply=apply, update=rule.update, config=config.data, frozen=frozen),
         donate_argnums=0,
         out_shardings=(shardings, towers.replicated(mesh)),
         compiler_options=towers.compiler_options(mesh.devices.flat[0].platform),
     )
-    state = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings)
+    state = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), like, shardings)
     return Program(apply, step, jax.jit(make_state, out_shardings=shardings), state)
 
 
@@ -115,7 +126,7 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
     """Trains, evaluates each epoch, checkpoints; goes on from the workdir's latest checkpoint if there is one.
 
     Returns: the last validation result, or None if SIGTERM or Ctrl-C stopped the run, which is then saved.
-    Raises UserError if the loss is not finite, or if a file cannot be written.
+    Raises UserError if the loss is not finite, if a file cannot be written, or if config.start.workdir is no start.
     """
     batch_size, seed = config.batch_size, config.seed
     steps_per_epoch = len(prepared.train) // batch_size
@@ -130,6 +141,8 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
         start, state, host = found
     else:
         start, state = 0, net.start()
+        if config.start.workdir:
+            state["params"] |= inherited(config, net.state["params"])
 
     # --- data ---------------------------------------------------------------------------------------------------
     everywhere = towers.replicated(mesh)

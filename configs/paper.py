@@ -25,7 +25,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.epochs = 90  # section 5: "roughly 90 cycles"
 
     m = c.model = ConfigDict()
-    m.num_classes = 1000  # section 3.5
+    m.num_classes = 1000  # section 3.5; 0: as many as the data has
     m.towers = 2  # section 3.2
     m.exchange = ("conv3", "fc6", "fc7", "fc8")  # section 3.2, figure 2: layers that read both towers
     m.conv_widths = (96, 256, 384, 384, 256)  # section 3.5; kernels over both towers. A sixth convolves what is pooled

@@ -130,7 +130,7 @@ def test_a_workdir_of_another_base_is_refused(config, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--sweep", "nothing"], "there are paper, small, smoke"),
+        (["--sweep", "nothing"], "there are finetune, paper, small, smoke"),
         (["--sweep", "smoke", "--seeds", "0"], "--seeds"),
         (["--sweep", "smoke:mnist"], "mnist"),
         (["--sweep", "smoke", "--launcher", "slurm"], "slurm"),

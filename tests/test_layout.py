@@ -17,7 +17,7 @@ ROWS = [
     ["records", "glyphs", "photos", "prepare", "augment", "layers", "towers", "data", "optimizer", "metrics"],
     ["plots", "curves"],
     ["model"],
-    ["checkpoint", "evaluate"],
+    ["checkpoint", "evaluate", "start"],
     ["features", "predict", "retrieval", "figures", "train"],
     ["main", "summary", "convert"],
 ]

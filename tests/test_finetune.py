@@ -1,0 +1,253 @@
+"""Fine-tuning: what a run takes from its start, which layers it leaves alone, and Adam."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+from ml_collections import ConfigDict
+from PIL import Image
+from runs import check_equal, records
+
+from alexnet_jax import UserError, checkpoint, main, optimizer, start, summary, towers
+from alexnet_jax.train import program
+from configs import finetune
+
+FROM_FC8 = ((0, "conv1", 0.0), (0, "conv2", 0.0), (0, "conv3", 0.0), (0, "conv4", 0.0), (0, "conv5", 0.0),
+            (0, "fc6", 0.0), (0, "fc7", 0.0))  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """Two classes of 24 photos each without a validation folder: RGB, grey and CMYK, and one cut short."""
+    root = tmp_path_factory.mktemp("own") / "photos"
+    rng = np.random.default_rng(1)
+    for i, name in enumerate(("dark", "light")):
+        (root / name).mkdir(parents=True)
+        for n in range(24):
+            pixels = rng.normal(70 + 110 * i, 25, (90, 75, 3)).clip(0, 255).astype(np.uint8)
+            mode = ("RGB", "L", "CMYK")[n % 3]
+            Image.fromarray(pixels).convert(mode).save(root / name / f"{n}.jpg")
+    whole = (root / "dark" / "0.jpg").read_bytes()
+    (root / "dark" / "0.jpg").write_bytes(whole[: len(whole) // 2])
+    return root
+
+
+@pytest.fixture
+def tuned(tiny_run, folder):
+    """A config that fine-tunes tiny_run on the folder."""
+    c = finetune.get_config(str(tiny_run))
+    c.data.name, c.data.prepared_dir = str(folder), str(folder.parent / "prepared")
+    c.data.validation_fraction = 0.25
+    c.batch_size = c.evaluation.batch_size = 12
+    c.epochs, c.devices.tower = 2, 1
+    c.optimizer.drop_epochs, c.evaluation.views = (), 1
+    return c
+
+
+def mesh_of(data, tower):
+    return towers.make_mesh(ConfigDict({"data": data, "tower": tower}), 2, batch_size=12)
+
+
+def assert_same(one, other, layers=None):
+    for layer in layers or one:
+        for kind in ("kernel", "bias"):
+            np.testing.assert_array_equal(one[layer][kind], other[layer][kind], err_msg=f"{layer} {kind}")
+
+
+@pytest.mark.parametrize(("data", "tower"), [(1, 1), (1, 2), (2, 2)])
+def test_all_layers_but_the_fresh_ones_are_the_starts(tuned, tiny_run, data, tower):
+    """On any devices, each holding its part; fc8 keeps its initial values and has the data's classes."""
+    tuned.model.num_classes = 2
+    net = program(tuned, mesh_of(data, tower))
+    initial, theirs = net.start()["params"], checkpoint.load(tiny_run).params
+    found = initial | start.parameters(tuned, net.state["params"])
+    assert_same(found, theirs, [name for name in theirs if name != "fc8"])
+    assert found["fc8"]["kernel"].shape == (128, 2)
+    assert_same(found, initial, ["fc8"])
+    jax.tree.map(lambda a, like: a.sharding.is_equivalent_to(like.sharding, a.ndim) or pytest.fail(str(a.sharding)),
+                 found, net.state["params"])  # fmt: skip
+
+
+def test_a_folder_of_ones_own(tuned, tiny_run, folder, tmp_path, capsys):
+    """Grey, CMYK and damaged photos, split by their names; classes counted, statistics the start's; it learns."""
+    tuned.epochs = 6
+    tuned.optimizer.layer_rates = ((0, "fc8", 10.0), (0, "conv1", 0.0))
+    assert main.run(tuned, tmp_path / "run") == 0
+    assert tuned.model.num_classes == 0
+    said = capsys.readouterr()
+    assert f"start:    {tiny_run}, fc8 anew" in said.out and "2 classes" in said.out
+    run, base = checkpoint.load(tmp_path / "run"), checkpoint.load(tiny_run)
+    assert run.config.model.num_classes == 2 and run.classes == ["dark", "light"]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["model"]["num_classes"] == 2
+    for name, array in base.statistics.items():
+        np.testing.assert_array_equal(run.statistics[name], array)
+    last = [r for r in records(tmp_path / "run") if r["split"] == "validation"][-1]
+    [meta] = (folder.parent / "prepared").glob("*/meta.json")
+    splits = json.loads(meta.read_text())["splits"]
+    assert splits["train"]["count"] + splits["validation"]["count"] == 47
+    assert {**splits["train"]["damaged"], **splits["validation"]["damaged"]}.keys() == {"dark/0.jpg"}
+    assert last["images"] == splits["validation"]["count"] and last["top1_error"] < 0.2
+    assert_same(run.params, base.params, ["conv1"])
+    assert np.any(run.params["conv2"]["kernel"] != base.params["conv2"]["kernel"])
+    assert main.run(tuned, tmp_path / "run") == 0  # 0 classes and the number written are the same
+
+
+def test_resumed_equals_uninterrupted_without_its_start(tuned, tiny_run, tmp_path, monkeypatch):
+    """With Adam's moments and a layer that thaws; stopped in mid-epoch, and the start, no longer needed, is gone."""
+    base = shutil.copytree(tiny_run, tmp_path / "base")
+    tuned.start.workdir = str(base)
+    tuned.optimizer.algorithm, tuned.optimizer.learning_rate = "adam", 1e-4
+    tuned.optimizer.layer_rates = ((0, "conv1", 0.0), (0, "conv2", 0.0), (1, "conv2", 1.0))
+    main.run(tuned, tmp_path / "whole")
+    asked = iter([False, True])
+    with monkeypatch.context() as m:
+        m.setattr(towers, "any_process", lambda flag: flag or next(asked, False))
+        assert main.run(tuned, tmp_path / "broken") == 130
+    step = checkpoint.load(tmp_path / "broken", "latest").step
+    shutil.rmtree(base)
+    assert main.run(tuned, tmp_path / "broken") == 0
+    last = checkpoint.load(tmp_path / "whole", "latest").step
+    assert 0 < step < last
+    check_equal(tmp_path / "whole", tmp_path / "broken", last)
+
+
+@pytest.mark.parametrize("algorithm", optimizer.ALGORITHMS)
+def test_frozen_layers_cost_no_gradient_and_no_velocity(tuned, algorithm):
+    tuned.model.num_classes, tuned.optimizer.algorithm = 2, algorithm
+    cost, held = {}, {}
+    for name, layer_rates in {"all": (), "fc8": FROM_FC8}.items():
+        tuned.optimizer.layer_rates = layer_rates
+        compiled = summary.compile_step(tuned, mesh_of(1, 1))
+        cost[name] = compiled.cost_analysis()["flops"]
+        held[name] = sum(v.size for v in jax.tree.leaves(program(tuned, mesh_of(1, 1)).state["velocity"]) if v.ndim)
+    assert cost["fc8"] < 0.5 * cost["all"]  # forward alone is a third
+    assert held["fc8"] == (128 * 2 + 2) * {"momentum": 1, "adam": 2}[algorithm] < held["all"]
+
+
+def test_frozen_layers_stay_bit_for_bit(tuned, tiny_run, tmp_path):
+    """With a tower on each of two devices."""
+    tuned.epochs, tuned.devices.tower = 1, 2
+    tuned.optimizer.layer_rates = FROM_FC8
+    main.run(tuned, tmp_path / "run")
+    run, base = checkpoint.load(tmp_path / "run"), checkpoint.load(tiny_run)
+    assert_same(run.params, base.params, [layer for _, layer, _ in FROM_FC8])
+    assert np.abs(run.params["fc8"]["kernel"]).max() > 0
+
+
+def test_what_counts_as_frozen(tuned):
+    o, layers = tuned.optimizer, ("conv1", "conv2", "fc8")
+
+    def frozen(*layer_rates, epochs=10):
+        o.layer_rates = layer_rates
+        return optimizer.frozen(o, layers, epochs)
+
+    assert frozen() == frozen((1, "conv1", 0.0)) == frozen((0, "conv1", 0.0), (9, "conv1", 0.1)) == set()
+    assert frozen((0, "conv1", 0.0)) == frozen((0, "conv1", 0.0), (10, "conv1", 1.0)) == {"conv1"}
+    assert frozen((5, "conv1", 0.0), (0, "conv2", 0.0), (0, "conv1", 0.0)) == {"conv1", "conv2"}
+    with pytest.raises(UserError, match="every layer"):
+        frozen(*((0, name, 0.0) for name in layers))
+    with pytest.raises(UserError, match="conv9.*fc8"):
+        frozen((0, "conv9", 0.0))
+
+
+def test_adam_is_torchs(tuned):
+    """Over two drops; one leaf is frozen meanwhile, and thaws: torch skips it while it has no gradient."""
+    o = tuned.optimizer
+    o.algorithm, o.weight_decay, o.bias_rate = "adam", 0.05, 2.0
+    o.layer_rates = ((0, "conv1", 0.0), (8, "conv1", 1.0), (16, "conv1", 0.0), (22, "conv1", 0.5))
+    rng = np.random.default_rng(0)
+
+    def tree():
+        return {n: {"kernel": np.float32(rng.normal(size=(4, 3))), "bias": np.float32(rng.normal(size=3))}
+                for n in ("conv1", "fc8")}  # fmt: skip
+
+    params = tree()
+    theirs = jax.tree.map(lambda p: torch.nn.Parameter(torch.tensor(p)), params)
+    leaves = [(n, k) for n in theirs for k in ("kernel", "bias")]
+    groups = [{"params": [theirs[n][k]], "weight_decay": 0.05 if k == "kernel" else 0.0} for n, k in leaves]
+    adam = torch.optim.Adam(groups, lr=1.0)
+    rule = optimizer.update_rule(o)
+    state, update = rule.init(params), jax.jit(rule.update)
+    for step in range(30):
+        gradients = tree()
+        rates = optimizer.rates(o, params, 0.01 if step < 10 else 0.001, step)
+        before = params
+        updates, state = update(gradients, state, params, rates=rates)
+        params = jax.tree.map(np.add, params, updates)
+        for group, (n, k) in zip(adam.param_groups, leaves, strict=True):
+            group["lr"] = float(rates[n][k])
+            theirs[n][k].grad = torch.tensor(gradients[n][k]) if rates[n][k] else None
+        adam.step()
+        for n, k in leaves:
+            np.testing.assert_allclose(params[n][k], theirs[n][k].detach(), rtol=1e-5, atol=1e-6, err_msg=f"{step}")
+        if rates["conv1"]["kernel"] == 0:
+            assert_same(before, params, ["conv1"])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("start.workdir", "/no/run", "/no/run holds no run"),
+        ("start.fresh", (), "fc8's bias is (2,) here and (3,)"),
+        ("start.fresh", ("fc9",), "fc9"),
+        ("model.fc_widths", (64, 128), "fc6's bias is (64,) here and (128,)"),
+        ("model.exchange", ("conv2", "conv3", "fc6", "fc7", "fc8"), "conv2's kernel"),
+        ("model.lrn.k", 1.0, "model.lrn.k: 2.0 there, 1.0 here"),
+        ("model.removed", ("conv3",), "model.removed"),
+        ("data.size", 80, "data.size: 72 there, 80 here"),
+        ("data.mean", "none", "data.mean: pixel there, none here"),
+        ("optimizer.algorithm", "sgd", "optimizer.algorithm"),
+        ("optimizer.layer_rates", (("fc8", 0.0),), "optimizer.layer_rates"),
+        ("data.name", "", "data.name"),
+        ("model.num_classes", -1, "model.num_classes"),
+    ],
+)
+def test_what_is_no_start_is_refused_in_one_line(tuned, tmp_path, field, value, says):
+    """And before the workdir is claimed, so that the same command, mended, can have it."""
+    tuned.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError) as e:
+        main.run(tuned, tmp_path / "run")
+    assert says in str(e.value) and "\n" not in str(e.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_dropout_and_fresh_layers_of_other_widths_are_fine(tuned):
+    tuned.model.num_classes = 2
+    tuned.model.dropout, tuned.model.fc_widths, tuned.start.fresh = 0.1, (64, 32), ("fc6", "fc7", "fc8")
+    start.check(tuned)
+
+
+def test_the_config_takes_the_network_from_the_start(tiny_run, photos):
+    theirs = checkpoint.load(tiny_run).config
+    c = finetune.get_config(f"{tiny_run},fc6,fc7,cifar10,smoke")
+    assert (c.data.name, c.data.eval_split, c.model.num_classes) == ("cifar10", "test[:256]", 0)
+    mine, there = (checkpoint.flat(s) for s in (c.model, theirs.model))
+    assert {k for k in there if mine[k] != there[k]} == {"num_classes"}
+    assert (c.data.size, c.data.crop, c.epochs, c.name) == (72, 64, 2, "finetune_fc6_fc7_cifar10_smoke")
+    layers = [f"conv{i}" for i in range(1, 6)] + ["fc6", "fc7", "fc8"]
+    assert optimizer.frozen(c.optimizer, layers, c.epochs) == set(layers[:5])
+    rates = optimizer.rates(c.optimizer, checkpoint.load(tiny_run).params, 0.001, 0)
+    assert (rates["fc7"]["kernel"], rates["fc8"]["kernel"], rates["fc8"]["bias"]) == pytest.approx((1e-3, 1e-2, 2e-2))
+
+
+@pytest.mark.parametrize(
+    ("arg", "says"), [("", "workdir"), ("no/run", "no/run"), ("{broken}", "no run's config"), ("{run},fc9", "fc9")]
+)
+def test_the_config_refuses_what_is_no_run(tiny_run, tmp_path, arg, says):
+    (tmp_path / "config.json").write_text('{"model": []}')
+    with pytest.raises(ValueError, match=says) as e:
+        finetune.get_config(arg.format(broken=tmp_path, run=tiny_run))
+    assert "\n" not in str(e.value)
+
+
+def test_the_command_line_says_it_in_one_line():
+    command = [sys.executable, "-m", "alexnet_jax.main", "--config=configs/finetune.py:no/run"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith("error: ") and "no/run holds no run" in done.stderr
