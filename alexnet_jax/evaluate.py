@@ -97,15 +97,15 @@ def _add(totals, sums, progress):
     return totals
 
 
-def images_for(run: Run, split: str, source: str | None = None, side: int = 0) -> Split:
+def images_for(run: Run, split: str, source: str | None = None, size: int = 0) -> Split:
     """The images of "validation" or "train" of the run's own data set, or of another, prepared as the run's own.
 
     source: the TFDS name or the folder of another set, whose classes the run knows by the same names; its labels are
-    then the run's. Of a folder without a validation folder either split is all of it. side: of the images, 0 for the
+    then the run's. Of a folder without a validation folder either split is all of it. size: their side in pixels, 0 the
     run's own. Raises UserError if the run does not know a class.
     """
     config = run.config.data.copy_and_resolve_references()
-    config.size = side or config.size
+    config.size = size or config.size
     if source is None:
         prepared = prepare(config)
         return prepared.train if split == "train" else prepared.evaluation
@@ -120,20 +120,20 @@ def images_for(run: Run, split: str, source: str | None = None, side: int = 0) -
 
 
 def evaluate_runs(
-    workdirs: list[str], views: int, split: str, data: str | None = None, dense: int | None = None
+    workdirs: list[str], views: int, split: str, dense: int | None = None, data: str | None = None
 ) -> dict:
     """Evaluates one run, or the mean of several, on "validation" or "train" (without augmentation).
 
-    Args:
-      data: another set than the runs' own, see images_for.
-      dense: the side of the images that the networks slide over, 0 that of their own; None: `views`, 1 or 10.
-    Raises UserError if the runs do not share their classes or their images, or if a network sees more than `dense`.
+    dense: the side of the images that the networks slide over, 0 that of their own prepared ones; None: `views`, 1 or
+    10. data: another set than the runs' own, see images_for. Raises UserError if the runs do not share their classes or
+    their images, or if a network is larger than `dense`.
     """
     runs = [checkpoint.load(w) for w in workdirs]
     predictors, sets = [], []
     for run in runs:
         if dense and dense < run.config.data.crop:
-            raise UserError(f"--dense={dense} is less than what {run.workdir} sees: {run.config.data.crop} or more")
+            crop = run.config.data.crop
+            raise UserError(f"--dense={dense} is less than the {crop} pixels that {run.workdir} sees: raise it")
         sets.append(images_for(run, split, data, dense or 0))
         if run.classes != runs[0].classes or sets[-1].ids != sets[0].ids:
             raise UserError(f"{run.workdir} and {runs[0].workdir} differ in classes or images: evaluate each alone")
@@ -165,7 +165,7 @@ def main(argv: list[str]) -> None:
         "--data", help="a TFDS name or a folder, of classes that the run knows, in place of its own set"
     )
     flags = parser.parse_args(argv)
-    print(json.dumps(evaluate_runs(flags.workdir, flags.views, flags.split, flags.data, flags.dense)))
+    print(json.dumps(evaluate_runs(flags.workdir, flags.views, flags.split, flags.dense, flags.data)))
 
 
 if __name__ == "__main__":
