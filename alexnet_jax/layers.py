@@ -73,15 +73,16 @@ def average_pool(x: jax.Array, side: int) -> jax.Array:
     """
     if x.shape[1:3] == (side, side):
         return x
+    rows, columns = (averages(n, side).astype(x.dtype) for n in x.shape[1:3])
+    return jnp.einsum("iy,jx,byxc->bijc", rows, columns, x)
 
-    def averages(n):
-        edges = np.arange(side + 1) * n
-        start, stop = edges[:-1] // side, -(-edges[1:] // side)
-        places = np.arange(n)
-        inside = (start[:, None] <= places) & (places < stop[:, None])
-        return (inside / (stop - start)[:, None]).astype(x.dtype)
 
-    return jnp.einsum("iy,jx,byxc->bijc", averages(x.shape[1]), averages(x.shape[2]), x)
+def averages(n: int, side: int) -> np.ndarray:
+    """What average_pool makes of n places, as a matrix: float32 (side, n)."""
+    edges, places = np.arange(side + 1) * n, np.arange(n)
+    start, stop = edges[:-1] // side, -(-edges[1:] // side)
+    inside = (start[:, None] <= places) & (places < stop[:, None])
+    return (inside / (stop - start)[:, None]).astype(np.float32)
 
 
 def local_response_norm(

@@ -18,7 +18,7 @@ ROWS = [
     ["plots", "curves"],
     ["model"],
     ["checkpoint", "evaluate", "start"],
-    ["features", "predict", "retrieval", "figures", "train"],
+    ["features", "predict", "retrieval", "figures", "train", "export"],
     ["main", "summary", "convert"],
 ]
 ORDER = [name for row in ROWS for name in row]
