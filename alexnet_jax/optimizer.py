@@ -1,4 +1,4 @@
-"""The paper's update rule and its learning rate (section 5), and Adam beside it.
+"""The paper's update rule and its learning rate (section 5); PyTorch's momentum and Adam beside it.
 
     v <- 0.9 v - 0.0005 lr w - lr g        w <- w + v
 
@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import UserError
 
-ALGORITHMS = ("momentum", "adam")
+ALGORITHMS = ("momentum", "sgd", "adam")
 RULES = ("plateau", "epochs", "stages")
 
 
@@ -44,9 +44,10 @@ def update_rule(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
     Weights decay and biases do not, unless config.decay_biases (weights.cu:147, layer.cu:565). A leaf whose rate is
     0 is left alone wholly: no decay, no coasting, its velocity kept (weights.cu:148).
 
-    With config.algorithm "adam" (Kingma and Ba, 2015) it is PyTorch's Adam: the decay is part of the gradient, and the
-    rate multiplies the outcome. Each leaf counts its own steps, as there: one that thaws late starts afresh, its
-    moments corrected for their short history.
+    With config.algorithm "sgd" the rate multiplies the velocity instead, as in torch.optim.SGD and optax.sgd; with
+    "adam" (Kingma and Ba, 2015) it is PyTorch's Adam: the decay is part of the gradient, and the rate multiplies the outcome.
+    Each leaf counts its own steps, as there: one that thaws late starts afresh, its moments corrected for their short
+    history.
     """
 
     def decayed(params):
@@ -57,6 +58,8 @@ def update_rule(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
     decay = optax.add_decayed_weights(config.weight_decay, mask=decayed)
     if config.algorithm == "adam":
         chain = optax.chain(decay, _leaf_by_leaf(optax.scale_by_adam()), _scale_by_rates())
+    elif config.algorithm == "sgd":
+        chain = optax.chain(decay, optax.trace(config.momentum), _scale_by_rates())
     else:
         chain = optax.chain(decay, _scale_by_rates(), optax.trace(config.momentum))
 
@@ -67,11 +70,13 @@ def update_rule(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
                 lambda rate, n, o: jax.tree.map(lambda a, b: jnp.where(rate == 0, b, a), n, o), rates, new, old
             )
 
-        updates, (decay_state, *new) = chain.update(gradients, state, params, rates=rates)
-        updates = kept(updates, jax.tree.map(jnp.zeros_like, updates))
-        if config.algorithm == "adam":
-            return updates, (decay_state, kept(new[0], state[1]), new[1])
-        return updates, (decay_state, new[0], optax.TraceState(trace=kept(new[1].trace, state[2].trace)))
+        def part(new, old):
+            if isinstance(new, optax.TraceState):
+                return optax.TraceState(trace=kept(new.trace, old.trace))
+            return kept(new, old) if isinstance(new, dict) else new  # Adam's moments; else nothing to keep
+
+        updates, new = chain.update(gradients, state, params, rates=rates)
+        return kept(updates, jax.tree.map(jnp.zeros_like, updates)), tuple(map(part, new, state))
 
     return optax.GradientTransformationExtraArgs(chain.init, update)
 

@@ -32,6 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
     m.init = "uniform"
 
     o = c.optimizer
+    o.algorithm = "sgd"
     o.learning_rate = 0.01
     o.weight_decay = 1e-4
     o.decay_biases = True

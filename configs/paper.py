@@ -62,7 +62,7 @@ def get_config(arg: str = "") -> ConfigDict:
                               "fc6": 1.0, "fc7": 1.0, "fc8": 0.0})  # fmt: skip
 
     o = c.optimizer = ConfigDict()  # section 5
-    o.algorithm = "momentum"  # or "adam", with optax's own constants
+    o.algorithm = "momentum"  # or "sgd", PyTorch's momentum, whose velocity holds no rate; or "adam"
     o.learning_rate = 0.01
     o.momentum = 0.9
     o.weight_decay = 0.0005

@@ -1,4 +1,4 @@
-"""Fine-tuning: what a run takes from its start, which layers it leaves alone, and Adam."""
+"""Fine-tuning: what a run takes from its start, which layers it leaves alone, and PyTorch's optimizers."""
 
 import json
 import shutil
@@ -127,7 +127,7 @@ def test_frozen_layers_cost_no_gradient_and_no_velocity(tuned, algorithm):
         cost[name] = compiled.cost_analysis()["flops"]
         held[name] = sum(v.size for v in jax.tree.leaves(program(tuned, mesh_of(1, 1)).state["velocity"]) if v.ndim)
     assert cost["fc8"] < 0.5 * cost["all"]  # forward alone is a third
-    assert held["fc8"] == (128 * 2 + 2) * {"momentum": 1, "adam": 2}[algorithm] < held["all"]
+    assert held["fc8"] == (128 * 2 + 2) * {"momentum": 1, "sgd": 1, "adam": 2}[algorithm] < held["all"]
 
 
 def test_frozen_layers_stay_bit_for_bit(tuned, tiny_run, tmp_path):
@@ -156,10 +156,11 @@ def test_what_counts_as_frozen(tuned):
         frozen((0, "conv9", 0.0))
 
 
-def test_adam_is_torchs(tuned):
+@pytest.mark.parametrize("algorithm", ["adam", "sgd"])
+def test_adam_and_sgd_are_torchs(tuned, algorithm):
     """Over two drops; one leaf is frozen meanwhile, and thaws: torch skips it while it has no gradient."""
     o = tuned.optimizer
-    o.algorithm, o.weight_decay, o.bias_rate = "adam", 0.05, 2.0
+    o.algorithm, o.weight_decay, o.bias_rate = algorithm, 0.05, 2.0
     o.layer_rates = ((0, "conv1", 0.0), (8, "conv1", 1.0), (16, "conv1", 0.0), (22, "conv1", 0.5))
     rng = np.random.default_rng(0)
 
@@ -171,7 +172,7 @@ def test_adam_is_torchs(tuned):
     theirs = jax.tree.map(lambda p: torch.nn.Parameter(torch.tensor(p)), params)
     leaves = [(n, k) for n in theirs for k in ("kernel", "bias")]
     groups = [{"params": [theirs[n][k]], "weight_decay": 0.05 if k == "kernel" else 0.0} for n, k in leaves]
-    adam = torch.optim.Adam(groups, lr=1.0)
+    twin = torch.optim.Adam(groups, lr=1.0) if algorithm == "adam" else torch.optim.SGD(groups, lr=1.0, momentum=0.9)
     rule = optimizer.update_rule(o)
     state, update = rule.init(params), jax.jit(rule.update)
     for step in range(30):
@@ -180,10 +181,10 @@ def test_adam_is_torchs(tuned):
         before = params
         updates, state = update(gradients, state, params, rates=rates)
         params = jax.tree.map(np.add, params, updates)
-        for group, (n, k) in zip(adam.param_groups, leaves, strict=True):
+        for group, (n, k) in zip(twin.param_groups, leaves, strict=True):
             group["lr"] = float(rates[n][k])
             theirs[n][k].grad = torch.tensor(gradients[n][k]) if rates[n][k] else None
-        adam.step()
+        twin.step()
         for n, k in leaves:
             np.testing.assert_allclose(params[n][k], theirs[n][k].detach(), rtol=1e-5, atol=1e-6, err_msg=f"{step}")
         if rates["conv1"]["kernel"] == 0:
@@ -202,7 +203,7 @@ def test_adam_is_torchs(tuned):
         ("model.removed", ("conv3",), "model.removed"),
         ("data.size", 80, "data.size: 72 there, 80 here"),
         ("data.mean", "none", "data.mean: pixel there, none here"),
-        ("optimizer.algorithm", "sgd", "optimizer.algorithm"),
+        ("optimizer.algorithm", "adagrad", "optimizer.algorithm"),
         ("optimizer.layer_rates", (("fc8", 0.0),), "optimizer.layer_rates"),
         ("data.name", "", "data.name"),
         ("model.num_classes", -1, "model.num_classes"),
