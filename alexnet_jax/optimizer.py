@@ -45,9 +45,9 @@ def update_rule(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
     0 is left alone wholly: no decay, no coasting, its velocity kept (weights.cu:148).
 
     With config.algorithm "sgd" the rate multiplies the velocity instead, as in torch.optim.SGD and optax.sgd; with
-    "adam" (Kingma and Ba, 2015) it is PyTorch's Adam: the decay is part of the gradient, and the rate multiplies the outcome.
-    Each leaf counts its own steps, as there: one that thaws late starts afresh, its moments corrected for their short
-    history.
+    "adam" (Kingma and Ba, 2015) it is PyTorch's Adam: the decay is part of the gradient, and the rate multiplies the
+    outcome. Each leaf counts its own steps, as there: one that thaws late starts afresh, its moments corrected for
+    their short history.
     """
 
     def decayed(params):
