@@ -74,14 +74,17 @@ def average_pool(x: jax.Array, side: int) -> jax.Array:
     if x.shape[1:3] == (side, side):
         return x
 
-    def averages(n):
-        edges = np.arange(side + 1) * n
-        start, stop = edges[:-1] // side, -(-edges[1:] // side)
-        places = np.arange(n)
-        inside = (start[:, None] <= places) & (places < stop[:, None])
-        return (inside / (stop - start)[:, None]).astype(x.dtype)
+    rows, columns = (averages(n, side).astype(x.dtype) for n in x.shape[1:3])
+    return jnp.einsum("iy,jx,byxc->bijc", rows, columns, x)
 
-    return jnp.einsum("iy,jx,byxc->bijc", averages(x.shape[1]), averages(x.shape[2]), x)
+
+def averages(found: int, side: int) -> np.ndarray:
+    """The matrix (side, found), float64, that averages `found` places to `side`; see average_pool."""
+    edges = np.arange(side + 1) * found
+    start, stop = edges[:-1] // side, -(-edges[1:] // side)
+    places = np.arange(found)
+    inside = (start[:, None] <= places) & (places < stop[:, None])
+    return inside / (stop - start)[:, None]
 
 
 def local_response_norm(
