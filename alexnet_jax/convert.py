@@ -7,9 +7,9 @@
     python -m alexnet_jax.convert --to torchvision --workdir runs/torchvision --out alexnet.pth
     python -m alexnet_jax.convert --to safetensors --workdir runs/mine --out mine.safetensors        # or caffe-npy
 
-What comes in is checked against a config, shape by shape, and becomes a workdir that predict, features, evaluate,
-figures and retrieval take, and that configs/finetune.py starts from. Images are prepared, and their mean removed, as
-that config says. Exported and converted again, weights are the same bit for bit.
+What comes in is checked against a config, shape by shape, and becomes a workdir that predict, features, evaluate and
+figures take, and that configs/finetune.py starts from. Images are prepared, and their mean removed, as the config says.
+Exported and converted again, weights are the same bit for bit.
 """
 
 import datetime
@@ -250,6 +250,7 @@ def _in(workdir: Path):
         raise UserError("--out is for --to: --from writes the --workdir")
     if main.CONFIG.value is None:
         raise UserError("name the network that the weights are of, such as --config configs/paper.py")
+    main.config_name(main.CONFIG.value)  # or a config that cannot be read
     config = main.CONFIG.value.copy_and_resolve_references()
     weights, mean, names = (Path(f.value).expanduser() if f.value else None for f in (WEIGHTS, MEAN, CLASSES))
     print("\n".join(bring(FROM.value, weights, config, workdir, mean, names)))

@@ -61,8 +61,9 @@ def draw_run(
     if set(ONE_PASS) & set(what):
         shares = probabilities(run, split)
     if "confusion" in what:
-        counts = count(split.labels, shares.argmax(axis=1), len(run.classes))
-        drawn["confusion matrix"] = confusion(counts, run.classes, folder / "confusion.png")
+        number, names = group(split.labels, run.classes)
+        counts = count(number[split.labels], number[shares.argmax(axis=1)], len(names))
+        drawn["confusion matrix"] = confusion(counts, names, folder / "confusion.png")
     if "mistakes" in what:
         chosen = np.concatenate(wrong(split.labels, shares))
         images, path = split.images(chosen), folder / "mistakes.png"
@@ -89,6 +90,20 @@ def probabilities(run: Run, split: Split) -> np.ndarray:
 def count(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
     """The confusion matrix: int64 (classes, classes), how many images of a true class (row) were taken for which."""
     return np.bincount(labels.astype(np.int64) * classes + predicted, minlength=classes**2).reshape(classes, classes)
+
+
+def group(labels: np.ndarray, classes: Sequence[str], most: int = 20) -> tuple[np.ndarray, list[str]]:
+    """How to count classes so that their names can be read, where the images are of few classes out of many.
+
+    Returns: for each class its row, int64 (classes,), and the rows' names. If there are more than `most` classes and
+    fewer than that in `labels`, each of these has a row and all others share the last; else each has its own.
+    """
+    there = np.unique(labels)
+    if len(classes) <= most or len(there) >= most:
+        return np.arange(len(classes)), list(classes)
+    number = np.full(len(classes), len(there))
+    number[there] = np.arange(len(there))
+    return number, [*(classes[i] for i in there), "any other"]
 
 
 def wrong(labels: np.ndarray, shares: np.ndarray, most: int = 5) -> tuple[np.ndarray, np.ndarray]:

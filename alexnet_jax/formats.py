@@ -19,6 +19,7 @@ import os
 import pickle
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -148,6 +149,8 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         return {
             str(name): (t.float() if t.dtype == torch.bfloat16 else t).detach().numpy() for name, t in found.items()
         }
+    except pickle.UnpicklingError as error:  # which tells at length how to run what the file holds
+        raise _unreadable(path, "a state dict", "it holds more than tensors, or is not whole", hint) from error
     except Exception as error:  # torch raises many kinds, and what the file holds may be anything
         raise _unreadable(path, "a state dict", error, hint) from error
 
@@ -253,8 +256,8 @@ def read_mean(path: Path) -> np.ndarray:
             with open(path, "rb") as file:
                 found = np.load(file, allow_pickle=False)
                 found = list(found.values()) if path.suffix == ".npz" else [found]
-        except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
-            raise _unreadable(path, kind, error, "an .npy or .npz of plain arrays will do") from error
+        except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+            raise _unreadable(path, kind, type(error).__name__, "it takes an .npy or .npz of plain arrays") from error
         found = [a for a in found if a.ndim == 3]
     else:
         found = [_blob(_parse(path, "BlobProto", kind), "the mean", path)]

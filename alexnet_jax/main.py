@@ -111,7 +111,7 @@ def introduce(config, prepared, mesh, workdir: Path):
     )
 
 
-def _name(config) -> str:
+def config_name(config) -> str:
     try:
         return config.name
     except OSError as e:  # how ml_collections reports, only now, that the file could not be read
@@ -131,7 +131,7 @@ def main(argv: list[str]):
             join()
         elif (COORDINATOR.value, PROCESSES.value, PROCESS.value) != (None, None, None):
             raise UserError("--coordinator, --processes and --process want --distributed beside them")
-        sys.exit(run(config, Path(WORKDIR.value or Path("runs") / _name(config)).expanduser()))
+        sys.exit(run(config, Path(WORKDIR.value or Path("runs") / config_name(config)).expanduser()))
     except UserError as e:
         sys.exit(f"error: {e}")
     except OSError as e:  # a full disk, a folder that went away

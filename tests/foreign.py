@@ -1,11 +1,17 @@
 """Files of weights as others write them, made here: Caffe's messages, pickles of Python 2, torchvision's network."""
 
+import importlib
 import io
+import pickle
 import struct
 
 import numpy as np
+import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from origins import ORIGINS, network, randomize
 from torch import nn
+
+from alexnet_jax import UserError, convert
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 
@@ -140,3 +146,48 @@ class TorchVision(nn.Module):
 
     def forward(self, x):
         return self.classifier(self.avgpool(self.features(x)).flatten(1))
+
+
+# --- Narrow networks in such files -----------------------------------------------------------------------------------
+
+WIDTHS, FCS, SIDE = (8, 16, 12, 12, 8), (20, 16), 2
+SIZE, CROP = 112, 99
+
+
+def preset(name, widths=WIDTHS, fcs=FCS):
+    """A config of the family, narrow, on small images, with seven classes."""
+    c = importlib.import_module(f"configs.{name}").get_config()
+    c.model.conv_widths, c.model.fc_widths, c.model.num_classes = widths, fcs, 7
+    c.data.size, c.data.crop = SIZE, CROP
+    c.evaluation.batch_size = 8
+    return c
+
+
+def caffe_net(name="caffe"):
+    """The origin's network, and {layer: module}."""
+    net = network(WIDTHS, FCS, SIDE, **ORIGINS[name])
+    randomize(net)
+    return net.eval(), {layer: net.get_submodule(layer) for layer in LAYERS}
+
+
+def write(folder, kind, net):
+    """The network in a file of a kind; returns convert's --from and the path."""
+    path = folder / f"net.{'caffemodel' if kind[0] == 'V' else 'npy'}"
+    layers = tensorflow(net, SIDE)
+    if kind in ("V1", "V2"):
+        path.write_bytes(caffemodel(net, old=kind == "V1"))
+    elif kind == "python 2":
+        path.write_bytes(python2(layers))
+    elif kind == "pairs":
+        np.save(path, {name: list(p) for name, p in layers.items()}, allow_pickle=True)
+    else:  # protocol 2 of Python 3, which writes bytes as text
+        held = {name: {"weights": w, "biases": b} for name, (w, b) in layers.items()}
+        path.write_bytes(npy(pickle.dumps(np.array(held, object), protocol=2)))
+    return "caffe" if kind[0] == "V" else "npy", path
+
+
+def refuse(match, origin, path, config=None, **kwargs):
+    workdir = path.parent / "refused"
+    with pytest.raises(UserError, match=match) as raised:
+        convert.bring(origin, path, config or preset("caffe"), workdir, **kwargs)
+    assert "\n" not in str(raised.value) and not workdir.exists()

@@ -7,8 +7,10 @@ import sys
 import jax
 import numpy as np
 import pytest
+from ml_collections import FrozenConfigDict
 
-from alexnet_jax import UserError, checkpoint, evaluate, main
+from alexnet_jax import UserError, augment, checkpoint, evaluate, main
+from alexnet_jax.model import AlexNet, fc6_side
 from alexnet_jax.prepare import prepare
 
 
@@ -69,6 +71,51 @@ def test_several_runs_average_probabilities(tiny_run, run, tmp_path):
     together = evaluate.evaluate_runs([str(tiny_run), str(tmp_path / "other")], 1, "validation")
     for name, value in wanted.items():
         assert together[name] == pytest.approx(value, rel=1e-4), name
+
+
+def test_runs_of_different_networks_average_too(tiny_run, run, tmp_path):
+    """Another width, one tower, another size of images and another scale of inputs: table 2's ensembles."""
+    config = run.config.copy_and_resolve_references()
+    config.update({"epochs": 1, "seed": 3})
+    config.model.update({"towers": 1, "conv_widths": (8, 8, 8, 8, 8), "fc_widths": (16, 16)})
+    config.data.update({"size": 96, "crop": 80, "mean": "value", "mean_value": (120.0,) * 3, "deviation": (60.0,) * 3})
+    main.run(config, tmp_path / "other")
+    other = checkpoint.load(tmp_path / "other")
+
+    def probabilities(r):
+        split = prepare(r.config.data).evaluation
+        return np.asarray(evaluate.make_probabilities(r.apply, r.config.data)(r.params, r.statistics, split.images()))
+
+    labels = prepare(run.config.data).evaluation.labels
+    wanted = score((probabilities(run) + probabilities(other)) / 2, labels)
+    together = evaluate.evaluate_runs([str(tiny_run), str(tmp_path / "other")], 1, "validation")
+    for name, value in wanted.items():
+        assert together[name] == pytest.approx(value, rel=1e-4), name
+
+
+def test_dense_averages_the_map(tiny_run, run):
+    """The mean over places of what the sliding network says; on images of the crop's size that of the centre crop."""
+    found = evaluate.evaluate_runs([str(tiny_run)], 1, "validation", dense=run.config.data.crop)
+    config = run.config.data.copy_and_resolve_references()
+    config.size = config.crop
+    split = prepare(config).evaluation
+    mean = jax.image.resize(run.statistics["mean"], (config.crop, config.crop, 3), "linear")
+    logits = run.apply(run.params, split.images() - np.asarray(mean))[0]
+    for name, value in score(np.asarray(jax.nn.softmax(logits)), split.labels).items():
+        assert found[name] == pytest.approx(value, rel=1e-4), name
+    assert found["dense"] == [config.crop] and "views" not in found
+
+    large = np.random.default_rng(0).integers(0, 256, (2, 128, 128, 3), np.uint8)
+    net = AlexNet(FrozenConfigDict(run.config.model), dense=fc6_side(run.config.model, run.params))
+    maps = net.apply({"params": run.params}, augment.whole(large, run.statistics, run.config.data))[0]
+    assert maps.shape[1:3] == (3, 3)
+    expected = np.asarray(jax.nn.softmax(maps)).reshape(2, 9, 3).mean(axis=1)
+    np.testing.assert_allclose(evaluate.make_dense(run)(large), expected, rtol=1e-4)
+
+
+def test_dense_on_less_than_the_crop_is_refused(tiny_run):
+    with pytest.raises(UserError, match="--dense=32 is less than the 64 pixels"):
+        evaluate.evaluate_runs([str(tiny_run)], 1, "validation", dense=32)
 
 
 def test_the_last_line_is_json(tiny_run):

@@ -25,6 +25,17 @@ def test_count_equals_a_loop():
     np.testing.assert_array_equal(figures.count(labels, predicted, 5), expected)
 
 
+def test_of_a_thousand_classes_those_that_are_there_have_rows():
+    """300, 5 and 300 again of 1,000: their own rows in order, and one for all the rest."""
+    names = [f"c{i}" for i in range(1000)]
+    number, rows = figures.group(np.array([300, 5, 300]), names)
+    assert rows == ["c5", "c300", "any other"]
+    assert (number[5], number[300]) == (0, 1) and (np.delete(number, [5, 300]) == 2).all()
+    for labels, count in ((np.arange(30), 1000), (np.array([3]), 10)):
+        number, rows = figures.group(labels, names[:count])
+        assert rows == names[:count] and list(number) == list(range(count))
+
+
 def test_wrong_finds_the_most_and_the_least_certain():
     """Of eight images 1, 3, 4, 5, 6 are wrong, by 0.6, 0.9, 0.5, 0.9 and 0.4."""
     certainty = np.array([0.8, 0.6, 0.99, 0.9, 0.5, 0.9, 0.4, 0.7])
