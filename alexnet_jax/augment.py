@@ -94,16 +94,16 @@ def normalize(batch: dict, statistics: dict, noise: jax.Array, config: ConfigDic
         zero = jnp.zeros(batch["flip"].shape, jnp.int32)
         images = images - crop_and_flip(full, zero, batch["offset"], batch["flip"], images.shape[1])
     else:
-        images = images - _mean(statistics, config, images.shape[1])
+        images = images - centre_mean(statistics, config, images.shape[1])
     shift = noise * (batch["noise"] * statistics["stdevs"]) @ jnp.asarray(statistics["vectors"]).T
     images = images + shift[:, None, None, :]
     images = images / (1 + noise) if config.divide_by_noise else images
     return _scale(images, config)
 
 
-def _mean(statistics: dict, config: ConfigDict, crop: int) -> jax.Array:
-    """The mean of a crop that does not depend on its place."""
-    if config.mean == "centre":
+def centre_mean(statistics: dict, config: ConfigDict, crop: int) -> jax.Array:
+    """The mean that the centre crop loses: float32 (crop, crop, 3) or (3,). All but "pixel" take it from every crop."""
+    if config.mean in ("pixel", "centre"):
         return _centre(jnp.asarray(statistics["mean"]), crop)
     return {"channel": statistics["channel_mean"], "value": jnp.array(config.mean_value), "none": jnp.zeros(3)}[
         config.mean
@@ -131,7 +131,7 @@ def views(images: jax.Array, statistics: dict, config: ConfigDict, count: int) -
         corners = [pixels[:, y : y + crop, x : x + crop] for y in (0, far) for x in (0, far)]
         crops = [c[:, :, ::step] for c in (*corners, _centre(pixels, crop)) for step in (1, -1)]
     if config.mean != "pixel":
-        crops = [c - _mean(statistics, config, crop) for c in crops]
+        crops = [c - centre_mean(statistics, config, crop) for c in crops]
     return [_scale(c, config) for c in crops]
 
 
@@ -143,4 +143,4 @@ def whole(images: jax.Array, statistics: dict, config: ConfigDict) -> jax.Array:
     pixels = images.astype(jnp.float32)
     if config.mean in ("pixel", "centre"):
         return _scale(pixels - jax.image.resize(statistics["mean"], images.shape[1:], "linear"), config)
-    return _scale(pixels - _mean(statistics, config, images.shape[1]), config)
+    return _scale(pixels - centre_mean(statistics, config, images.shape[1]), config)

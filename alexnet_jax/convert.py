@@ -220,8 +220,8 @@ WRITERS: dict[str, tuple[Callable[[Run, Path], None], tuple[str, ...]]] = {  # b
     "torchvision": (write_torchvision, (".pth", ".pt", ".safetensors")),
     "safetensors": (write_safetensors, (".safetensors",)),
     "caffe-npy": (write_npy, (".npy",)),
-    "onnx": (export.write_onnx, (".onnx",)),
-    "stablehlo": (export.write_stablehlo, (".stablehlo",)),
+    "onnx": (export.onnx, (".onnx",)),
+    "stablehlo": (export.stablehlo, (".stablehlo",)),
 }
 
 # --- The command line -------------------------------------------------------------------------------------------------

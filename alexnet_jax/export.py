@@ -1,13 +1,11 @@
-"""A run's network as one file that other programs run: ONNX, or StableHLO as jax.export writes it.
+"""A run's network as one file that other programs run: an ONNX graph, or StableHLO that JAX alone calls.
 
-    session = onnxruntime.InferenceSession("alexnet.onnx")
-    logits, probabilities = session.run(None, {"images": crops})     # float32 (b, 3, crop, crop)
+    onnxruntime.InferenceSession("net.onnx").run(["logits"], {"images": images})     # float32 (b, 3, crop, crop)
+    jax.export.deserialize(bytearray(open("net.stablehlo", "rb").read())).call(images)  # float32 (b, crop, crop, 3)
 
-    network = jax.export.deserialize(bytearray(open("alexnet.stablehlo", "rb").read()))
-    logits = network.call(crops)                                     # float32 (b, crop, crop, 3)
-
-Both take any number of centre crops, RGB in grey levels of 0..255: the mean and the scale of the inputs are inside, as
-are the parameters. Both compute in float32.
+Images are centre crops, RGB in grey levels of 0..255: the mean and the deviation are in the file, as the parameters
+are. Any batch goes in. What comes out is what checkpoint.Run says of the same crops. Reading StableHLO takes jax and
+flatbuffers; JAX promises to read it for six months after the version that wrote it.
 """
 
 import json
@@ -15,165 +13,212 @@ from pathlib import Path
 
 import jax
 import jax.export
-import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import FrozenConfigDict
 
-from alexnet_jax import UserError, augment, layers
+from alexnet_jax import UserError, __version__, augment, formats, layers
 from alexnet_jax.checkpoint import Run
-from alexnet_jax.formats import replacing
-from alexnet_jax.model import CONV_SIZES, POOLED, AlexNet
+from alexnet_jax.model import CONV_SIZES, POOLED, AlexNet, fc6_side
 
-OPSET, IR = 17, 8  # of 2022: what has been able to read ONNX for long can read these
+OPSET, IR_VERSION = 17, 8  # of ONNX 1.12, 2022: what runtimes of the years since read
 PLATFORMS = ("cpu", "cuda", "tpu")
+ACTIVATIONS = {"relu": "Relu", "tanh": "Tanh"}  # model.ACTIVATIONS as ONNX operators
+KINDS = ("kernel", "bias")
 
 
-def write_stablehlo(run: Run, path: Path):
-    """Writes the forward pass, for CPU, NVIDIA GPUs and TPUs. Raises UserError if the file cannot be written."""
-    config = run.config.model.copy_and_resolve_references()
-    config.dtype = "float32"
-    net, (mean, deviation) = AlexNet(FrozenConfigDict(config)), _inputs(run)
-    params = jax.device_get(run.params)
+def onnx(run: Run, path: Path):
+    """Writes the network as ONNX.
+
+    Input: images float32 (batch, 3, crop, crop). Outputs: logits and probabilities, float32 (batch, classes). Each
+    activation bears the name that model.AlexNet gives it. The metadata hold step, classes and model, the config's
+    section, as JSON. A bfloat16 network is written in float32, as its parameters are.
+    Raises UserError if the package onnx is missing, or if the file cannot be written.
+    """
+    library = _library()
+    m, d, side = run.config.model, run.config.data, run.config.data.crop
+    graph = _Graph(library, run)
+    tensor, float32 = library.helper.make_tensor_value_info, library.TensorProto.FLOAT
+    inputs = [tensor("images", float32, ["batch", 3, side, side])]
+    outputs = [tensor(name, float32, ["batch", m.num_classes]) for name in ("logits", "probabilities")]
+    proto = library.helper.make_model(
+        library.helper.make_graph(graph.nodes, "AlexNet", inputs, outputs, graph.constants),
+        opset_imports=[library.helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="alexnet_jax",
+        producer_version=__version__,
+        doc_string=f"images: RGB in grey levels of 0..255, the centre {side} x {side} of {d.size} x {d.size} pixels"
+        + "; trained in bfloat16, computed in float32" * (m.dtype == "bfloat16"),
+    )
+    about = {"step": run.step, "classes": run.classes, "model": json.loads(m.to_json())}
+    library.helper.set_model_props(proto, {name: json.dumps(value) for name, value in about.items()})
+    proto = library.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
+    library.checker.check_model(proto)
+    with formats.replacing(path) as partial:
+        partial.write_bytes(proto.SerializeToString())
+
+
+def stablehlo(run: Run, path: Path):
+    """Writes the network as jax.export serializes it, for CPUs, GPUs and TPUs.
+
+    Its call takes images float32 (b, crop, crop, 3) and returns logits float32 (b, classes).
+    Raises UserError if the file cannot be written.
+    """
+    network = AlexNet(FrozenConfigDict(run.config.model))
+    params = jax.tree.map(np.asarray, run.params)
+    mean, deviation = _scales(run)
+    crop = run.config.data.crop
 
     def logits(images):
-        return net.apply({"params": params}, (images - mean) / deviation)[0]
+        return network.apply({"params": params}, (images - mean) / deviation)[0]
 
-    side = run.config.data.crop
-    images = jax.ShapeDtypeStruct(jax.export.symbolic_shape(f"b, {side}, {side}, 3"), jnp.float32)
+    images = jax.ShapeDtypeStruct(jax.export.symbolic_shape(f"b, {crop}, {crop}, 3"), np.float32)
     exported = jax.export.export(jax.jit(logits), platforms=PLATFORMS)(images)
-    with replacing(path) as partial:
+    with formats.replacing(path) as partial:
         partial.write_bytes(exported.serialize())
 
 
-def write_onnx(run: Run, path: Path):
-    """Writes the graph, with the classes (JSON), the run and its step as its metadata.
-
-    Raises UserError if the onnx package is missing, if ONNX has no such norm, or if the file cannot be written.
-    """
+def _library():
+    """The package onnx, with the submodules that it does not import itself. Raises UserError if it is missing."""
     try:
         import onnx
+        import onnx.checker
+        import onnx.helper
+        import onnx.numpy_helper
+        import onnx.shape_inference
     except ImportError as error:
-        raise UserError("writing ONNX needs its package: pip install -e .[convert]") from error
-    model = _Graph(onnx).model(run)
-    onnx.checker.check_model(model, full_check=True)
-    with replacing(path) as partial:
-        partial.write_bytes(model.SerializeToString())
+        raise UserError("writing ONNX needs the package onnx: pip install -e .[convert]") from error
+    return onnx
 
 
-def _inputs(run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """What is subtracted from a centre crop, (crop, crop, 3), and what then divides it, (3,), both float32."""
+def _scales(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """What a centre crop loses, (crop, crop, 3) or (1, 1, 3), and what the rest is divided by, (1, 1, 3); float32."""
     d = run.config.data
-    deviation = np.array(d.deviation or (1, 1, 1), np.float32)
-    [black] = augment.views(np.zeros((1, d.size, d.size, 3), np.uint8), run.statistics, d, 1)
-    return -np.asarray(black[0]) * deviation, deviation
+    mean = augment.centre_mean(run.statistics, d, d.crop)
+    return np.array(mean, np.float32, ndmin=3), np.array(d.deviation or (1, 1, 1), np.float32, ndmin=3)
 
 
 class _Graph:
-    """model.AlexNet once more, operation by operation, on (batch, channel, height, width) arrays."""
+    """The network of a run in ONNX operators: nodes and constants. Arrays are (batch, maps, height, width)."""
 
-    def __init__(self, onnx):
-        self.onnx, self.nodes, self.constants = onnx, [], []
+    def __init__(self, library, run: Run):
+        m, crop = run.config.model, run.config.data.crop
+        self.library, self.m, self.nodes, self.constants = library, m, [], []
+        maps = run.params["fc6"]["kernel"].shape[0] // fc6_side(m, run.params) ** 2  # that an output of fc6 reads
+        self.parameters = formats.from_ours(run.params, "torchvision", maps)
+        apply = AlexNet(FrozenConfigDict(m)).apply
+        image = jax.ShapeDtypeStruct((1, crop, crop, 3), np.float32)
+        self.shapes = jax.eval_shape(apply, {"params": run.params}, image)[1]  # of the activations, by name
+        self._network(*_scales(run))
 
-    def constant(self, array, name: str) -> str:
-        self.constants.append(self.onnx.numpy_helper.from_array(np.ascontiguousarray(array, np.float32), name))
-        return name
-
-    def add(self, op: str, *inputs: str, outputs: int = 1, **attributes):
-        names = [f"{op}_{len(self.nodes)}_{i}" for i in range(outputs)]
-        self.nodes.append(self.onnx.helper.make_node(op, inputs, names, **attributes))
+    def _add(self, op: str, *inputs: str, name: str = "", outputs: int = 1, **attributes) -> str | list[str]:
+        """Adds a node. Returns what its output is called, `name` or one of its own; a list where it has several."""
+        name = name or f"{op.lower()}_{len(self.nodes)}"
+        names = [name] if outputs == 1 else [f"{name}_{i + 1}" for i in range(outputs)]
+        self.nodes.append(self.library.helper.make_node(op, inputs, names, f"{op}:{name}", **attributes))
         return names[0] if outputs == 1 else names
 
-    def model(self, run: Run):
-        """The whole as onnx.ModelProto."""
-        helper, m, crop = self.onnx.helper, run.config.model, run.config.data.crop
-        mean, deviation = _inputs(run)
-        x = self.add("Sub", "images", self.constant(mean.transpose(2, 0, 1), "mean"))
-        x = self.add("Div", x, self.constant(deviation.reshape(3, 1, 1), "deviation"))
-        logits = self.network(x, m, jax.device_get(run.params), crop)
-        self.nodes.append(helper.make_node("Identity", [logits], ["logits"]))
-        self.nodes.append(helper.make_node("Softmax", [logits], ["probabilities"], axis=1))
+    def _constant(self, value, name: str = "", dtype=np.float32) -> str:
+        name = name or f"constant_{len(self.constants)}"
+        array = np.ascontiguousarray(value, dtype).reshape(np.shape(value))  # ascontiguousarray makes scalars vectors
+        self.constants.append(self.library.numpy_helper.from_array(array, name))
+        return name
 
-        def value(name, *shape):
-            return helper.make_tensor_value_info(name, self.onnx.TensorProto.FLOAT, ["batch", *shape])
+    def _network(self, mean: np.ndarray, deviation: np.ndarray):
+        m, x = self.m, "images"
+        if mean.any():
+            x = self._add("Sub", x, self._constant(mean.transpose(2, 0, 1), "mean"))
+        if (deviation != 1).any():
+            x = self._add("Div", x, self._constant(deviation.transpose(2, 0, 1), "deviation"))
+        for i in range(1, len(m.conv_widths) + 1):
+            if f"conv{i}" not in m.removed:
+                x = self._convolution(i, x)
+        if m.average_pool:
+            x = self._average_pool(x)
+        x = self._add("Flatten", x)
+        x = self._add(ACTIVATIONS[m.activation], self._connected("fc6", x), name="fc6")
+        x = self._add(ACTIVATIONS[m.activation], self._connected("fc7", x), name="fc7")
+        x = self._connected("fc8", x, name="logits")
+        self._add("Softmax", x, name="probabilities", axis=1)
 
-        outputs = [value("logits", m.num_classes), value("probabilities", m.num_classes)]
-        graph = helper.make_graph(
-            self.nodes, run.config.name, [value("images", 3, crop, crop)], outputs, self.constants
-        )
-        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
-        made.producer_name = "alexnet_jax"
-        about = {"classes": json.dumps(run.classes), "workdir": run.workdir.name, "step": str(run.step)}
-        helper.set_model_props(made, about)
-        return made
+    def _groups(self, layer: str) -> int:
+        return 1 if layer in ("conv1", *self.m.exchange) else self.m.towers
 
-    def network(self, x: str, m: ConfigDict, params: dict, crop: int) -> str:
-        """From images, mean removed, to logits."""
-        activation = {"relu": "Relu", "tanh": "Tanh"}[m.activation]
-        side = crop
-        for i, size in enumerate(CONV_SIZES[: len(m.conv_widths)], start=1):
-            name = f"conv{i}"
-            if name in m.removed:
-                continue
-            before, after = tuple(m.conv1_padding) if i == 1 else (size // 2, size // 2)
-            stride = 4 if i == 1 else 1
-            side = (side + before + after - size) // stride + 1
-            kernel = self.constant(params[name]["kernel"].transpose(3, 2, 0, 1), f"{name}.kernel")
-            bias = self.constant(params[name]["bias"], f"{name}.bias")
-            groups = 1 if i == 1 or name in m.exchange else m.towers
-            x = self.add(
-                "Conv", x, kernel, bias, strides=[stride] * 2, pads=[before, before, after, after], group=groups
-            )
-            normed, early = name in m.lrn.layers, name in m.lrn.before_activation
-            x = self.norm(x, m) if normed and early else x
-            x = self.add(activation, x)
-            x = self.norm(x, m) if normed and not early and not m.lrn.after_pool else x
-            x = self.spatial_norm(x, m.spatial_norm) if name in m.spatial_norm.layers else x
-            if name in POOLED:
-                x = self.add("MaxPool", x, kernel_shape=[m.pool_size] * 2, strides=[m.pool_stride] * 2)
-                side = (side - m.pool_size) // m.pool_stride + 1
-            x = self.norm(x, m) if normed and not early and m.lrn.after_pool else x
-        if m.average_pool and m.average_pool != side:
-            averages = layers.averages(side, m.average_pool)
-            x = self.add("MatMul", self.constant(averages, "average.rows"), x)
-            x = self.add("MatMul", x, self.constant(averages.T, "average.columns"))
-            side = m.average_pool
-        x = self.add(activation, self.dense("fc6", x, m, params, side))
-        x = self.add(activation, self.dense("fc7", x, m, params, 1))
-        return self.dense("fc8", x, m, params, 1)
-
-    def dense(self, name: str, x: str, m: ConfigDict, params: dict, side: int) -> str:
-        """A fully connected layer: its kernel's rows go from (y, x, map) to (map, y, x), tower by tower."""
-        towers = 1 if name in m.exchange else m.towers
-        parts = self.add("Split", x, outputs=towers, axis=1) if towers > 1 else [x]
-        kernels = np.split(params[name]["kernel"], towers, axis=1)
-        products = []
-        for i, (part, kernel) in enumerate(zip(parts, kernels, strict=True)):
-            rows = kernel.reshape(side, side, -1, kernel.shape[1]).transpose(2, 0, 1, 3).reshape(kernel.shape)
-            flat = self.add("Flatten", part) if name == "fc6" else part
-            products.append(self.add("MatMul", flat, self.constant(rows, f"{name}.kernel.{i}")))
-        x = self.add("Concat", *products, axis=1) if towers > 1 else products[0]
-        return self.add("Add", x, self.constant(params[name]["bias"], f"{name}.bias"))
-
-    def norm(self, x: str, m: ConfigDict) -> str:
-        """Local response normalization; ONNX divides alpha by the size."""
-        rule = m.lrn
-        if rule.size % 2 == 0:
-            raise UserError(
-                f"ONNX's LRN has odd sizes alone, and model.lrn.size is {rule.size}: --to stablehlo takes it"
-            )
-        alpha = rule.alpha if rule.divide_by_size else rule.alpha * rule.size
-        rule = {"alpha": alpha, "beta": rule.beta, "bias": rule.k, "size": rule.size}
-        if not m.lrn.per_tower or m.towers == 1:
-            return self.add("LRN", x, **rule)
-        parts = self.add("Split", x, outputs=m.towers, axis=1)
-        return self.add("Concat", *(self.add("LRN", part, **rule) for part in parts), axis=1)
-
-    def spatial_norm(self, x: str, rule: ConfigDict) -> str:
-        """The code's norm within a map: the mean over size x size places, zeros beyond the edge."""
-        before, after = (rule.size - 1) // 2, rule.size // 2
-        mean = self.add(
-            "AveragePool", self.add("Mul", x, x),
-            kernel_shape=[rule.size] * 2, pads=[before, before, after, after], count_include_pad=1,
+    def _convolution(self, i: int, x: str) -> str:
+        """Convolution i with its nonlinearity, norm and pool, in the config's order."""
+        m, name, size = self.m, f"conv{i}", CONV_SIZES[i - 1]
+        before, after = m.conv1_padding if i == 1 else (size // 2, size // 2)
+        kernel, bias = (self._constant(self.parameters[name][kind], f"{name}.{kind}") for kind in KINDS)
+        normed = name in m.lrn.layers
+        early = normed and name in m.lrn.before_activation
+        x = self._add(
+            "Conv", x, kernel, bias,
+            kernel_shape=[size, size], strides=[4, 4] if i == 1 else [1, 1], pads=[before, before, after, after],
+            group=self._groups(name),
         )  # fmt: skip
-        k, alpha, beta = (self.constant([rule[f]], f"spatial.{f}.{len(self.nodes)}") for f in ("k", "alpha", "beta"))
-        return self.add("Div", x, self.add("Pow", self.add("Add", self.add("Mul", mean, alpha), k), beta))
+        if early:
+            x = self._norm(i, x)
+        x = self._add(ACTIVATIONS[m.activation], x, name=name)
+        if normed and not early and not m.lrn.after_pool:
+            x = self._norm(i, x)
+        if name in m.spatial_norm.layers:
+            x = self._spatial_norm(i, x)
+        if name in POOLED:
+            size, stride = m.pool_size, m.pool_stride
+            x = self._add("MaxPool", x, name=f"pool{i}", kernel_shape=[size, size], strides=[stride, stride])
+        if normed and not early and m.lrn.after_pool:
+            x = self._norm(i, x)
+        return x
+
+    def _norm(self, i: int, x: str) -> str:
+        """layers.local_response_norm."""
+        rule, name, size = self.m.lrn, f"norm{i}", self.m.lrn.size
+        groups = self.m.towers if rule.per_tower else 1
+        mean_alpha = rule.alpha if rule.divide_by_size else rule.alpha * size  # ONNX divides alpha by size
+        if size % 2:
+            values = {"size": size, "bias": rule.k, "alpha": mean_alpha, "beta": rule.beta}
+            if groups == 1:
+                return self._add("LRN", x, name=name, **values)
+            towers = self._add("Split", x, outputs=groups, axis=1)
+            return self._add("Concat", *(self._add("LRN", t, **values) for t in towers), name=name, axis=1)
+        # A window of even size cannot be central: ONNX has the odd map after, we before, and ONNX Runtime takes none.
+        _, height, width, maps = self.shapes[name].shape
+        rows = self._constant([0, groups, maps // groups, height * width], dtype=np.int64)
+        places = self._constant([0, maps, height, width], dtype=np.int64)
+        mean = {"kernel_shape": [size, 1], "pads": [size // 2, 0, (size - 1) // 2, 0]}
+        normed = self._response_norm(self._add("Reshape", x, rows), "", rule.k, mean_alpha, rule.beta, **mean)
+        return self._add("Reshape", normed, places, name=name)
+
+    def _spatial_norm(self, i: int, x: str) -> str:
+        """layers.spatial_response_norm."""
+        rule = self.m.spatial_norm
+        before, after = (rule.size - 1) // 2, rule.size // 2
+        mean = {"kernel_shape": [rule.size, rule.size], "pads": [before, before, after, after]}
+        return self._response_norm(x, f"spatial_norm{i}", rule.k, rule.alpha, rule.beta, **mean)
+
+    def _response_norm(self, x: str, name: str, k: float, alpha: float, beta: float, **mean) -> str:
+        """x / (k + alpha M)^beta, M the mean of the squares in a window that zeros surround."""
+        mean = self._add("AveragePool", self._add("Mul", x, x), count_include_pad=1, **mean)
+        base = self._add("Add", self._add("Mul", mean, self._constant(alpha)), self._constant(k))
+        return self._add("Div", x, self._add("Pow", base, self._constant(beta)), name=name)
+
+    def _average_pool(self, x: str) -> str:
+        """layers.average_pool: from the left it averages rows, from the right columns."""
+        found, side = self.shapes["pool5"].shape[1], self.m.average_pool
+        if found == side:
+            return x
+        averages = layers.averages(found, side)
+        x = self._add("MatMul", self._constant(averages, "average_rows"), x)
+        return self._add("MatMul", x, self._constant(averages.T, "average_columns"), name="average_pool5")
+
+    def _connected(self, layer: str, x: str, name: str = "") -> str:
+        """A fully connected layer on vectors, linear, tower by tower where each reads its own."""
+        groups = self._groups(layer)
+        if groups == 1:
+            kernel, bias = (self._constant(self.parameters[layer][kind], f"{layer}.{kind}") for kind in KINDS)
+            return self._add("Gemm", x, kernel, bias, name=name, transB=1)
+        out = []
+        for i, own in enumerate(self._add("Split", x, outputs=groups, axis=1)):
+            shares = (np.split(self.parameters[layer][kind], groups)[i] for kind in KINDS)
+            kernel, bias = (self._constant(s, f"{layer}.{k}_{i + 1}") for s, k in zip(shares, KINDS, strict=True))
+            out.append(self._add("Gemm", own, kernel, bias, transB=1))
+        return self._add("Concat", *out, name=name, axis=1)

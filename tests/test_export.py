@@ -1,6 +1,7 @@
-"""Exported networks, run by other programs, against the network itself."""
+"""Exported files against the run that they are of: ONNX in ONNX Runtime, StableHLO in a process that has JAX alone."""
 
 import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,143 +12,187 @@ import onnxruntime
 import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from alexnet_jax import UserError, export, towers
-from alexnet_jax.checkpoint import Run
-from alexnet_jax.model import AlexNet, shapes
-from configs import one_weird_trick, paper, source
+from alexnet_jax import UserError, checkpoint, export, towers
+from alexnet_jax.model import AlexNet
 
-FAMILY = (
-    "paper",
-    "source",
-    "caffe",
-    "caffenet",
-    "one_column",
-    "half_width",
-    "ungrouped",
-    "one_weird_trick",
-    "six_conv",
-)
-MESH = towers.make_mesh(ConfigDict({"data": 1, "tower": 1}), 1, 1)
-
-
-def make_run(c, side=96, **model):
-    """A narrow run with random parameters at which every part shows, on images a little larger than it sees."""
-    rng, m = np.random.default_rng(0), c.model
-    m.conv_widths, m.fc_widths, m.num_classes = (16, 16, 12, 12, 8, 12)[: len(m.conv_widths)], (24, 20), 7
-    m.update_from_flattened_dict({name.replace("__", "."): value for name, value in model.items()})
-    c.data.crop = side if sum(m.conv1_padding) else side + 3
-    c.data.size = c.data.crop + 6
-
-    def value(p):
-        return rng.normal(0, 1 if p.ndim == 1 else (2 / (p.size / p.shape[-1])) ** 0.5, p.shape).astype(np.float32)
-
-    size = c.data.size
-    statistics = {"mean": rng.uniform(80, 140, (size, size, 3)).astype(np.float32)}
-    statistics["channel_mean"] = statistics["mean"].mean((0, 1))
-    apply = towers.split(AlexNet(FrozenConfigDict(m)), MESH)
-    params = jax.tree.map(value, shapes(m, c.data.crop))
-    return Run(Path("run"), 5, c, MESH, apply, params, statistics, [f"class {i}" for i in range(7)])
+PRESETS = (
+    "paper", "source", "caffe", "caffenet", "one_column", "half_width", "ungrouped", "one_weird_trick", "six_conv",
+)  # fmt: skip
+VARIANTS = {  # of configs/source.py, which has both norms
+    "tanh": {"activation": "tanh"},
+    "removed": {"removed": ("conv3", "conv4")},
+    "towers apart": {"exchange": ("fc8",)},
+    "towers apart but in conv2 and fc7": {"exchange": ("conv2", "fc7", "fc8")},
+    "four towers": {"towers": 4},
+    "plain pooling": {"pool_size": 2},
+    "averages": {"average_pool": 3},
+    "averages to what there is": {"average_pool": 2},
+    "whole norm after pooling": {
+        "lrn.per_tower": False, "lrn.after_pool": True, "lrn.layers": ("conv1", "conv3"), "lrn.before_activation": (),
+    },
+    "even norms": {"lrn.size": 4, "spatial_norm.size": 2, "lrn.beta": 0.5},
+    "even norm over all": {"lrn.size": 6, "lrn.per_tower": False, "lrn.divide_by_size": False},
+    "late norms": {"lrn.layers": ("conv5",), "spatial_norm.layers": ("conv4", "conv5")},
+}  # fmt: skip
 
 
-def photos(run, count):
-    """Prepared images, and their centre crops as the exported networks take them."""
-    size = run.config.data.size
-    images = np.random.default_rng(1).integers(0, 256, (count, size, size, 3), np.uint8)
-    return images, images[:, 3:-3, 3:-3].astype(np.float32)
+@pytest.fixture
+def make_run(draw):
+    """make_run(preset, size=112, model changes, data changes): a run of a narrow network that nobody trained."""
+
+    def make(name, size=112, model=None, data=None, tower=1):
+        c = importlib.import_module(f"configs.{name}").get_config()
+        m, d = c.model, c.data
+        m.conv_widths, m.fc_widths, m.num_classes = (16, 16, 12, 12, 8, 12)[: len(m.conv_widths)], (24, 20), 7
+        m.update_from_flattened_dict(model or {})
+        d.size, d.crop = size, size - 16 if sum(m.conv1_padding) else size - 13
+        d.update(data or {})
+        rng = np.random.default_rng(1)
+        statistics = {"mean": rng.uniform(60, 180, (size, size, 3)), "channel_mean": rng.uniform(60, 180, 3)}
+        statistics = {name: array.astype(np.float32) for name, array in statistics.items()}
+        mesh = towers.make_mesh(ConfigDict({"data": 1, "tower": tower}), m.towers, 1)
+        params, _ = draw(m, 1, d.crop)
+        params = jax.device_put(params, towers.shardings(params, mesh))
+        apply = towers.split(AlexNet(FrozenConfigDict(m)), mesh)
+        return checkpoint.Run(Path("run"), 5, c, mesh, apply, params, statistics, list("abcdéfg"))
+
+    return make
 
 
-def close(actual, expected):
+def pictures(run, count=3):
+    """Prepared images, and their centre crops as an export takes them: float32 NHWC."""
+    d = run.config.data
+    images = np.random.default_rng(0).integers(0, 256, (count, d.size, d.size, 3), np.uint8)
+    at = (d.size - d.crop) // 2
+    return images, images[:, at : at + d.crop, at : at + d.crop].astype(np.float32)
+
+
+def answer(path, crops, outputs=("logits",)):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(outputs, {"images": crops.transpose(0, 3, 1, 2)})
+
+
+def close(actual, expected, tolerance=1e-4):
     expected = np.asarray(expected)
-    assert actual.shape == expected.shape
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    assert actual.dtype == np.float32 and np.ptp(expected, axis=1).min() > 0
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
-def check_onnx(run, path):
-    """One file, batches of one and three, logits and probabilities."""
-    export.write_onnx(run, path)
-    session = onnxruntime.InferenceSession(path)
+def check(run, path):
+    export.onnx(run, path)
+    images, crops = pictures(run)
+    [logits] = answer(path, crops)
+    close(logits, run(images)[0])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_onnx_is_the_preset(make_run, tmp_path, name):
+    check(make_run(name), tmp_path / "net.onnx")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_onnx_is_the_variant(make_run, tmp_path, name):
+    size = 176 if name == "averages" else 112  # 4 x 4 maps to 3 x 3
+    check(make_run("source", size, model=VARIANTS[name]), tmp_path / "net.onnx")
+
+
+@pytest.mark.parametrize("mean", ["pixel", "channel", "value", "none"])
+def test_mean_and_deviation_are_in_the_graph(make_run, tmp_path, mean):
+    data = {"mean": mean, "mean_value": (100.0, 120.0, 140.0), "deviation": (2.0, 1.0, 0.5)}
+    check(make_run("one_column", data=data), tmp_path / "net.onnx")
+
+
+def test_one_file_takes_any_batch(make_run, tmp_path):
+    """And says what it is."""
+    run, path = make_run("paper"), tmp_path / "net.onnx"
+    export.onnx(run, path)
+    images, crops = pictures(run)
+    expected = np.asarray(run(images)[0])
     for count in (1, 3):
-        images, crops = photos(run, count)
-        logits, probabilities = session.run(None, {"images": crops.transpose(0, 3, 1, 2)})
-        close(logits, run(images)[0])
-        close(probabilities, jax.nn.softmax(run(images)[0]))
-    return session
-
-
-@pytest.mark.parametrize("name", FAMILY)
-def test_onnx_runtime_agrees_on_the_family(name, tmp_path):
-    check_onnx(make_run(importlib.import_module(f"configs.{name}").get_config()), tmp_path / "net.onnx")
-
-
-@pytest.mark.parametrize(
-    "model",
-    [
-        {"activation": "tanh", "removed": ("conv4",), "lrn__layers": ("conv2", "conv3")},
-        {"exchange": ("conv2", "fc8"), "pool_size": 2, "average_pool": 3},
-        {"lrn__after_pool": True, "lrn__per_tower": False, "lrn__size": 3, "average_pool": 6},
-    ],
-    ids=["activation", "towers to the end", "norm"],
-)
-def test_onnx_runtime_agrees_on_every_option(model, tmp_path):
-    check_onnx(make_run(paper.get_config(), **model), tmp_path / "net.onnx")
-
-
-@pytest.mark.parametrize("mean", ["centre", "channel", "none"])
-def test_onnx_removes_the_mean(mean, tmp_path):
-    c = paper.get_config()
-    c.data.mean, c.data.deviation = mean, (50.0, 60.0, 70.0)
-    check_onnx(make_run(c), tmp_path / "net.onnx")
-
-
-def test_onnx_says_what_it_is(tmp_path):
-    session = check_onnx(make_run(paper.get_config()), tmp_path / "net.onnx")
+        logits, probabilities = answer(path, crops[:count], ["logits", "probabilities"])
+        close(logits, expected[:count])
+        np.testing.assert_allclose(probabilities, jax.nn.softmax(logits), atol=1e-6)
+    session = onnxruntime.InferenceSession(path)
+    [takes], gives = session.get_inputs(), session.get_outputs()
+    assert (takes.name, takes.type, takes.shape) == ("images", "tensor(float)", ["batch", 3, 96, 96])
+    assert [(o.name, o.shape) for o in gives] == [("logits", ["batch", 7]), ("probabilities", ["batch", 7])]
     about = session.get_modelmeta()
-    assert about.producer_name == "alexnet_jax"
-    assert '"class 6"' in about.custom_metadata_map["classes"] and about.custom_metadata_map["step"] == "5"
+    assert about.producer_name == "alexnet_jax" and "0..255" in about.description
+    props = {name: json.loads(value) for name, value in about.custom_metadata_map.items()}
+    assert props["classes"] == run.classes and props["step"] == 5 and props["model"]["towers"] == 2
 
 
-def test_onnx_has_no_norm_of_even_size(tmp_path):
-    with pytest.raises(UserError, match="model.lrn.size is 4"):
-        export.write_onnx(make_run(paper.get_config(), lrn__size=4), tmp_path / "net.onnx")
-    assert not list(tmp_path.iterdir())
+def test_bfloat16_is_exported_in_float32(make_run, tmp_path):
+    """The same parameters, computed more exactly."""
+    run, exact = make_run("paper", model={"dtype": "bfloat16"}), make_run("paper")
+    export.onnx(run, tmp_path / "net.onnx")
+    images, crops = pictures(run)
+    [logits] = answer(tmp_path / "net.onnx", crops)
+    close(logits, exact(images)[0])
+    assert "bfloat16" in onnxruntime.InferenceSession(tmp_path / "net.onnx").get_modelmeta().description
 
 
-def test_without_the_package(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(UserError, match="pip install"):
-        export.write_onnx(make_run(paper.get_config()), tmp_path / "net.onnx")
+def test_a_run_on_two_devices_is_exported_whole(make_run, tmp_path):
+    for tower in (1, 2):
+        for write in (export.onnx, export.stablehlo):
+            write(make_run("paper", tower=tower), tmp_path / f"{write.__name__}{tower}")
+    for name in ("onnx", "stablehlo"):
+        assert (tmp_path / f"{name}1").read_bytes() == (tmp_path / f"{name}2").read_bytes()
 
 
-@pytest.mark.parametrize("write", [export.write_onnx, export.write_stablehlo])
-def test_nowhere_to_write(write, tmp_path):
-    with pytest.raises(UserError, match="cannot write"):
-        write(make_run(paper.get_config()), tmp_path / "missing" / "net")
-    assert not list(tmp_path.iterdir())
-
-
-ALONE = """
-import sys
-for name in ("flax", "orbax", "alexnet_jax", "configs", "ml_collections"):
-    sys.modules[name] = None
-import jax.export
-import numpy as np
-network = jax.export.deserialize(bytearray(open(sys.argv[1], "rb").read()))
-print(network.platforms)
-with np.load(sys.argv[2]) as crops:
-    np.savez(sys.argv[3], **{name: network.call(crops[name]) for name in crops})
-"""
-
-
-@pytest.mark.parametrize("config", [source, one_weird_trick], ids=["source", "one_weird_trick"])
-def test_stablehlo_in_a_process_that_has_jax_alone(config, tmp_path):
-    run = make_run(config.get_config())
-    export.write_stablehlo(run, tmp_path / "net.stablehlo")
-    both = {f"of{count}": photos(run, count) for count in (1, 3)}
-    np.savez(tmp_path / "crops.npz", **{name: crops for name, (_, crops) in both.items()})
-    files = [tmp_path / name for name in ("net.stablehlo", "crops.npz", "logits.npz")]
-    done = subprocess.run([sys.executable, "-c", ALONE, *files], capture_output=True, text=True)
+def test_stablehlo_needs_jax_alone(make_run, tmp_path):
+    """A process without Flax, Orbax and this package; averages, towers apart and bfloat16 take a batch of any size."""
+    runs = {
+        "trick": make_run("one_weird_trick"),
+        "apart": make_run("source", model={"exchange": ("fc8",), "average_pool": 3, "dtype": "bfloat16"}),
+    }
+    for name, run in runs.items():
+        export.stablehlo(run, tmp_path / f"{name}.stablehlo")
+        np.save(tmp_path / f"{name}.npy", pictures(run)[1])
+    code = (
+        "import sys\n"
+        "for name in ('flax', 'orbax', 'alexnet_jax', 'ml_collections', 'tensorflow'): sys.modules[name] = None\n"
+        "import jax, jax.export, numpy as np\n"
+        f"for name in {list(runs)}:\n"
+        "    net = jax.export.deserialize(bytearray(open(f'{name}.stablehlo', 'rb').read()))\n"
+        "    assert net.platforms == ('cpu', 'cuda', 'tpu'), net.platforms\n"
+        "    crops = np.load(f'{name}.npy')\n"
+        "    for count in (1, 3): np.save(f'{name}{count}.npy', net.call(crops[:count]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert all(platform in done.stdout for platform in ("cpu", "cuda", "tpu"))
-    with np.load(tmp_path / "logits.npz") as logits:
-        for name, (images, _) in both.items():
-            close(logits[name], run(images)[0])
+    for name, run in runs.items():
+        expected = np.asarray(run(pictures(run)[0])[0])
+        for count in (1, 3):
+            close(np.load(tmp_path / f"{name}{count}.npy"), expected[:count], 1e-4 if name == "trick" else 0.02)
+
+
+# What goes wrong.
+
+
+def test_onnx_that_is_missing_is_named(make_run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(UserError, match=r"pip install -e .\[convert\]"):
+        export.onnx(make_run("paper"), tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("write", [export.onnx, export.stablehlo])
+def test_what_cannot_be_written_leaves_nothing_behind(make_run, tmp_path, monkeypatch, write):
+    run, path = make_run("half_width"), tmp_path / "net"
+    with pytest.raises(UserError, match="cannot write"):
+        write(run, tmp_path / "nowhere" / "net")
+    with pytest.raises(UserError, match="folder"):
+        write(run, tmp_path)
+    path.write_bytes(b"the one before")
+    put = Path.write_bytes
+
+    def full(self, data):
+        put(self, data[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match="No space left"):
+        write(run, path)
+    assert path.read_bytes() == b"the one before"
+    assert list(tmp_path.iterdir()) == [path]
