@@ -6,6 +6,7 @@
     python -m alexnet_jax.convert --from npy --weights bvlc_alexnet.npy --workdir runs/caffe
     python -m alexnet_jax.convert --to torchvision --workdir runs/torchvision --out alexnet.pth
     python -m alexnet_jax.convert --to safetensors --workdir runs/mine --out mine.safetensors        # or caffe-npy
+    python -m alexnet_jax.convert --to onnx --workdir runs/mine --out mine.onnx       # the whole network, or stablehlo
 
 What comes in is checked against a config, shape by shape, and becomes a workdir that predict, features, evaluate and
 figures take, and that configs/finetune.py starts from. Images are prepared, and their mean removed, as the config says.
@@ -27,14 +28,14 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 import configs
-from alexnet_jax import UserError, checkpoint, classes, formats, main, model
+from alexnet_jax import UserError, checkpoint, classes, export, formats, main, model
 from alexnet_jax.checkpoint import Run
 
 FROM = flags.DEFINE_enum("from", None, ["torchvision", "caffe", "npy", "safetensors"], "what the weights come from")
 WEIGHTS = flags.DEFINE_string("weights", None, "the file of weights")
 MEAN = flags.DEFINE_string("mean", None, "Caffe's mean image: .binaryproto, or (3, side, side) as .npy or .npz")
 CLASSES = flags.DEFINE_string("classes", None, "the classes' names, a line each; default: ILSVRC's 1,000, or numbers")
-TO = flags.DEFINE_enum("to", None, ["torchvision", "safetensors", "caffe-npy"], "the format to write")
+TO = flags.DEFINE_enum("to", None, ["torchvision", "safetensors", "caffe-npy", "onnx", "stablehlo"], "what to write")
 OUT = flags.DEFINE_string("out", None, "the file to write")
 WHICH = flags.DEFINE_enum("which", "best", ["best", "latest"], "the checkpoint to write")
 
@@ -218,6 +219,8 @@ WRITERS: dict[str, tuple[Callable[[Run, Path], None], tuple[str, ...]]] = {  # b
     "torchvision": (write_torchvision, (".pth", ".pt", ".safetensors")),
     "safetensors": (write_safetensors, (".safetensors",)),
     "caffe-npy": (write_npy, (".npy",)),
+    "onnx": (export.onnx, (".onnx",)),
+    "stablehlo": (export.stablehlo, (".stablehlo",)),
 }
 
 # --- The command line -------------------------------------------------------------------------------------------------
