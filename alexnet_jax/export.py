@@ -119,7 +119,7 @@ class _Graph:
 
     def _constant(self, value, name: str = "", dtype=np.float32) -> str:
         name = name or f"constant_{len(self.constants)}"
-        array = np.ascontiguousarray(value, dtype).reshape(np.shape(value))  # ascontiguousarray makes scalars vectors
+        array = np.array(value, dtype, order="C")
         self.constants.append(self.library.numpy_helper.from_array(array, name))
         return name
 
