@@ -29,9 +29,9 @@ KINDS = ("kernel", "bias")
 def onnx(run: Run, path: Path):
     """Writes the network as ONNX.
 
-    Input: images float32 (batch, 3, crop, crop). Outputs: logits and probabilities, float32 (batch, classes). Each
-    activation bears the name that model.AlexNet gives it. The metadata hold step, classes and model, the config's
-    section, as JSON. A bfloat16 network is written in float32, as its parameters are.
+    Input: images float32 (batch, 3, crop, crop). Outputs: logits and probabilities, float32 (batch, classes). The
+    other activations bear the names that model.AlexNet gives them. The metadata hold step, classes and model, the
+    config's section, as JSON. A bfloat16 network is written in float32, as its parameters are.
     Raises UserError if the package onnx is missing, or if the file cannot be written.
     """
     library = _library()
