@@ -6,7 +6,7 @@
     python -m alexnet_jax.convert --from npy --weights bvlc_alexnet.npy --workdir runs/caffe
     python -m alexnet_jax.convert --to torchvision --workdir runs/torchvision --out alexnet.pth
     python -m alexnet_jax.convert --to safetensors --workdir runs/mine --out mine.safetensors        # or caffe-npy
-    python -m alexnet_jax.convert --to onnx --workdir runs/mine --out mine.onnx      # or stablehlo: see export.py
+    python -m alexnet_jax.convert --to onnx --workdir runs/mine --out mine.onnx       # the whole network, or stablehlo
 
 What comes in is checked against a config, shape by shape, and becomes a workdir that predict, features, evaluate and
 figures take, and that configs/finetune.py starts from. Images are prepared, and their mean removed, as the config says.
@@ -35,8 +35,7 @@ FROM = flags.DEFINE_enum("from", None, ["torchvision", "caffe", "npy", "safetens
 WEIGHTS = flags.DEFINE_string("weights", None, "the file of weights")
 MEAN = flags.DEFINE_string("mean", None, "Caffe's mean image: .binaryproto, or (3, side, side) as .npy or .npz")
 CLASSES = flags.DEFINE_string("classes", None, "the classes' names, a line each; default: ILSVRC's 1,000, or numbers")
-FORMATS = ["torchvision", "safetensors", "caffe-npy", "onnx", "stablehlo"]
-TO = flags.DEFINE_enum("to", None, FORMATS, "the format to write")
+TO = flags.DEFINE_enum("to", None, ["torchvision", "safetensors", "caffe-npy", "onnx", "stablehlo"], "what to write")
 OUT = flags.DEFINE_string("out", None, "the file to write")
 WHICH = flags.DEFINE_enum("which", "best", ["best", "latest"], "the checkpoint to write")
 

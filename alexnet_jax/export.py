@@ -29,9 +29,9 @@ KINDS = ("kernel", "bias")
 def onnx(run: Run, path: Path):
     """Writes the network as ONNX.
 
-    Input: images float32 (batch, 3, crop, crop). Outputs: logits and probabilities, float32 (batch, classes). Each
-    activation bears the name that model.AlexNet gives it. The metadata hold step, classes and model, the config's
-    section, as JSON. A bfloat16 network is written in float32, as its parameters are.
+    Input: images float32 (batch, 3, crop, crop). Outputs: logits and probabilities, float32 (batch, classes). The
+    other activations bear the names that model.AlexNet gives them. The metadata hold step, classes and model, the
+    config's section, as JSON. A bfloat16 network is written in float32, as its parameters are.
     Raises UserError if the package onnx is missing, or if the file cannot be written.
     """
     library = _library()
@@ -119,7 +119,7 @@ class _Graph:
 
     def _constant(self, value, name: str = "", dtype=np.float32) -> str:
         name = name or f"constant_{len(self.constants)}"
-        array = np.ascontiguousarray(value, dtype).reshape(np.shape(value))  # ascontiguousarray makes scalars vectors
+        array = np.array(value, dtype, order="C")
         self.constants.append(self.library.numpy_helper.from_array(array, name))
         return name
 

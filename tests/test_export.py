@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.export
 import numpy as np
 import onnxruntime
 import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from alexnet_jax import UserError, checkpoint, export, towers
+from alexnet_jax import UserError, checkpoint, convert, export, towers
 from alexnet_jax.model import AlexNet
 
 PRESETS = (
@@ -165,6 +166,18 @@ def test_stablehlo_needs_jax_alone(make_run, tmp_path):
         expected = np.asarray(run(pictures(run)[0])[0])
         for count in (1, 3):
             close(np.load(tmp_path / f"{name}{count}.npy"), expected[:count], 1e-4 if name == "trick" else 0.02)
+
+
+def test_a_trained_run_goes_out_by_its_name(tiny_run, tmp_path):
+    run = checkpoint.load(tiny_run)
+    images, crops = pictures(run)
+    expected = run(images)[0]
+    for to in ("onnx", "stablehlo"):
+        write, [suffix] = convert.WRITERS[to]
+        write(run, tmp_path / f"net{suffix}")
+    close(answer(tmp_path / "net.onnx", crops)[0], expected)
+    net = jax.export.deserialize(bytearray((tmp_path / "net.stablehlo").read_bytes()))
+    close(np.asarray(net.call(crops)), expected)
 
 
 # What goes wrong.
