@@ -294,6 +294,7 @@ def run(argv: list[str]):
         if main.CONFIG.value is None:
             raise UserError("name a config: python -m alexnet_jax.summary --config configs/paper.py")
         config = main.CONFIG.value
+        main.config_name(config)  # or a config that cannot be read
         if DEVICES.value and not re.fullmatch(r"\d+x\d+", DEVICES.value):
             raise UserError(f"--devices '{DEVICES.value}' is not data x tower, as in 4x2")
         if TOPOLOGY.value:
