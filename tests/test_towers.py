@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from alexnet_jax import UserError, augment, checkpoint, data, optimizer, summary, towers
-from alexnet_jax.model import AlexNet
+from alexnet_jax.model import AlexNet, fc6_side
 from alexnet_jax.train import program
 from configs import paper
 
@@ -103,9 +103,18 @@ def check_same(actual, expected):
     jax.tree_util.tree_map_with_path(one, actual, jax.tree.map(np.asarray, expected))
 
 
-def test_split_network_is_the_network(narrow, draw):
+FAMILY = {
+    "conv_widths": (16, 16, 12, 12, 8, 12), "exchange": ("conv3", "conv6", "fc6", "fc8"), "init_std__conv6": 0.1,
+    "init_bias__conv6": 0.0, "average_pool": 2, "dropout_before": ("fc6", "fc7"), "lrn__per_tower": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes, meshes", [({}, MESHES), (FAMILY, ((1, 2), (2, 2)))], ids=["paper", "what the family adds"]
+)
+def test_split_network_is_the_network(narrow, draw, changes, meshes):
     """Activations, logits and gradients on every mesh, with dropout on, are those of one device."""
-    m = narrow()
+    m = narrow(**changes)
     model, (params, images) = AlexNet(m), draw(m, BATCH, SIDE)
     weights = np.random.default_rng(1).normal(size=(BATCH, m.num_classes)).astype(np.float32)
 
@@ -120,11 +129,22 @@ def test_split_network_is_the_network(narrow, draw):
     key, other = jax.random.split(jax.random.key(7))
     expected = plain(params, images, key)
     assert (plain(params, images, other)[0][1]["logits"] != expected[0][1]["logits"]).all()  # dropout is on
-    for shape in MESHES:
+    for shape in meshes:
         mesh = mesh_of(*shape)
         actual = values(towers.split(model, mesh))(*placed(params, images, mesh), key)
         assert len(actual[0][1]["conv2"].sharding.device_set) == mesh.devices.size
         check_same(actual, expected)
+
+
+def test_dense_network_splits_too(narrow, draw):
+    """Maps of classes, of towers that also have their own fc7."""
+    m = narrow(exchange=("conv3", "fc6", "fc8"))
+    params, _ = draw(m, BATCH, SIDE)
+    images = draw(m, BATCH, 128)[1]
+    net, mesh = AlexNet(m, dense=fc6_side(m, params)), mesh_of(2, 2)
+    expected = jax.jit(lambda p, x: net.apply({"params": p}, x))(params, images)
+    assert expected[0].shape == (BATCH, 3, 3, m.num_classes)
+    check_same(jax.jit(towers.split(net, mesh))(*placed(params, images, mesh)), expected)
 
 
 @pytest.fixture
