@@ -20,7 +20,7 @@ EPOCHS = {"": (4, (3,)), "long": (12, (9, 11)), "tenth": (40, (30, 37))}  # of s
 
 
 def _from_cifar10(rate: float, *layer_rates: tuple):
-    """Fields that start from the CIFAR-10 network, with a learning rate and multiples of it, ((layer, multiple), ...)."""
+    """Fields that start from the CIFAR-10 network; learning rate and its multiples, ((layer, multiple), ...)."""
     fields = {
         "start.workdir": "runs/cifar10_small",
         "start.fresh": ("fc8",),

@@ -204,6 +204,7 @@ def test_adam_is_torchs(tuned):
         ("data.mean", "none", "data.mean: pixel there, none here"),
         ("optimizer.algorithm", "sgd", "optimizer.algorithm"),
         ("optimizer.layer_rates", (("fc8", 0.0),), "optimizer.layer_rates"),
+        ("optimizer.layer_rates", ((0, "fc9", 0.0),), "optimizer.layer_rates names 'fc9'"),
         ("data.name", "", "data.name"),
         ("model.num_classes", -1, "model.num_classes"),
     ],
