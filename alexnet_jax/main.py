@@ -102,6 +102,8 @@ def check(config):
         raise UserError("name the images: --config.data.name=~/photos, a folder of class folders, or a TFDS name")
     optimizer.check(config.optimizer)
     model.check(config.model, config.data.crop)
+    layers = model.shapes(config.model, config.data.crop)
+    optimizer.frozen(config.optimizer, layers, config.epochs)  # which knows what layer_rates can name
 
 
 def introduce(config, prepared, mesh, workdir: Path):

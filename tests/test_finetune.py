@@ -205,6 +205,7 @@ def test_adam_and_sgd_are_torchs(tuned, algorithm):
         ("data.mean", "none", "data.mean: pixel there, none here"),
         ("optimizer.algorithm", "adagrad", "optimizer.algorithm"),
         ("optimizer.layer_rates", (("fc8", 0.0),), "optimizer.layer_rates"),
+        ("optimizer.layer_rates", ((0, "fc9", 0.0),), "optimizer.layer_rates names 'fc9'"),
         ("data.name", "", "data.name"),
         ("model.num_classes", -1, "model.num_classes"),
     ],
