@@ -105,9 +105,9 @@ def centre_mean(statistics: dict, config: ConfigDict, crop: int) -> jax.Array:
     """The mean that the centre crop loses: float32 (crop, crop, 3) or (3,). All but "pixel" take it from every crop."""
     if config.mean in ("pixel", "centre"):
         return _centre(jnp.asarray(statistics["mean"]), crop)
-    return {"channel": statistics["channel_mean"], "value": jnp.array(config.mean_value), "none": jnp.zeros(3)}[
-        config.mean
-    ]
+    if config.mean == "channel":
+        return jnp.asarray(statistics["channel_mean"])
+    return jnp.array(config.mean_value) if config.mean == "value" else jnp.zeros(3)
 
 
 def _scale(images: jax.Array, config: ConfigDict) -> jax.Array:

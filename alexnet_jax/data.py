@@ -100,11 +100,10 @@ def _rows(count: int, labels: np.ndarray, config: ConfigDict, seed: int, batch_s
         raise UserError(f"data.crop_chunk is {config.crop_chunk}: it must be at least 1")
     if config.mean not in augment.MEANS:
         raise UserError(f"data.mean is '{config.mean}': it must be one of {', '.join(augment.MEANS)}")
-    for field in ("mean_value", "deviation"):
-        if len(config[field]) not in ((3,) if field == "mean_value" else (0, 3)):
-            raise UserError(f"data.{field} is {config[field]}: it must be three numbers, of red, green and blue")
-    if 0 in config.deviation:
-        raise UserError(f"data.deviation is {config.deviation}: nothing divides by 0; () leaves the grey levels")
+    if len(config.mean_value) != 3:
+        raise UserError(f"data.mean_value is {config.mean_value}: it must be three numbers, of red, green and blue")
+    if len(config.deviation) not in (0, 3) or 0 in config.deviation:
+        raise UserError(f"data.deviation is {config.deviation}: it must be three numbers, none of them 0, or ()")
     c = config.copy_and_resolve_references()  # fixed now: the batches are made later, in threads
     per_epoch = count // batch_size
 

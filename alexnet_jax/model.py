@@ -14,7 +14,7 @@ from alexnet_jax import UserError, layers
 CONV_SIZES = (11, 5, 3, 3, 3, 3)  # section 3.5; the sixth is table 2's "1 CNN*"
 POOLED = ("conv1", "conv2", "conv5")  # section 3.5
 EXCHANGES = ("conv2", "conv3", "conv4", "conv5", "conv6", "fc6", "fc7", "fc8")  # layers that may read every tower
-DENSE = ("fc6", "fc7", "fc8")
+FULLY_CONNECTED = ("fc6", "fc7", "fc8")
 ACTIVATIONS = {"relu": nn.relu, "tanh": jnp.tanh}  # section 3.1 compares the two
 
 
@@ -207,7 +207,11 @@ def check(config: ConfigDict, crop: int):
     require(0 <= m.dropout < 1, "dropout", "and must be at least 0 and less than 1")
     require(m.init in ("normal", "uniform"), "init", "and must be normal or uniform")
     require(m.average_pool >= 0, "average_pool", "and must be 0 or the side of fc6's maps")
-    require(set(m.dropout_before) <= set(DENSE), "dropout_before", f"and must be out of {', '.join(DENSE)}")
+    require(
+        set(m.dropout_before) <= set(FULLY_CONNECTED),
+        "dropout_before",
+        f"and must be out of {', '.join(FULLY_CONNECTED)}",
+    )
     require(len(m.conv_widths) in (5, 6), "conv_widths", "and must name five widths, or six")
     require(len(m.fc_widths) == 2, "fc_widths", "and must name two widths")
     for field in ("conv_widths", "fc_widths"):
@@ -219,7 +223,7 @@ def check(config: ConfigDict, crop: int):
     require(not unknown and "fc8" in m.exchange, "exchange", f"and must hold fc8 and be out of {', '.join(EXCHANGES)}")
     names = [f"conv{i + 1}" for i in range(len(m.conv_widths))]
     for field in ("init_std", "init_bias"):
-        if missing := [name for name in (*names, *DENSE) if name not in m[field]]:
+        if missing := [name for name in (*names, *FULLY_CONNECTED) if name not in m[field]]:
             raise UserError(f"--config.model.{field} has no value for {', '.join(missing)}: add it to the config")
     for section, field in (("lrn", "layers"), ("lrn", "before_activation"), ("spatial_norm", "layers")):
         if unknown := set(config[section][field]) - set(names):

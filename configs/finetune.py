@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from configs import paper, variants
 
-DENSE = ("fc6", "fc7", "fc8")
+FULLY_CONNECTED = ("fc6", "fc7", "fc8")
 INPUTS = ("size", "crop", "resize", "mean", "mean_value", "deviation")
 
 
@@ -37,7 +37,8 @@ def get_config(arg: str = "") -> ConfigDict:
     workdir, *words = [w.strip() for w in arg.split(",")]
     start = _read(workdir)
     m = start["model"]
-    layers = [f"conv{i}" for i in range(1, len(m["conv_widths"]) + 1) if f"conv{i}" not in m["removed"]] + [*DENSE]
+    layers = [f"conv{i}" for i in range(1, len(m["conv_widths"]) + 1) if f"conv{i}" not in m["removed"]]
+    layers += FULLY_CONNECTED
     learned = [w for w in words if w in layers]
     c = paper.get_config()
     c.name = "_".join(["finetune", *learned])

@@ -2,10 +2,10 @@
 
     python -m alexnet_jax.main --config configs/ungrouped.py
 
-The widths of both towers, 1.57 times the multiply-accumulates, and CaffeNet's order, pooling before normalization, with
-the paper's k of 2: MXNet's first AlexNet (example/image-classification/symbols/alexnet.py; later it went back to the
-paper's order, --config.model.lrn.after_pool=False). Its recipe changed from version to version; this is CaffeNet's.
-Here: not run.
+The widths of both towers, 1.57 times the multiply-accumulates, and CaffeNet's order, pooling before normalization:
+MXNet's first AlexNet (example/image-classification/symbols/alexnet.py). Later it went back to the paper's order and k,
+--config.model.lrn.after_pool=False --config.model.lrn.k=2. Its recipe changed from version to version; this is
+CaffeNet's. Here: not run.
 """
 
 from ml_collections import ConfigDict
@@ -18,5 +18,4 @@ def get_config(arg: str = "") -> ConfigDict:
     c = caffenet.get_config()
     c.name = "ungrouped"
     c.model.towers = 1
-    c.model.lrn.k = 2.0
     return variants.select(c, arg)

@@ -83,7 +83,7 @@ ORIGINS = {
     "caffenet": dict(pad=0, groups=2, after=lambda i: [relu(), pool(), lrn(1)]),
     "one_column": dict(pad=HANGS, after=source_order(lambda: lrn(2))),
     "half_width": dict(pad=2, after=lambda i: [relu(), pool()]),
-    "ungrouped": dict(pad=0, after=lambda i: [relu(), pool(), lrn(2)]),
+    "ungrouped": dict(pad=0, after=lambda i: [relu(), pool(), lrn(1)]),
     "six_conv": dict(pad=HANGS, groups=2, after=source_order(lambda: Towers(lrn(2))), sixth=True),
 }
 

@@ -1,5 +1,7 @@
 """Photos of users are turned upright, those of a training set are not."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -32,3 +34,16 @@ def test_folders_are_searched_and_empty_ones_named(tmp_path):
         photos.find(tmp_path / "a")
     with pytest.raises(UserError, match="no file or folder"):
         photos.find(tmp_path / "c")
+
+
+def test_a_warped_photo_keeps_its_sides():
+    """Left and right thirds of a wide photo are cut off by the centre square, and not by a warp."""
+    pixels = np.zeros((60, 180, 3), np.uint8)
+    pixels[:, :60], pixels[:, 60:120], pixels[:, 120:] = (200, 0, 0), (0, 200, 0), (0, 0, 200)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    centre, warped = (np.asarray(photos.square(file.getvalue(), 30, resize=r)) for r in ("shorter", "warp"))
+    assert centre.shape == warped.shape == (30, 30, 3)
+    assert (centre[:, :, 1] > 150).all()
+    for place, channel in ((5, 0), (15, 1), (25, 2)):
+        assert (warped[:, place].argmax(axis=1) == channel).all()

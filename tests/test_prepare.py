@@ -177,8 +177,8 @@ def test_new_files_do_not_move_others_between_splits(tmp_path):
 
 
 def test_whatever_changes_the_content_gets_a_folder_of_its_own(photos, tmp_path):
-    changes = [{}, {"validation_fraction": 0.5}, {"eval_split": "train"}, {"size": 16}]
-    assert len({prepare(data_config(photos, tmp_path, **change)).directory for change in changes}) == 4
+    changes = [{}, {"validation_fraction": 0.5}, {"eval_split": "train"}, {"size": 16}, {"resize": "warp"}]
+    assert len({prepare(data_config(photos, tmp_path, **change)).directory for change in changes}) == len(changes)
 
 
 def test_a_prepared_set_outlives_its_source(tmp_path):
