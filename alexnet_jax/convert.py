@@ -30,6 +30,7 @@ from ml_collections import ConfigDict
 import configs
 from alexnet_jax import UserError, checkpoint, classes, export, formats, main, model
 from alexnet_jax.checkpoint import Run
+from alexnet_jax.config import check as check_config
 
 FROM = flags.DEFINE_enum("from", None, ["torchvision", "caffe", "npy", "safetensors"], "what the weights come from")
 WEIGHTS = flags.DEFINE_string("weights", None, "the file of weights")
@@ -64,7 +65,7 @@ def bring(
     """
     if workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
         raise UserError(f"{workdir} is not empty: name another --workdir, or remove it")
-    model.check(config.model, config.data.crop)
+    check_config(config)
     wanted = model.shapes(config.model, config.data.crop)
     layers = formats.read(origin, weights)
     check(layers, wanted, origin, weights, config)

@@ -66,6 +66,18 @@ def eval_batches(split: Split, batch_size: int, shard=(0, 1)) -> Iterator[dict[s
     return _padded(split, batch_size, mine, images)
 
 
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """How many whole batches an epoch has. Raises UserError if it has none."""
+    if batch_size > images:
+        raise UserError(f"--config.batch_size={batch_size} is more than the {images} training images: lower it")
+    return images // batch_size
+
+
+def filled(batch_size: int, images: int, copies: int) -> int:
+    """The batch size, or the least multiple of `copies` that holds all images where that is less."""
+    return min(batch_size, -(-images // copies) * copies)
+
+
 def _padded(split: Split, batch_size: int, mine: slice, images: Iterator) -> Iterator[dict[str, np.ndarray]]:
     b = mine.stop - mine.start
     for start in range(0, len(split), batch_size):
@@ -90,22 +102,10 @@ def _shard(batch_size: int, shard: tuple[int, int]) -> slice:
 
 
 def _rows(count: int, labels: np.ndarray, config: ConfigDict, seed: int, batch_size: int, shard: tuple[int, int]):
-    """Checks the settings; returns the function from a step's number to its batch, without images."""
+    """The function from a step's number to its batch, without images."""
     mine = _shard(batch_size, shard)
-    if batch_size > count:
-        raise UserError(f"--config.batch_size={batch_size} is more than the {count} training images: lower it")
-    if not 1 <= config.crop <= config.size:
-        raise UserError(f"data.crop is {config.crop}: it must be from 1 to data.size, {config.size}")
-    if config.crop_chunk < 1:
-        raise UserError(f"data.crop_chunk is {config.crop_chunk}: it must be at least 1")
-    if config.mean not in augment.MEANS:
-        raise UserError(f"data.mean is '{config.mean}': it must be one of {', '.join(augment.MEANS)}")
-    if len(config.mean_value) != 3:
-        raise UserError(f"data.mean_value is {config.mean_value}: it must be three numbers, of red, green and blue")
-    if len(config.deviation) not in (0, 3) or 0 in config.deviation:
-        raise UserError(f"data.deviation is {config.deviation}: it must be three numbers, none of them 0, or ()")
     c = config.copy_and_resolve_references()  # fixed now: the batches are made later, in threads
-    per_epoch = count // batch_size
+    per_epoch = steps_per_epoch(count, batch_size)
 
     def rows(step: int) -> dict[str, np.ndarray]:
         epoch, batch = divmod(int(step), per_epoch)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from alexnet_jax import UserError, augment, checkpoint, metrics, towers
 from alexnet_jax.checkpoint import Run
-from alexnet_jax.data import eval_batches
+from alexnet_jax.data import eval_batches, filled
 from alexnet_jax.model import AlexNet, fc6_side
 from alexnet_jax.prepare import prepare
 from alexnet_jax.records import Split
@@ -142,7 +142,7 @@ def evaluate_runs(
             predictors.append(partial(probabilities, run.params, run.statistics, views=views))
         else:
             predictors.append(make_dense(run))
-    size = runs[0].config.evaluation.batch_size
+    size = filled(runs[0].config.evaluation.batch_size, len(sets[0]), copies=1)
     how = {"views": views} if dense is None else {"dense": [images.size for images in sets]}
     with metrics.bar(len(sets[0]), f"{split}, {'dense' if dense is not None else f'{views} view(s)'}") as progress:
         found = evaluate(predictors, [eval_batches(images, size) for images in sets], progress)

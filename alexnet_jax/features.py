@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from alexnet_jax import UserError, augment, checkpoint, metrics, photos, towers
 from alexnet_jax.checkpoint import Run
-from alexnet_jax.data import eval_batches
+from alexnet_jax.data import eval_batches, filled
 from alexnet_jax.prepare import prepare
 from alexnet_jax.records import Split
 
@@ -156,7 +156,7 @@ def save(run: Run, layers: Sequence[str], source: Split | Sequence[Path], path: 
     copies = run.mesh.shape[towers.DATA]
     if batch_size < 1 or batch_size % copies:
         raise UserError(f"--batch_size={batch_size} must be a multiple of the {copies} data-parallel copies")
-    batch_size = min(batch_size, -(-len(source) // copies) * copies)
+    batch_size = filled(batch_size, len(source), copies)
     sizes = [4 * len(source) * int(np.prod(shape)) for shape in shapes(run, layers).values()]
     needed = sum(sizes) + max(sizes)
     with _writing(path):

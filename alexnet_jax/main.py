@@ -17,7 +17,9 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from alexnet_jax import UserError, checkpoint, figures, model, optimizer, start, towers
+from alexnet_jax import UserError, checkpoint, figures, model, start, towers
+from alexnet_jax.config import check
+from alexnet_jax.data import steps_per_epoch
 from alexnet_jax.prepare import prepare
 from alexnet_jax.train import train
 
@@ -27,6 +29,8 @@ COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, 
 PROCESSES = flags.DEFINE_integer("processes", None, "how many there are, where no cluster manager tells it")
 PROCESS = flags.DEFINE_integer("process", None, "which of them this is, from 0")
 WORKDIR = flags.DEFINE_string("workdir", None, "where the run lives; default: runs/ and the config's name")
+
+MOST_STEPS = 2**31  # a state counts them in int32
 
 
 def run(config, workdir: Path) -> int:
@@ -38,11 +42,7 @@ def run(config, workdir: Path) -> int:
     if config.model.num_classes == 0:
         config = config.copy_and_resolve_references()  # the caller's stays as it is
         config.model.num_classes = len(prepared.classes)
-    if len(prepared.classes) != config.model.num_classes:
-        raise UserError(
-            f"the data set has {len(prepared.classes)} classes and the network {config.model.num_classes}: "
-            f"set --config.model.num_classes={len(prepared.classes)}"
-        )
+    check_against_data(config, prepared, mesh)
     if config.start.workdir:
         if not checkpoint.holds_run(workdir):
             start.check(config)  # before anything is written
@@ -86,29 +86,23 @@ def join():
         ) from e
 
 
-def check(config):
-    """Raises UserError, naming the field, on numbers that make no run; what only the data can tell comes later."""
-    counts = {"batch_size": config.batch_size, "epochs": config.epochs, "log_every_steps": config.log_every_steps}
-    counts |= {"checkpoint_every_steps": config.checkpoint_every_steps}
-    counts |= {f"evaluation.{name}": config.evaluation[name] for name in ("every_epochs", "batch_size")}
-    for field, value in counts.items():
-        if value < 1:
-            raise UserError(f"--config.{field} is {value} and must be 1 or more")
-    if config.evaluation.views not in (1, 10):
-        raise UserError(f"--config.evaluation.views is {config.evaluation.views} and must be 1 or 10")
-    if config.evaluation.batch_size % max(1, config.devices.data):
-        raise UserError("--config.evaluation.batch_size does not divide over --config.devices.data copies")
-    if not config.data.name:
-        raise UserError("name the images: --config.data.name=~/photos, a folder of class folders, or a TFDS name")
-    optimizer.check(config.optimizer)
-    model.check(config.model, config.data.crop)
-    layers = model.shapes(config.model, config.data.crop)
-    optimizer.frozen(config.optimizer, layers, config.epochs)  # which knows what layer_rates can name
+def check_against_data(config, prepared, mesh):
+    """Raises UserError, naming the field, on what only the images and the devices tell; nothing is written yet."""
+    images, classes = len(prepared.train), len(prepared.classes)
+    if classes != config.model.num_classes:
+        raise UserError(
+            f"the data set has {classes} classes and the network {config.model.num_classes}: "
+            f"set --config.model.num_classes={classes}"
+        )
+    steps = config.epochs * steps_per_epoch(images, config.batch_size)
+    if steps >= MOST_STEPS:
+        raise UserError(f"--config.epochs={config.epochs} makes {steps:,} steps, of {MOST_STEPS:,} at most: lower it")
+    towers.share(mesh)
 
 
 def introduce(config, prepared, mesh, workdir: Path):
     """Says what is about to run, and where things go."""
-    steps = len(prepared.train) // config.batch_size
+    steps = steps_per_epoch(len(prepared.train), config.batch_size)
     parameters = model.parameter_count(model.shapes(config.model, config.data.crop))
     kind = mesh.devices.flat[0].device_kind
     fresh = f", {', '.join(config.start.fresh)} anew" if config.start.fresh else ""

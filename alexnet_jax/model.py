@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax import lax
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from alexnet_jax import UserError, layers
+from alexnet_jax import layers
 
 CONV_SIZES = (11, 5, 3, 3, 3, 3)  # section 3.5; the sixth is table 2's "1 CNN*"
 POOLED = ("conv1", "conv2", "conv5")  # section 3.5
@@ -190,45 +190,3 @@ def fc6_side(config: ConfigDict, params) -> int:
 def parameter_count(params) -> int:
     """Weights and biases of a parameter tree, or of its shapes; 60,965,224 for the paper's network."""
     return sum(p.size for p in jax.tree.leaves(params))
-
-
-def check(config: ConfigDict, crop: int):
-    """Raises UserError, naming the field, if a `model` section makes no network on crop x crop images."""
-    m = config
-
-    def require(holds, field, must):
-        if not holds:
-            raise UserError(f"--config.model.{field} is {config[field]} {must}")
-
-    require(m.activation in ACTIVATIONS, "activation", f"and must be one of {', '.join(ACTIVATIONS)}")
-    require(m.dtype in ("float32", "bfloat16"), "dtype", "and must be float32 or bfloat16")
-    require(m.towers >= 1, "towers", "and must be 1 or more")
-    require(m.num_classes >= 0, "num_classes", "and must be 1 or more, or 0 for as many as the data has")
-    require(0 <= m.dropout < 1, "dropout", "and must be at least 0 and less than 1")
-    require(m.init in ("normal", "uniform"), "init", "and must be normal or uniform")
-    require(m.average_pool >= 0, "average_pool", "and must be 0 or the side of fc6's maps")
-    require(
-        set(m.dropout_before) <= set(FULLY_CONNECTED),
-        "dropout_before",
-        f"and must be out of {', '.join(FULLY_CONNECTED)}",
-    )
-    require(len(m.conv_widths) in (5, 6), "conv_widths", "and must name five widths, or six")
-    require(len(m.fc_widths) == 2, "fc_widths", "and must name two widths")
-    for field in ("conv_widths", "fc_widths"):
-        require(
-            all(w > 0 and w % m.towers == 0 for w in config[field]), field, f"and must divide into {m.towers} towers"
-        )
-    require(set(m.removed) <= {"conv3", "conv4"}, "removed", "and can hold conv3 and conv4 alone")
-    unknown = set(m.exchange) - set(EXCHANGES)
-    require(not unknown and "fc8" in m.exchange, "exchange", f"and must hold fc8 and be out of {', '.join(EXCHANGES)}")
-    names = [f"conv{i + 1}" for i in range(len(m.conv_widths))]
-    for field in ("init_std", "init_bias"):
-        if missing := [name for name in (*names, *FULLY_CONNECTED) if name not in m[field]]:
-            raise UserError(f"--config.model.{field} has no value for {', '.join(missing)}: add it to the config")
-    for section, field in (("lrn", "layers"), ("lrn", "before_activation"), ("spatial_norm", "layers")):
-        if unknown := set(config[section][field]) - set(names):
-            raise UserError(f"--config.model.{section}.{field} names {sorted(unknown)}; it takes conv1 to {names[-1]}")
-    try:
-        shapes(config, crop)
-    except ValueError as e:
-        raise UserError(f"the network does not fit images of {crop} pixels ({e}): raise --config.data.crop") from e

@@ -19,25 +19,6 @@ ALGORITHMS = ("momentum", "sgd", "adam")
 RULES = ("plateau", "epochs", "stages")
 
 
-def check(config: ConfigDict):
-    """Raises UserError, naming the field, on an unknown algorithm or layer_rates that are none."""
-    if config.algorithm not in ALGORITHMS:
-        raise UserError(
-            f"--config.optimizer.algorithm is '{config.algorithm}' and must be one of {', '.join(ALGORITHMS)}"
-        )
-    for entry in config.layer_rates:
-        try:
-            epoch, layer, multiple = entry
-            good = isinstance(epoch, int) and isinstance(layer, str) and 0 <= multiple < float("inf")
-        except (TypeError, ValueError):
-            good = False
-        if not good:
-            raise UserError(
-                f"--config.optimizer.layer_rates holds {entry!r}: it takes (epoch, layer, multiple), as in "
-                "\"((0,'conv1',0.0),)\""
-            )
-
-
 def update_rule(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
     """The update above as optax; `update` takes the keyword `rates`, a tree of learning rates like the parameters.
 
@@ -119,18 +100,13 @@ def watch(config: ConfigDict, plateau: dict, error: float) -> dict:
 
 
 def learning_rate(config: ConfigDict, epoch: int, epochs: int, plateau: dict) -> float:
-    """The learning rate of weights in an epoch (0-based) of `epochs`, before any layer's own multiple.
-
-    Raises UserError on an unknown rule.
-    """
+    """The learning rate of weights in an epoch (0-based) of `epochs`, before any layer's own multiple."""
     if config.rule == "plateau":
         return config.learning_rate * config.factor ** plateau["drops"]
     if config.rule == "epochs":
         return config.learning_rate * config.factor ** sum(epoch >= e for e in config.drop_epochs)
-    if config.rule == "stages":  # equal stages, the last one stages_total below the first (the code's "dexp")
-        stage = min(config.stages - 1, epoch * config.stages // epochs)
-        return config.learning_rate * config.stages_total ** (-stage / max(1, config.stages - 1))
-    raise UserError(f"--config.optimizer.rule is '{config.rule}' and must be one of {', '.join(RULES)}")
+    stage = min(config.stages - 1, epoch * config.stages // epochs)  # "stages", equal ones: the code's "dexp"
+    return config.learning_rate * config.stages_total ** (-stage / max(1, config.stages - 1))
 
 
 def rates(config: ConfigDict, params, rate: float, epoch: int):
@@ -154,7 +130,7 @@ def frozen(config: ConfigDict, layers, epochs: int) -> frozenset[str]:
     Raises UserError if that is all of them, or if layer_rates names a layer that is not there.
     """
     found = frozenset(layers)
-    for epoch in range(epochs):
+    for epoch in {0, *(start for start, _, _ in config.layer_rates if start < epochs)}:  # where multiples change
         found &= {layer for layer, multiple in _multiples(config, layers, epoch).items() if multiple == 0}
     if found == frozenset(layers):
         raise UserError("--config.optimizer.layer_rates freezes every layer from the first epoch to the last")

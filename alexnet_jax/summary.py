@@ -19,7 +19,8 @@ from absl import app, flags, logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from alexnet_jax import UserError, main, model, optimizer, towers
+from alexnet_jax import UserError, main, model, towers
+from alexnet_jax.config import check
 from alexnet_jax.train import program
 
 DEVICES = flags.DEFINE_string("devices", None, "data x tower, e.g. 4x2; virtual ones on CPU")
@@ -301,8 +302,7 @@ def run(argv: list[str]):
             jax.config.update("jax_platforms", "cpu")
         elif DEVICES.value:
             jax.config.update("jax_num_cpu_devices", math.prod(map(int, DEVICES.value.split("x"))))
-        main.check(config)
-        optimizer.rates(config.optimizer, model.shapes(config.model, config.data.crop), 1.0, 0)  # names of layers
+        check(config)
         found = summarize(config, mesh_for(config, DEVICES.value, TOPOLOGY.value), TOPOLOGY.value)
         print(json.dumps(found) if JSON.value else table(found))
     except UserError as e:

@@ -129,7 +129,7 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
     Raises UserError if the loss is not finite, if a file cannot be written, or if config.start.workdir is no start.
     """
     batch_size, seed = config.batch_size, config.seed
-    steps_per_epoch = len(prepared.train) // batch_size
+    steps_per_epoch = data.steps_per_epoch(len(prepared.train), batch_size)
     steps = config.epochs * steps_per_epoch
 
     # --- the network, from the start or from where a checkpoint left it ------------------------------------------
@@ -164,7 +164,7 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
         log.say(f"resumed at step {start} of {steps}")
 
     def validate(views: int) -> dict:
-        size = config.evaluation.batch_size
+        size = data.filled(config.evaluation.batch_size, len(prepared.evaluation), mesh.shape[towers.DATA])
         batches = data.eval_batches(prepared.evaluation, size, part)
         shards = (towers.place(b, towers.batch_sharding(mesh)) for b in batches)
         with metrics.bar(

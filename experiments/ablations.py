@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from alexnet_jax import UserError, checkpoint, main, one_line
+from alexnet_jax.config import check
 from alexnet_jax.prepare import prepare
 from experiments import results
 from experiments.steps import stepper
@@ -91,7 +92,7 @@ def make_cells(base: ConfigDict, ablations: dict, seeds: int, workdir: Path) -> 
             fields = ablations[name].fields(base) if name != "base" else {}
             try:
                 config.lock().update_from_flattened_dict(fields | {"seed": seed})
-                main.check(config)
+                check(config)
             except (UserError, AttributeError, KeyError, TypeError, ValueError) as e:
                 raise UserError(f"ablation {name} makes no config: {one_line(e)}") from e
             cells.append(Cell(name, seed, config, workdir / name / f"seed{seed}"))

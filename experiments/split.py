@@ -14,6 +14,7 @@ from absl import app, flags, logging
 from tqdm import tqdm
 
 from alexnet_jax import UserError, main
+from alexnet_jax.config import check
 from experiments.steps import stepper
 
 REPEATS = flags.DEFINE_integer("repeats", 7, "timed steps of each")
@@ -25,7 +26,7 @@ def run(_):
     try:
         if main.CONFIG.value is None:
             raise UserError("name a config: --config configs/paper.py")
-        main.check(main.CONFIG.value)
+        check(main.CONFIG.value)
         steppers = {}
         for tower in (1, 2):
             main.CONFIG.value.devices.data, main.CONFIG.value.devices.tower = 1, tower

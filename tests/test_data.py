@@ -157,13 +157,6 @@ def test_stopping_early_ends_the_threads(prepared, config):
     [
         ({}, TRAIN + 1, "--config.batch_size=52"),
         ({}, 7, "--config.batch_size=7"),
-        ({"crop": SIZE + 1}, BATCH, "data.crop"),
-        ({"crop": 0}, BATCH, "data.crop"),
-        ({"crop_chunk": 0}, BATCH, "data.crop_chunk"),
-        ({"mean": "median"}, BATCH, "data.mean"),
-        ({"mean_value": (120.0,)}, BATCH, "data.mean_value"),
-        ({"deviation": (60.0, 0.0, 60.0)}, BATCH, "data.deviation"),
-        ({"deviation": (60.0, 60.0)}, BATCH, "data.deviation"),
         ({"size": SIZE + 2}, BATCH, "data.size"),
     ],
 )

@@ -10,7 +10,8 @@ import torch
 from origins import ORIGINS, network, pool, randomize, to_ours, torchvision
 from torch import nn
 
-from alexnet_jax import augment, main
+from alexnet_jax import augment
+from alexnet_jax.config import check
 from alexnet_jax.model import AlexNet, fc6_side, parameter_count, shapes
 from configs import half_width, one_weird_trick
 
@@ -35,7 +36,7 @@ def preset(name):
 def test_parameters_and_multiply_accumulates(name):
     """Each weight of a layer is used once at each place of its output."""
     c = preset(name)
-    main.check(c)
+    check(c)
     params = shapes(c.model, c.data.crop)
     images = jax.ShapeDtypeStruct((1, c.data.crop, c.data.crop, 3), jnp.float32)
     out = jax.eval_shape(lambda p, x: AlexNet(c.model).apply({"params": p}, x), params, images)[1]

@@ -17,6 +17,7 @@ ROWS = [
     ["records", "glyphs", "photos", "prepare", "augment", "layers", "towers", "data", "optimizer", "metrics"],
     ["plots", "curves"],
     ["model"],
+    ["config"],
     ["checkpoint", "evaluate", "start"],
     ["features", "predict", "retrieval", "figures", "train", "export"],
     ["main", "summary", "convert"],

@@ -146,9 +146,3 @@ def test_stages_divide_by_250_in_four_equal_steps(config):
     assert rates[0] == 0.01
     assert rates[-1] == pytest.approx(0.01 / 250)
     np.testing.assert_allclose(rates[30] / rates[0], 250 ** (-1 / 3))
-
-
-def test_unknown_rule_is_refused(config):
-    config.rule = "cosine"
-    with pytest.raises(UserError, match="plateau, epochs, stages"):
-        optimizer.learning_rate(config, 0, 90, optimizer.new_plateau())

@@ -1,0 +1,156 @@
+"""Every field of a config says what it takes, and nothing is written before all of them have been heard."""
+
+import importlib
+import math
+from pathlib import Path
+
+import pytest
+
+from alexnet_jax import UserError, main, model
+from alexnet_jax.config import FIELDS, OPTIONAL, check, fields
+from configs import paper
+
+OTHERS = ("__init__", "variants", "finetune")  # no configs; and one that wants a run
+PRESETS = sorted(p.stem for p in Path(paper.__file__).parent.glob("*.py") if p.stem not in OTHERS)
+# Fields that two of them decide, where the other may be named.
+BLAMED = {
+    "model.towers": ("conv_widths",), "model.conv_widths": ("init_std",), "data.size": ("data.crop",),
+    "devices.data": ("batch_size",), "model.pool_size": ("data.crop",), "model.pool_stride": ("data.crop",),
+}  # fmt: skip
+NONSENSE = (
+    -1, 0, 10**20, -1.5, 0.5, math.nan, math.inf, -math.inf, "", "nonsense", "two\nlines", "\0", None, True, b"x", (),
+    (-1,), (0, 0), ("a", "b"), (math.nan,) * 3, (-1, 2, 3), ((),), ((0, "conv1"),), ((0, "conv1", -1),),
+    ((0.5, "conv1", 1),), [[]], {}, object(),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_config_keeps_the_rules(name):
+    preset = importlib.import_module(f"configs.{name}")
+    check(preset.get_config())
+    check(preset.get_config("glyphs,smoke"))
+
+
+def test_every_field_has_its_rule():
+    assert dict(fields(paper.get_config())).keys() == FIELDS.keys() - OPTIONAL
+
+
+def put(config, field, value):
+    """Sets a field to a value of any type, as a config file can."""
+    *sections, name = field.split(".")
+    for section in sections:
+        config = config[section]
+    with config.ignore_type():
+        config[name] = value
+
+
+@pytest.mark.parametrize("field", sorted(FIELDS.keys() - OPTIONAL))
+def test_nonsense_of_every_type_is_refused_by_name_or_makes_a_network(field):
+    """What is not refused lets the network be built: nothing else may be raised, and at once."""
+    refused = 0
+    for value in NONSENSE:
+        c = paper.get_config("glyphs,smoke")
+        put(c, field, value)
+        try:
+            check(c)
+        except UserError as e:
+            refused += 1
+            assert "\n" not in str(e) and len(str(e)) < 500
+            assert any(name in str(e) for name in (field, *BLAMED.get(field, ()))), (value, str(e))
+        else:
+            model.shapes(c.model, c.data.crop)
+    assert refused >= 15
+
+
+NUMBERS = sorted(name for name, value in fields(paper.get_config()) if type(value) in (int, float))
+
+
+@pytest.mark.parametrize("field", NUMBERS)
+def test_no_number_may_be_infinite_or_none(field):
+    for value in (math.nan, math.inf, -math.inf, 10**20, -(10**20)):
+        c = paper.get_config("glyphs,smoke")
+        put(c, field, value)
+        with pytest.raises(UserError, match=field):
+            check(c)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("epochs", 10**6), ("model.lrn.size", 255), ("model.spatial_norm.size", 255), ("model.average_pool", 64),
+     ("data.crop_chunk", 2**20), ("optimizer.drop_epochs", tuple(range(1000)))],
+)  # fmt: skip
+def test_the_largest_that_is_allowed_is_checked_at_once(field, value):
+    c = paper.get_config("glyphs,smoke")
+    put(c, field, value)
+    check(c)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model.towers": 3}, "model.conv_widths is (12, 32, 48, 48, 32) and must divide into 3 towers"),
+        ({"model.exchange": ("conv3",)}, "must hold fc8"),
+        ({"model.lrn.layers": ("conv6",)}, "model.lrn.layers is ('conv6',) and takes conv1 to conv5 here"),
+        ({"model.conv_widths": (8, 8, 8, 8, 8, 8)}, "model.init_std has no value for conv6"),
+        ({"start.fresh": ("conv6",)}, "start.fresh"),
+        ({"data.crop": 97}, "data.crop is 97 and must be at most data.size, 96"),
+        ({"data.crop": 12}, "raise --config.data.crop"),
+        ({"devices.data": 3}, "batch_size is 32 and must divide over the 3 copies"),
+        ({"devices.data": 0}, "devices.data is 0 and must be a whole number from 1"),
+        ({"optimizer.layer_rates": ((0, "conv9", 0.0),)}, "names 'conv9'; the layers are"),
+        ({"optimizer.factor": -1.0}, "optimizer.factor is -1.0 and must be a number above 0 and at most 1"),
+        ({"optimizer.learning_rate": math.nan}, "optimizer.learning_rate is nan and must be"),
+        ({"data.name": ""}, "a folder of class folders"),
+    ],
+)
+def test_says_what_a_field_takes(changes, says):
+    c = paper.get_config("glyphs,smoke")
+    for field, value in changes.items():
+        put(c, field, value)
+    with pytest.raises(UserError) as e:
+        check(c)
+    assert says in str(e.value)
+
+
+def test_a_field_that_is_not_there_and_one_too_many_are_named():
+    c = paper.get_config()
+    c.optimizer.nesterov = True
+    with pytest.raises(UserError, match=r"optimizer\.nesterov is no field"):
+        check(c)
+    c = paper.get_config()
+    del c.model.lrn
+    with pytest.raises(UserError, match=r"no field model\.lrn"):
+        check(c)
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong", "right"),
+    [
+        ("data.crop", 73, 64),
+        ("optimizer.rule", "cosine", "epochs"),
+        ("data.mean", "median", "pixel"),
+        ("data.deviation", (60.0, 0.0, 60.0), ()),
+        ("data.mean_value", (1.0,), (0.0, 0.0, 0.0)),
+        ("data.crop_chunk", 0, 1),
+        ("data.size", 0, 72),
+        ("data.train_split", "training", "train"),
+        ("batch_size", 97, 16),
+        ("seed", -1, 0),
+        ("model.num_classes", 4, 3),
+        ("optimizer.drop_epochs", ("three",), (3,)),
+        ("evaluation.batch_size", 10**9, 10),
+        ("epochs", 10**9, 1),
+    ],
+)
+def test_a_wrong_field_costs_nothing(config, tmp_path, monkeypatch, field, wrong, right):
+    """The workdir is not touched, so the corrected command is the first to come."""
+    config.epochs = 1
+    put(config, field, wrong)
+    with pytest.raises(UserError) as e:
+        main.run(config, tmp_path / "run")
+    assert field in str(e.value) or "training" in str(e.value)
+    assert not (tmp_path / "run").exists()
+    put(config, field, right)
+    monkeypatch.setattr(main, "train", lambda *_: None)  # claims the workdir, and stops
+    assert main.run(config, tmp_path / "run") == 130
+    assert (tmp_path / "run" / "config.json").exists()
