@@ -137,7 +137,7 @@ class AlexNet(nn.Module):
             if early := normed and name in m.lrn.before_activation:
                 x = out[f"norm{i}"] = norm(x)
             x = out[name] = activate(x)
-            if normed and not early and not m.lrn.after_pool:
+            if normed and not early and name not in m.lrn.after_pool:
                 x = out[f"norm{i}"] = norm(x)
             if name in m.spatial_norm.layers:
                 rule = m.spatial_norm
@@ -146,7 +146,7 @@ class AlexNet(nn.Module):
                 )
             if name in POOLED:
                 x = out[f"pool{i}"] = layers.max_pool(x, size=m.pool_size, stride=m.pool_stride)
-            if normed and not early and m.lrn.after_pool:
+            if normed and not early and name in m.lrn.after_pool:
                 x = out[f"norm{i}"] = norm(x)
             return x
 
@@ -225,9 +225,14 @@ def check(config: ConfigDict, crop: int):
     for field in ("init_std", "init_bias"):
         if missing := [name for name in (*names, *FULLY_CONNECTED) if name not in m[field]]:
             raise UserError(f"--config.model.{field} has no value for {', '.join(missing)}: add it to the config")
-    for section, field in (("lrn", "layers"), ("lrn", "before_activation"), ("spatial_norm", "layers")):
+    norms = [("lrn", field) for field in ("layers", "before_activation", "after_pool")] + [("spatial_norm", "layers")]
+    for section, field in norms:
         if unknown := set(config[section][field]) - set(names):
             raise UserError(f"--config.model.{section}.{field} names {sorted(unknown)}; it takes conv1 to {names[-1]}")
+    if both := set(m.lrn.before_activation) & set(m.lrn.after_pool):
+        raise UserError(
+            f"--config.model.lrn.before_activation and after_pool both name {sorted(both)}: a layer has its norm once"
+        )
     try:
         shapes(config, crop)
     except ValueError as e:

@@ -74,7 +74,7 @@ def _read(workdir: str) -> dict:
         raise ValueError("name the workdir to start from after the colon: --config configs/finetune.py:runs/base")
     path = Path(workdir).expanduser() / "config.json"
     try:
-        start = json.loads(path.read_text())
+        start = paper.renewed(json.loads(path.read_text()))
         if not isinstance(start["data"], dict) or not {"conv_widths", "removed"} <= start["model"].keys():
             raise TypeError("no data, or no model")
     except OSError as e:
