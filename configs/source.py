@@ -12,7 +12,7 @@ class, so every epoch draws a new one.
 
 Error noted there: on ILSVRC-2012 validation 40.66 % top-1, 18.21 % top-5 in ten views (layer-params-145.cfg:182); on
 ILSVRC-2010 test 37.47 %, 17.00 % in ten views and 39.02 %, 18.30 % centre (layer-params-145-2010.cfg:178-180). This is
-the 2012 run. The one of 2010 is another schedule, and an epsB that ends at a tenth; when it was cut is not noted, 51 is ours:
+the 2012 run. That of 2010 has another schedule and an epsB that ends at a tenth; since when is not noted, 51 is ours:
 
     --config.epochs=93 --config.optimizer.drop_epochs="(23,51,78)" --config.data.color_noise_epochs=68
     --config.optimizer.layer_rates="((68,'conv1/kernel',0.1),(72,'conv1',0.0))"
