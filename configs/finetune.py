@@ -12,7 +12,7 @@ Rates by layer and epoch are optimizer.layer_rates, ((epoch, layer, multiple), .
     --config.optimizer.layer_rates="((0,'conv1',0.0),(0,'conv2',0.0),(0,'conv3',0.0),(0,'conv4',0.0),(0,'conv5',0.0),
         (0,'fc6',0.0),(0,'fc7',0.0),(0,'fc8',10.0))"
 
-and (5,'fc7',1.0) more would let fc7 join after five epochs.
+and (5,'fc7',1.0) more would let fc7 join after five epochs; 'fc7/kernel' and 'fc7/bias' are its halves.
 
 The recipe is Caffe's example of fine-tuning, models/finetune_flickr_style in BVLC/caffe: solver.prototxt and
 train_val.prototxt. The example takes 62 passes over 80,000 photos and a tenth of the rate after each fifth of them.

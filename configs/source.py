@@ -7,8 +7,8 @@ Where it differs from the paper's words, and so from configs/paper.py, is all th
 that repository. What configs/paper.py takes from the code already, where the paper is silent or cannot be meant: the
 grid that hangs over the image's edge (layer.py:1004), standard deviations in the colour noise, 33 x 33 crops, biases
 that do not decay. Pools round up in the code (layer.py:1164) and down here: the same maps of 55, 27 and 13. One thing
-the code did is nowhere here: it went through its files in one order (data.py); TFDS and folders give images class by
-class, so every epoch draws a new one.
+the code did is nowhere here: it went through its files in one order (data.py). Folders give images class by class,
+which does not train (caffe#1445), so every epoch draws a new order.
 
 Error noted there: on ILSVRC-2012 validation 40.66 % top-1, 18.21 % top-5 in ten views (layer-params-145.cfg:182); on
 ILSVRC-2010 test 37.47 %, 17.00 % in ten views and 39.02 %, 18.30 % centre (layer-params-145-2010.cfg:178-180). This is

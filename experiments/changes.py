@@ -36,7 +36,10 @@ def _one_column(base: ConfigDict) -> dict:
 
 
 def _after_pool(base: ConfigDict) -> dict:
-    """conv1's norm behind its pool, where #120 has it; #131 has it over conv1. conv2's stays."""
+    """conv1's norm behind its pool, where #120 has it; #131 has it over conv1. conv2's stays.
+
+    Both are older networks than #145, and differ in the biases' rates too: #131 cut them late, #120 never.
+    """
     early = tuple(name for name in base.model.lrn.before_activation if name != "conv1")
     return {"model.lrn.after_pool": ("conv1",), "model.lrn.before_activation": early}
 
