@@ -257,7 +257,8 @@ def read_config(workdir: Path) -> ConfigDict:
             "weights with python -m alexnet_jax.convert"
         )
     try:
-        return ConfigDict(_filled(json.loads(path.read_text()), json.loads(paper.get_config().to_json())))
+        held = _filled(json.loads(path.read_text()), json.loads(paper.get_config().to_json()))
+        return ConfigDict(paper.renewed(held))
     except ValueError as e:
         raise UserError(f"{path} is not whole ({e}): the workdir is no run; name another --workdir") from e
 

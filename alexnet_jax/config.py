@@ -126,7 +126,7 @@ FIELDS = {
     "model.lrn.divide_by_size": FLAG,
     "model.lrn.per_tower": FLAG,
     "model.lrn.before_activation": some_of(*CONVOLUTIONS),
-    "model.lrn.after_pool": FLAG,
+    "model.lrn.after_pool": some_of(*CONVOLUTIONS),
     "model.spatial_norm.layers": some_of(*CONVOLUTIONS),
     "model.spatial_norm.size": WINDOW,
     "model.spatial_norm.k": number(0, 1e6, above=True),
@@ -141,6 +141,8 @@ FIELDS = {
     "optimizer.weight_decay": STRENGTH,
     "optimizer.decay_biases": FLAG,
     "optimizer.bias_rate": STRENGTH,
+    "optimizer.bias_rule": one_of(*optimizer.BIAS_RULES),
+    "optimizer.bias_drop_epochs": several(whole(0, EPOCHS)),
     "optimizer.rule": one_of(*optimizer.RULES),
     "optimizer.factor": number(0, 1, above=True),
     "optimizer.drops": whole(0, 1000),
@@ -150,7 +152,7 @@ FIELDS = {
     "optimizer.stages": whole(1, EPOCHS),
     "optimizer.stages_total": number(1, 1e12),
     "optimizer.layer_rates": entries(
-        "(epoch, layer, multiple), as in \"((0,'conv1',0.0),)\"", whole(0, EPOCHS), text(), STRENGTH
+        "(epoch, layer, multiple), as in \"((0,'conv1',0.0),(5,'fc8/bias',0.5))\"", whole(0, EPOCHS), text(), STRENGTH
     ),
     "data.name": Rule("a TFDS name, or a folder of class folders, as in --config.data.name=~/photos", text().holds),
     "data.train_split": text(),
@@ -221,9 +223,14 @@ def _check_together(config: ConfigDict):
             raise _wrong(f"model.{field}", m[field], f"must divide into {m.towers} towers")
     if "fc8" not in m.exchange:
         raise _wrong("model.exchange", m.exchange, "must hold fc8: the classifier reads every tower")
-    for section, field in (("lrn", "layers"), ("lrn", "before_activation"), ("spatial_norm", "layers")):
+    norms = [("lrn", field) for field in ("layers", "before_activation", "after_pool")] + [("spatial_norm", "layers")]
+    for section, field in norms:
         if not set(m[section][field]) <= set(convolutions):
             raise _wrong(f"model.{section}.{field}", m[section][field], f"takes conv1 to {convolutions[-1]} here")
+    if both := set(m.lrn.before_activation) & set(m.lrn.after_pool):
+        raise UserError(
+            f"--config.model.lrn.before_activation and after_pool both name {sorted(both)}: a layer has its norm once"
+        )
     for field in ("init_std", "init_bias"):
         if lacks := [layer for layer in layers if layer not in m[field]]:
             raise UserError(f"--config.model.{field} has no value for {', '.join(lacks)}: add it to the config")

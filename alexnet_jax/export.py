@@ -158,14 +158,14 @@ class _Graph:
         if early:
             x = self._norm(i, x)
         x = self._add(ACTIVATIONS[m.activation], x, name=name)
-        if normed and not early and not m.lrn.after_pool:
+        if normed and not early and name not in m.lrn.after_pool:
             x = self._norm(i, x)
         if name in m.spatial_norm.layers:
             x = self._spatial_norm(i, x)
         if name in POOLED:
             size, stride = m.pool_size, m.pool_stride
             x = self._add("MaxPool", x, name=f"pool{i}", kernel_shape=[size, size], strides=[stride, stride])
-        if normed and not early and m.lrn.after_pool:
+        if normed and not early and name in m.lrn.after_pool:
             x = self._norm(i, x)
         return x
 

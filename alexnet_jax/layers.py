@@ -21,7 +21,7 @@ def convolution(x: jax.Array, kernel: jax.Array, *, stride: int, padding: tuple[
       x: (b, h, w, c). kernel: (k, k, c / groups, filters). padding: zeros before and after, on both axes.
     Returns: (b, h', w', filters), h' = (h + sum(padding) - k) // stride + 1.
 
-    The groups are convolved one by one: on CPU the gradients of a grouped convolution take nine times as long.
+    The groups are convolved one by one: on CPU the gradients of a grouped one take several times as long.
     """
     if groups > 1:
         towers = zip(jnp.split(x, groups, axis=3), jnp.split(kernel, groups, axis=3), strict=True)

@@ -137,7 +137,7 @@ class AlexNet(nn.Module):
             if early := normed and name in m.lrn.before_activation:
                 x = out[f"norm{i}"] = norm(x)
             x = out[name] = activate(x)
-            if normed and not early and not m.lrn.after_pool:
+            if normed and not early and name not in m.lrn.after_pool:
                 x = out[f"norm{i}"] = norm(x)
             if name in m.spatial_norm.layers:
                 rule = m.spatial_norm
@@ -146,7 +146,7 @@ class AlexNet(nn.Module):
                 )
             if name in POOLED:
                 x = out[f"pool{i}"] = layers.max_pool(x, size=m.pool_size, stride=m.pool_stride)
-            if normed and not early and m.lrn.after_pool:
+            if normed and not early and name in m.lrn.after_pool:
                 x = out[f"norm{i}"] = norm(x)
             return x
 

@@ -17,6 +17,8 @@ from alexnet_jax import UserError
 
 ALGORITHMS = ("momentum", "sgd", "adam")
 RULES = ("plateau", "epochs", "stages")
+BIAS_RULES = ("weights", "epochs")
+KINDS = ("kernel", "bias")
 
 
 def update_rule(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
@@ -112,37 +114,52 @@ def learning_rate(config: ConfigDict, epoch: int, epochs: int, plateau: dict) ->
 def rates(config: ConfigDict, params, rate: float, epoch: int):
     """The tree of learning rates of an epoch, one float32 per leaf of `params` ({layer: {"kernel", "bias"}}).
 
-    Biases get config.bias_rate times the rate of weights; config.layer_rates multiplies a layer's from an epoch on.
-    Raises UserError if layer_rates names a layer that is not there.
+    Args: rate: of weights, learning_rate().
+    Biases get config.bias_rate times the rate of weights; or, by bias_rule "epochs", times the first rate, which then
+    falls by config.factor at each of config.bias_drop_epochs alone: the code's epsB, a number of its own beside epsW.
+    config.layer_rates multiplies a layer's rates, or those of its kernel or its bias, from an epoch on.
+    Raises UserError if layer_rates names what is not there.
     """
     multiples = _multiples(config, params, epoch)
+    of = {"kernel": rate, "bias": rate * config.bias_rate}
+    if config.bias_rule == "epochs":
+        drops = sum(epoch >= e for e in config.bias_drop_epochs)
+        of["bias"] = config.learning_rate * config.bias_rate * config.factor**drops
 
     def leaf(path, _):
-        own = rate * multiples[path[0].key]
-        return np.float32(own * (config.bias_rate if path[-1].key == "bias" else 1.0))
+        layer, kind = path[0].key, path[-1].key
+        return np.float32(of[kind] * multiples[layer, kind])
 
     return jax.tree_util.tree_map_with_path(leaf, params)
 
 
 def frozen(config: ConfigDict, layers, epochs: int) -> frozenset[str]:
-    """The layers that config.layer_rates keeps at 0 in each of `epochs` epochs; none of them needs a gradient.
+    """The layers that config.layer_rates keeps wholly at 0 in each of `epochs` epochs; none needs a gradient.
 
-    Raises UserError if that is all of them, or if layer_rates names a layer that is not there.
+    Raises UserError if that is all of them, or if layer_rates names what is not there.
     """
     found = frozenset(layers)
     for epoch in {0, *(start for start, _, _ in config.layer_rates if start < epochs)}:  # where multiples change
-        found &= {layer for layer, multiple in _multiples(config, layers, epoch).items() if multiple == 0}
+        multiples = _multiples(config, layers, epoch)
+        found &= {layer for layer in found if all(multiples[layer, kind] == 0 for kind in KINDS)}
     if found == frozenset(layers):
         raise UserError("--config.optimizer.layer_rates freezes every layer from the first epoch to the last")
     return found
 
 
-def _multiples(config: ConfigDict, layers, epoch: int) -> dict[str, float]:
-    """What config.layer_rates multiplies the rate of each layer by in an epoch."""
-    multiples = dict.fromkeys(layers, 1.0)
-    for start, layer, multiple in sorted(config.layer_rates):
-        if layer not in multiples:
-            raise UserError(f"--config.optimizer.layer_rates names '{layer}'; the layers are {', '.join(layers)}")
+def _multiples(config: ConfigDict, layers, epoch: int) -> dict[tuple[str, str], float]:
+    """What config.layer_rates multiplies the rate of each layer's kernel and bias by in an epoch.
+
+    Entries of one epoch go in the order of their names, so that "conv1/bias" has the last word over "conv1".
+    """
+    multiples = {(layer, kind): 1.0 for layer in layers for kind in KINDS}
+    for start, name, multiple in sorted(config.layer_rates):
+        layer, slash, kind = name.partition("/")
+        if layer not in layers or slash and kind not in KINDS:
+            raise UserError(
+                f"--config.optimizer.layer_rates names '{name}'; the layers are {', '.join(layers)}, "
+                "each alone or with /kernel or /bias"
+            )
         if epoch >= start:
-            multiples[layer] = multiple
+            multiples |= {(layer, k): multiple for k in ([kind] if slash else KINDS)}
     return multiples

@@ -15,7 +15,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """CaffeNet's config; arg as in configs/paper.py."""
     c = caffe.get_config()
     c.name = "caffenet"
-    c.model.lrn.after_pool = True
+    c.model.lrn.after_pool = ("conv1", "conv2")  # train_val.prototxt: pool1 feeds norm1, pool2 norm2
     for name in ("conv2", "conv4", "conv5", "fc6", "fc7"):
         c.model.init_bias[name] = 1.0  # train_val.prototxt
     return variants.select(c, arg)

@@ -12,7 +12,7 @@ Rates by layer and epoch are optimizer.layer_rates, ((epoch, layer, multiple), .
     --config.optimizer.layer_rates="((0,'conv1',0.0),(0,'conv2',0.0),(0,'conv3',0.0),(0,'conv4',0.0),(0,'conv5',0.0),
         (0,'fc6',0.0),(0,'fc7',0.0),(0,'fc8',10.0))"
 
-and (5,'fc7',1.0) more would let fc7 join after five epochs.
+and (5,'fc7',1.0) more would let fc7 join after five epochs; 'fc7/kernel' and 'fc7/bias' are its halves.
 
 The recipe is Caffe's example of fine-tuning, models/finetune_flickr_style in BVLC/caffe: solver.prototxt and
 train_val.prototxt. The example takes 62 passes over 80,000 photos and a tenth of the rate after each fifth of them.
@@ -74,7 +74,7 @@ def _read(workdir: str) -> dict:
         raise ValueError("name the workdir to start from after the colon: --config configs/finetune.py:runs/base")
     path = Path(workdir).expanduser() / "config.json"
     try:
-        start = json.loads(path.read_text())
+        start = paper.renewed(json.loads(path.read_text()))
         if not isinstance(start["data"], dict) or not {"conv_widths", "removed"} <= start["model"].keys():
             raise TypeError("no data, or no model")
     except OSError as e:

@@ -2,7 +2,11 @@
 
     python -m alexnet_jax.main --config configs/imagenette_small.py
 
-On two CPU cores (2026-11-23): 35 minutes, 23.9 % top-1 error on the centre crop, 21.6 % in ten views.
+On two CPU cores (2026-11-23): 35 minutes, 23.9 % top-1 error on the centre crop, 21.6 % in ten views. The rate and the
+drops were chosen by looking at the same validation split, so that this error is a little flattering.
+
+Other than in configs/source.py, on purpose: biases' rates fall with the weights', conv1 is not slowed, crops, mean and
+colour noise are the paper's.
 """
 
 from ml_collections import ConfigDict
@@ -29,6 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
     o.rule = "epochs"
     o.learning_rate = 0.005  # half the batch, half the rate: at 0.01 it hardly starts
     o.drop_epochs = (31, 40)
+    o.bias_rule = "weights"
     o.layer_rates = ()
 
     d = c.data

@@ -6,7 +6,8 @@
 
 Hardware and time in 2012: two GTX 580 3GB, five to six days (section 1). Here on ImageNet: not run.
 On Imagenette its first 7 epochs stay at chance, 90.9 % error (53 minutes on two cores, 2026-11-23): see the README.
-Error in the paper (Table 2, "1 CNN", ILSVRC-2012 validation, ten views): 40.7 % top-1, 18.2 % top-5.
+Error in the paper, ten views: ILSVRC-2012 validation (table 2, "1 CNN") 40.7 % top-1, 18.2 % top-5; ILSVRC-2010 test
+(table 1) 37.5 %, 17.0 %, and 39.0 %, 18.3 % without the ten views (its footnote).
 
 Where the paper is silent the value is marked "ours"; where the 2012 code differs, see configs/source.py.
 """
@@ -48,7 +49,7 @@ def get_config(arg: str = "") -> ConfigDict:
     m.lrn.divide_by_size = False  # the printed formula does not divide alpha by n; the code and Caffe do
     m.lrn.per_tower = True  # each GPU normalises over its own maps
     m.lrn.before_activation = ()  # layers whose norm precedes the nonlinearity; section 3.3: after it
-    m.lrn.after_pool = False  # section 3.5: pooling follows the norm
+    m.lrn.after_pool = ()  # layers whose norm follows the pool; section 3.5: it precedes it
     m.spatial_norm = ConfigDict()  # the code's second norm at conv2, which the paper does not mention
     m.spatial_norm.layers = ()
     m.spatial_norm.size = 5
@@ -68,6 +69,8 @@ def get_config(arg: str = "") -> ConfigDict:
     o.weight_decay = 0.0005
     o.decay_biases = False  # the paper decays "weights"; the code gives biases none
     o.bias_rate = 1.0  # section 5: "an equal learning rate for all layers"; the code doubles it for biases
+    o.bias_rule = "weights"  # biases' rates fall with the weights'; or "epochs": at each of bias_drop_epochs alone
+    o.bias_drop_epochs = ()  # for bias_rule "epochs": by factor at the start of each; (): never, as in the code
     o.rule = "plateau"  # plateau, epochs or stages
     o.factor = 0.1  # section 5: divided by 10
     o.drops = 3  # section 5: "reduced three times prior to termination"
@@ -76,7 +79,7 @@ def get_config(arg: str = "") -> ConfigDict:
     o.drop_epochs = ()  # for rule "epochs": the learning rate falls by factor at the start of each
     o.stages = 4  # for rule "stages": equal stages ...
     o.stages_total = 250.0  # ... that divide the rate by 250 in all
-    o.layer_rates = ()  # ((epoch, layer, multiple), ...): from that epoch on; 0 freezes the layer
+    o.layer_rates = ()  # ((epoch, "conv1", multiple), ...): from then on; 0 freezes it; "conv1/bias" is its bias alone
 
     d = c.data = ConfigDict()
     d.name = "imagenet2012"  # a TFDS name, "glyphs", or the path of a folder of class folders
@@ -115,3 +118,11 @@ def get_config(arg: str = "") -> ConfigDict:
     c.checkpoint_every_steps = 1000
     c.log_every_steps = 20
     return variants.select(c, arg)
+
+
+def renewed(config: dict) -> dict:
+    """A run's config.json with lrn.after_pool as it is now: it was true or false, for all norms at once."""
+    lrn = config["model"]["lrn"]
+    if isinstance(after := lrn.get("after_pool"), bool):
+        lrn["after_pool"] = [name for name in lrn["layers"] if after and name not in lrn["before_activation"]]
+    return config

@@ -2,10 +2,14 @@
 
     python -m alexnet_jax.main --config configs/ungrouped.py
 
-The widths of both towers, 1.57 times the multiply-accumulates, and CaffeNet's order, pooling before normalization:
-MXNet's first AlexNet (example/image-classification/symbols/alexnet.py). Later it went back to the paper's order and k,
---config.model.lrn.after_pool=False --config.model.lrn.k=2. Its recipe changed from version to version; this is
-CaffeNet's. Here: not run.
+The widths of both towers, 1.57 times the multiply-accumulates. From MXNet's first AlexNet (apache/mxnet,
+example/image-classification/symbol_alexnet.py) are the network alone, one column of 96-256-384-384-256 and 4096-4096,
+and its norms: after the pool, k 1, alpha / n. They are CaffeNet's too, and so this is configs/caffenet.py in one tower.
+From Caffe is all that MXNet's file does not say: initial values, batch, rates and drops, and images of 227 pixels
+warped from 256 x 256, without colour noise, in one view. MXNet's own recipe changed from version to version; later it
+went back to the paper's order and k, --config.model.lrn.after_pool="()" --config.model.lrn.k=2.
+
+configs/ungrouped_224.py sees the paper's images instead. Here: not run.
 """
 
 from ml_collections import ConfigDict

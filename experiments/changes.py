@@ -1,7 +1,8 @@
 """The ablations: what each changes in a config, and what the paper or the 2012 code's notes say that it costs.
 
 The numbers are changes of top-1 and top-5 error in percentage points, in several views: above zero, the change hurts.
-Notes are those at the end of the param files of computerhistory/AlexNet-Source-Code, layers/layer-params-N.cfg.
+Notes are those at the end of the param files of computerhistory/AlexNet-Source-Code, layers/layer-params-N.cfg; each
+is of one run, and each run had a schedule of its own, set by hand.
 """
 
 from collections.abc import Callable
@@ -20,6 +21,7 @@ class Change:
     top5: float | None = None
     says: str = ""  # in words, where there is no number
     source: str = ""
+    noise: bool = False  # the number is of one run each and so small that its sign says nothing
 
 
 def _fixed(**fields) -> Callable[[ConfigDict], dict]:
@@ -33,6 +35,30 @@ def _one_column(base: ConfigDict) -> dict:
     return {"model.towers": 1, "model.conv_widths": (*(w // 2 for w in half), last)}
 
 
+def _after_pool(base: ConfigDict) -> dict:
+    """conv1's norm behind its pool, where #120 has it; #131 has it over conv1. conv2's stays.
+
+    Both are older networks than #145, and differ in the biases' rates too: #131 cut them late, #120 never.
+    """
+    early = tuple(name for name in base.model.lrn.before_activation if name != "conv1")
+    return {"model.lrn.after_pool": ("conv1",), "model.lrn.before_activation": early}
+
+
+def _no_exchange(base: ConfigDict) -> dict:
+    """#150: no tower reads the other before fc8, and conv2 and fc6 are wider, so that the parameters are about as many.
+
+    At full width 160 kernels a tower in place of 128 (layers-150.cfg:68), 4,096 units in place of 2,048 (line 241).
+    """
+    m, (fc6, fc7) = base.model, base.model.fc_widths
+    first, second, *rest = m.conv_widths
+    second = second * 5 // 4 // m.towers * m.towers
+    return {
+        "model.exchange": ("fc8",),
+        "model.conv_widths": (first, second, *rest),
+        "model.fc_widths": (2 * fc6, fc7),
+    }
+
+
 def _paper_init(base: ConfigDict) -> dict:
     """N(0, 0.01) in the layers where the code has 0.03."""
     return {f"model.init_std.{name}": base.model.init_std[name] / 3 for name in ("conv3", "conv4", "conv5")}
@@ -42,7 +68,7 @@ CHANGES = {
     "lrn_off": Change(
         "no local response normalization",
         _fixed(model__lrn__layers=(), model__spatial_norm__layers=()),
-        1.4, 1.2, source="section 3.3",
+        1.4, 1.2, source="section 3.3; note #148",
     ),
     "lrn_across": Change(
         "normalization across the towers", _fixed(model__lrn__per_tower=False),
@@ -50,19 +76,19 @@ CHANGES = {
     ),
     "lrn_before_relu": Change(
         "normalization before the ReLU", _fixed(model__lrn__before_activation=("conv1", "conv2")),
-        says="norm 2 alone: no gain", source="note #166",
+        says="conv2's too: no gain", source="note #166",
     ),
     "lrn_after_pool": Change(
-        "normalization after the pool", _fixed(model__lrn__after_pool=True),
-        0.11, 0.14, source="note #120 beside #131",
+        "conv1's normalization after its pool", _after_pool,
+        0.11, 0.14, source="notes #120 (2012) and #131, one run each", noise=True,
     ),
     "lrn_caffe": Change(
         "Caffe's k = 1", _fixed(model__lrn__k=1.0),
-        -0.14, 0.15, source="note #131 beside #135",
+        -0.14, 0.15, source="notes #131 and #135, one run each", noise=True,
     ),
     "pooling": Change(
         "pooling 2 x 2, stride 2", _fixed(model__pool_size=2, model__pool_stride=2),
-        0.4, 0.3, source="section 3.4",
+        0.4, 0.3, source="section 3.4; note #147, which pads less where its pools round up",
     ),
     "tanh": Change(
         "tanh for ReLU", _fixed(model__activation="tanh"),
@@ -80,10 +106,14 @@ CHANGES = {
         "no crops, no flips", _fixed(data__random_crop=False, data__flip=False),
         says="substantial overfitting", source="section 4.1",
     ),
-    "one_column": Change("one column of half the kernels", _one_column, 1.7, 1.2, source="section 3.2"),
+    "one_column": Change("one column of half the kernels", _one_column, 1.7, 1.2, source="section 3.2; note #145-half"),
     "no_exchange": Change(
-        "towers meet at the classifier alone", _fixed(model__exchange=("fc8",)),
+        "towers meet at the classifier alone, conv2 and fc6 wider instead", _no_exchange,
         1.17, 1.12, source="note #150 beside #145",
+    ),
+    "no_exchange_narrow": Change(
+        "towers meet at the classifier alone", _fixed(model__exchange=("fc8",)),
+        says="of half the parameters: less exchange and a smaller network in one", source="not measured in 2012",
     ),
     "exchange_conv4": Change(
         "exchange at conv4, not conv3", _fixed(model__exchange=("conv4", "fc6", "fc7", "fc8")),

@@ -84,7 +84,8 @@ def notes(report: "Report") -> list[str]:
         "the change hurts. Its interval is Student's t over seeds: what other seeds would give, not other images. Of "
         "twenty such intervals around nothing, one leaves zero out by chance.",
         "2012: what the paper, or a note in its code, says that the change costs in top-1 error on ImageNet. These "
-        f"runs are on {_data(report)}. The verdict compares signs alone, where the interval leaves zero out.",
+        f"runs are on {_data(report)}. The verdict compares signs alone, where the interval leaves zero out; 2012's is "
+        "noise where two single runs differ by a tenth of a point or so.",
     ]
 
 

@@ -95,10 +95,13 @@ def interval(values: Sequence[float]) -> Interval | None:
     return Interval(n, mean, mean - half, mean + half)
 
 
-def verdict(difference: Interval | None, then: float | None) -> str:
+def verdict(difference: Interval | None, change: Change | None) -> str:
     """How a difference and the number of 2012 go together, in words."""
+    then = change and change.top1
     if then is None:
         return "no number to compare"
+    if change.noise:
+        return "2012's is noise"
     if difference is None or difference.low is None:
         return "no interval"
     if difference.low <= 0 <= difference.high:
@@ -120,7 +123,7 @@ def measure(group: Group, base: Group) -> Row:
     return Row(
         title, fields, group, change, training, validation, spread([*top1.values()]), spread([*top5.values()]),
         spread([curve[-1] for curve in training.values()]), differences, difference,
-        "" if group is base else verdict(difference, change and change.top1),
+        "" if group is base else verdict(difference, change),
     )  # fmt: skip
 
 

@@ -7,7 +7,8 @@
     python -m experiments.ablations --sweep finetune:tenth       # a tenth of the photos, forty epochs
 
 The base is that of sweep_small.py, from its initial values; the others begin with the CIFAR-10 network, fc8 anew, and
-run as many steps on the same crops.
+run as many steps on the same crops. Caffe's rates are Caffe's; the base's was chosen for networks that start anew, by
+looking at the validation split that measures the error here (see sweep_small.py).
 """
 
 from ml_collections import ConfigDict

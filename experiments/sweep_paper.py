@@ -1,7 +1,8 @@
 """The paper's network with every ablation, on ImageNet, or by `--sweep paper:imagenette` on ten of its classes.
 
 The base starts from the 2012 code's initial values: from those of the paper the network hardly starts (see the README);
-"paper_init" is the ablation that does.
+"paper_init" is the ablation that does. All else is the paper's, also where the code differs and a number comes from one
+of its notes: one learning rate for weights and biases, norms after the ReLU, alpha not divided.
 """
 
 from ml_collections import ConfigDict

@@ -84,6 +84,7 @@ ORIGINS = {
     "one_column": dict(pad=HANGS, after=source_order(lambda: lrn(2))),
     "half_width": dict(pad=2, after=lambda i: [relu(), pool()]),
     "ungrouped": dict(pad=0, after=lambda i: [relu(), pool(), lrn(1)]),
+    "ungrouped_224": dict(pad=HANGS, after=lambda i: [relu(), pool(), lrn(1)]),
     "six_conv": dict(pad=HANGS, groups=2, after=source_order(lambda: Towers(lrn(2))), sixth=True),
 }
 

@@ -12,6 +12,10 @@ import pytest
 from runs import records
 
 from alexnet_jax import UserError
+from alexnet_jax.checkpoint import flat
+from alexnet_jax.config import check
+from alexnet_jax.model import parameter_count, shapes
+from configs import source
 from experiments import ablations
 from experiments.changes import CHANGES, Change
 
@@ -95,6 +99,42 @@ def test_built_in_sweeps_are_all_networks(name, tmp_path):
     cells = ablations.make_cells(base, chosen, 1, tmp_path)
     assert [c.name for c in cells] == ["base", *CHANGES]
     assert len({c.config.to_json() for c in cells}) == len(cells)
+
+
+NOTES = {  # what the network of a note has that #145 has not, and its parameters
+    "lrn_off": ({"lrn.layers": [], "spatial_norm.layers": []}, 60_965_224),  # #148
+    "lrn_before_relu": ({"lrn.before_activation": ["conv1", "conv2"]}, 60_965_224),  # #166
+    "lrn_after_pool": ({"lrn.after_pool": ["conv1"], "lrn.before_activation": []}, 60_965_224),  # #120, as far as #131
+    "lrn_caffe": ({"lrn.k": 1.0}, 60_965_224),  # #131, as far as #135
+    "pooling": ({"pool_size": 2}, 60_965_224),  # #147
+    "one_column": ({"towers": 1, "conv_widths": [48, 128, 192, 192, 256]}, 59_798_312),  # #145-half
+    "no_exchange": (  # #150: layers-150.cfg
+        {"exchange": ["fc8"], "conv_widths": [96, 320, 384, 384, 256], "fc_widths": [8192, 4096]}, 60_714_408,
+    ),
+    "exchange_conv4": ({"exchange": ["conv4", "fc6", "fc7", "fc8"]}, 61_186_408),  # #132 and #133
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOTES)
+def test_an_ablation_is_the_network_of_its_note(name):
+    c = source.get_config()
+    c.update_from_flattened_dict(CHANGES[name].fields(c))
+    check(c)
+    there, here = flat(source.get_config()), flat(c)
+    changed = {field.removeprefix("model."): value for field, value in here.items() if value != there[field]}
+    assert (changed, parameter_count(shapes(c.model, c.data.crop))) == NOTES[name]
+
+
+def test_every_ablation_that_cites_a_note_is_held_to_it():
+    assert {name for name, change in CHANGES.items() if "note" in change.source} == set(NOTES)
+
+
+def test_without_exchange_the_towers_are_narrow_unless_they_are_widened():
+    """Half of fc6, fc7 and conv3 goes with the exchange: #150 puts it back, the plain ablation does not."""
+    c = source.get_config()
+    c.update_from_flattened_dict(CHANGES["no_exchange_narrow"].fields(c))
+    assert parameter_count(shapes(c.model, c.data.crop)) == 33_259_880
+    assert CHANGES["no_exchange_narrow"].top1 is None
 
 
 def test_cells_go_seed_by_seed(config, tmp_path):

@@ -10,7 +10,7 @@ from alexnet_jax import UserError, main, model
 from alexnet_jax.config import FIELDS, OPTIONAL, check, fields
 from configs import paper
 
-OTHERS = ("__init__", "variants", "finetune")  # no configs; and one that wants a run
+OTHERS = ("__init__", "variants", "finetune", "six_conv_2012")  # no configs; and those that want a run
 PRESETS = sorted(p.stem for p in Path(paper.__file__).parent.glob("*.py") if p.stem not in OTHERS)
 # Fields that two of them decide, where the other may be named.
 BLAMED = {
@@ -92,6 +92,7 @@ def test_the_largest_that_is_allowed_is_checked_at_once(field, value):
         ({"model.exchange": ("conv3",)}, "must hold fc8"),
         ({"model.lrn.layers": ("conv6",)}, "model.lrn.layers is ('conv6',) and takes conv1 to conv5 here"),
         ({"model.conv_widths": (8, 8, 8, 8, 8, 8)}, "model.init_std has no value for conv6"),
+        ({"model.lrn.before_activation": ("conv1",), "model.lrn.after_pool": ("conv1",)}, "norm once"),
         ({"start.fresh": ("conv6",)}, "start.fresh"),
         ({"data.crop": 97}, "data.crop is 97 and must be at most data.size, 96"),
         ({"data.crop": 12}, "raise --config.data.crop"),

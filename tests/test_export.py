@@ -29,7 +29,8 @@ VARIANTS = {  # of configs/source.py, which has both norms
     "averages": {"average_pool": 3},
     "averages to what there is": {"average_pool": 2},
     "whole norm after pooling": {
-        "lrn.per_tower": False, "lrn.after_pool": True, "lrn.layers": ("conv1", "conv3"), "lrn.before_activation": (),
+        "lrn.per_tower": False, "lrn.after_pool": ("conv1", "conv3"), "lrn.layers": ("conv1", "conv3"),
+        "lrn.before_activation": (),
     },
     "even norms": {"lrn.size": 4, "spatial_norm.size": 2, "lrn.beta": 0.5},
     "even norm over all": {"lrn.size": 6, "lrn.per_tower": False, "lrn.divide_by_size": False},

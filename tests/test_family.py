@@ -1,6 +1,7 @@
 """Every preset against its origin: parameters and multiply-accumulates, and a PyTorch network written from it."""
 
 import importlib
+import json
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,10 @@ import torch
 from origins import ORIGINS, network, pool, randomize, to_ours, torchvision
 from torch import nn
 
-from alexnet_jax import augment
+from alexnet_jax import augment, checkpoint
 from alexnet_jax.config import check
 from alexnet_jax.model import AlexNet, fc6_side, parameter_count, shapes
-from configs import half_width, one_weird_trick
+from configs import finetune, half_width, one_weird_trick, paper
 
 COUNTS = {  # parameters, multiply-accumulates of one image
     "paper": (60_965_224, 724_406_816),
@@ -23,6 +24,7 @@ COUNTS = {  # parameters, multiply-accumulates of one image
     "one_column": (59_798_312, 391_514_384),
     "half_width": (16_630_440, 311_191_824),
     "ungrouped": (62_378_344, 1_135_256_096),
+    "ungrouped_224": (62_378_344, 1_135_256_096),
     "one_weird_trick": (61_100_840, 714_188_480),
     "six_conv": (61_555_304, 745_640_480),
 }
@@ -32,23 +34,39 @@ def preset(name):
     return importlib.import_module(f"configs.{name}").get_config()
 
 
-@pytest.mark.parametrize("name", COUNTS)
-def test_parameters_and_multiply_accumulates(name):
-    """Each weight of a layer is used once at each place of its output."""
-    c = preset(name)
+def count(c):
+    """Parameters and multiply-accumulates: each weight of a layer is used once at each place of its output."""
     check(c)
     params = shapes(c.model, c.data.crop)
     images = jax.ShapeDtypeStruct((1, c.data.crop, c.data.crop, 3), jnp.float32)
     out = jax.eval_shape(lambda p, x: AlexNet(c.model).apply({"params": p}, x), params, images)[1]
     macs = sum(p["kernel"].size * int(np.prod(out[layer].shape[1:-1])) for layer, p in params.items())
-    assert (parameter_count(params), macs) == COUNTS[name]
+    return parameter_count(params), macs
 
 
-def test_padding_of_one_and_two_is_as_large():
-    """The half network's TensorFlow version pads conv1 by (1, 2): the same maps, shifted by a pixel."""
-    c = half_width.get_config()
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameters_and_multiply_accumulates(name):
+    assert count(preset(name)) == COUNTS[name]
+
+
+@pytest.mark.parametrize("name", ["paper", "source", "ungrouped_224", "half_width"])
+def test_padding_of_one_and_two_is_as_large(name):
+    """As some ports, and the half network's TensorFlow version, pad conv1: the same maps, shifted by a pixel."""
+    c = preset(name)
     c.model.conv1_padding = (1, 2)
-    assert parameter_count(shapes(c.model, c.data.crop)) == COUNTS["half_width"][0]
+    assert count(c) == COUNTS[name]
+
+
+@pytest.mark.parametrize(
+    "name, expected", [("paper", (27_455_848, 690_901_536)), ("ungrouped_224", (28_868_968, 1_101_750_816))]
+)
+def test_narrow_fully_connected_layers_behind_all_256_maps(name, expected):
+    """fc6 and fc7 of 2,048: fc6 reads 9,216 numbers as before."""
+    c = preset(name)
+    c.model.fc_widths = (2048, 2048)
+    kernels = {layer: p["kernel"].shape for layer, p in shapes(c.model, c.data.crop).items() if layer.startswith("fc")}
+    assert kernels == {"fc6": (9216, 2048), "fc7": (2048, 2048), "fc8": (2048, 1000)}
+    assert count(c) == expected
 
 
 def check_twin(model, net, names, images, side):
@@ -153,6 +171,62 @@ def test_inputs_are_scaled_as_torchvisions_transforms_do(name, mean, std):
     statistics = {"channel_mean": np.zeros(3)}  # not looked at
     [out] = augment.views(image[None], statistics, preset(name).data, 1)
     np.testing.assert_allclose(out[0], expected, atol=1e-5)
+
+
+def test_ungrouped_224_is_the_ungrouped_network_on_the_papers_images():
+    c, text = preset("ungrouped_224"), paper.get_config()
+    assert (c.data, c.evaluation) == (text.data, text.evaluation)
+    assert (c.data.size, c.data.crop, c.data.resize, c.data.color_noise, c.evaluation.views) == (
+        256, 224, "shorter", 0.1, 10,
+    )  # fmt: skip
+    other = preset("ungrouped")
+    assert c.optimizer == other.optimizer
+    other.model.conv1_padding = (0, 3)
+    assert c.model == other.model
+
+
+@pytest.mark.parametrize("after, before, expected", [
+    (True, [], ["conv1", "conv2"]), (True, ["conv1"], ["conv2"]), (False, ["conv1"], []),
+])  # fmt: skip
+def test_a_run_from_when_the_pool_was_for_all_norms_loads(after, before, expected, tmp_path):
+    """lrn.after_pool was true or false, and gave way to before_activation."""
+    config = json.loads(preset("caffenet").to_json())
+    config["model"]["lrn"] |= {"after_pool": after, "before_activation": before}
+    del config["optimizer"]["bias_rule"], config["optimizer"]["bias_drop_epochs"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    c = checkpoint.read_config(tmp_path)
+    assert list(c.model.lrn.after_pool) == expected and c.optimizer.bias_rule == "weights"
+    assert list(finetune.get_config(str(tmp_path)).model.lrn.after_pool) == expected
+
+
+# Words after the colon.
+
+
+SMOKE = {  # config, words: data set, splits, classes
+    ("paper", "smoke"): ("glyphs/tiny", "train", "validation", 10),
+    ("paper", "glyphs,smoke"): ("glyphs/tiny", "train", "validation", 10),
+    ("paper", "imagenet2012,smoke"): ("imagenet2012", "train[:512]", "validation[:256]", 1000),
+    ("paper", "smoke,cifar10"): ("cifar10", "train[:512]", "test[:256]", 10),
+    ("imagenette", "smoke"): ("imagenette/160px-v2", "train[:512]", "validation[:256]", 10),
+    ("imagenette_small", "smoke"): ("imagenette/160px-v2", "train[:512]", "validation[:256]", 10),
+    ("imagenette", "imagenet2012,smoke"): ("imagenet2012", "train[:512]", "validation[:256]", 1000),
+    ("quickstart", "smoke"): ("glyphs/tiny", "train", "validation", 10),
+}
+
+
+@pytest.mark.parametrize("name, words", SMOKE)
+def test_smoke_keeps_the_configs_own_images(name, words):
+    """But for ImageNet where nobody named it: that is not for everybody to download."""
+    c = importlib.import_module(f"configs.{name}").get_config(words)
+    assert (c.data.name, c.data.train_split, c.data.eval_split, c.model.num_classes) == SMOKE[name, words]
+    assert c.name == f"{name}_{words.replace(',', '_')}"
+
+
+@pytest.mark.parametrize("name", [*COUNTS, "imagenette", "imagenette_small", "quickstart"])
+def test_every_config_has_a_small_twin(name):
+    c = importlib.import_module(f"configs.{name}").get_config("smoke")
+    check(c)
+    assert parameter_count(shapes(c.model, c.data.crop)) < 300_000
 
 
 # Images of any size.

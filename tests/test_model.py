@@ -64,7 +64,7 @@ def twin(params, images, m):
     def respond(i, x):
         """What follows conv1 and conv2: nonlinearity, norm and pool, in one of three orders."""
         conv, normed = f"conv{i}", f"conv{i}" in m.lrn.layers
-        first, last = conv in m.lrn.before_activation, m.lrn.after_pool
+        first, last = conv in m.lrn.before_activation, conv in m.lrn.after_pool
         if normed and first:
             x = norm(f"norm{i}", x)
         x = out[conv] = act(x)
@@ -154,7 +154,9 @@ def test_activations_and_gradients_are_the_twins(narrow, draw, side, changes):
     "side, changes",
     [
         (64, {"lrn__per_tower": False}),
-        (64, {"lrn__after_pool": True, "lrn__size": 3}),
+        (64, {"lrn__after_pool": ("conv1", "conv2"), "lrn__size": 3}),
+        (64, {"lrn__after_pool": ("conv1",)}),
+        (64, {"lrn__after_pool": ("conv2",), "lrn__before_activation": ("conv1",)}),
         (64, {"lrn__layers": (), "conv1_padding": (2, 2)}),
         (64, {"activation": "tanh", "lrn__layers": ("conv2",)}),
         (67, {"pool_size": 2, "conv1_padding": (0, 0)}),

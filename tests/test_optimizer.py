@@ -1,11 +1,11 @@
-"""The update rule against the paper's two lines in NumPy, and the learning rate's three rules."""
+"""The update rule against the paper's two lines in NumPy, the learning rate's three rules and the biases' own."""
 
 import jax
 import numpy as np
 import pytest
 
 from alexnet_jax import UserError, optimizer
-from configs import paper, source
+from configs import caffe, imagenette, imagenette_small, one_column, paper, six_conv, six_conv_2012, source
 
 LAYERS = ("conv1", "fc8")
 
@@ -90,10 +90,40 @@ def test_a_frozen_layer_is_left_alone_wholly(config):
         assert np.any(found[step]["fc8"]["kernel"] != found[9]["fc8"]["kernel"])
 
 
-def test_layer_rates_of_no_layer_are_refused(config):
-    config.layer_rates = ((0, "conv9", 0.1),)
-    with pytest.raises(UserError, match="conv9.*fc8"):
+@pytest.mark.parametrize("name", ["conv9", "conv1/weights", "conv1/", "/bias", "conv9/bias"])
+def test_layer_rates_of_no_layer_are_refused(config, name):
+    config.layer_rates = ((0, name, 0.1),)
+    with pytest.raises(UserError, match=f"'{name}'.*conv1, fc8.*/kernel or /bias"):
         optimizer.rates(config, tree(np.random.default_rng(0)), 0.01, 0)
+
+
+def test_a_kernel_or_a_bias_has_its_own_multiple(config):
+    """It stands until the next entry of its own or of the layer; within an epoch it has the last word."""
+    config.layer_rates = (
+        (0, "conv1/bias", 0.5), (0, "conv1", 3.0), (2, "conv1/kernel", 0.0), (4, "conv1", 0.1), (6, "fc8/kernel", 0.0),
+    )  # fmt: skip
+    params = tree(np.random.default_rng(0))
+
+    def at(epoch):
+        found = optimizer.rates(config, params, 1.0, epoch)
+        return [float(found[layer][kind]) for layer in LAYERS for kind in ("kernel", "bias")]
+
+    for epoch, wanted in {0: (3, 0.5, 1, 1), 2: (0, 0.5, 1, 1), 4: (0.1, 0.1, 1, 1), 6: (0.1, 0.1, 0, 1)}.items():
+        np.testing.assert_allclose(at(epoch), wanted, rtol=1e-6, err_msg=str(epoch))
+
+
+def test_a_kernel_that_is_frozen_leaves_its_bias_alone(config):
+    """Whole layers need no gradient; half of one does, and only that half moves."""
+    config.layer_rates = ((0, "conv1/kernel", 0.0), (0, "fc8", 0.0))
+    assert optimizer.frozen(config, LAYERS, 5) == {"fc8"}
+    config.layer_rates = ((0, "conv1/kernel", 0.0), (0, "conv1/bias", 0.0))
+    assert optimizer.frozen(config, LAYERS, 5) == {"conv1"}
+    config.layer_rates = ((0, "conv1/kernel", 0.0),)
+    rng = np.random.default_rng(0)
+    params, gradients = tree(rng), [tree(rng) for _ in range(3)]
+    last = run(config, [0.01] * 3, gradients, params)[-1]
+    np.testing.assert_array_equal(last["conv1"]["kernel"], np.float32(params["conv1"]["kernel"]))
+    assert np.all(last["conv1"]["bias"] != np.float32(params["conv1"]["bias"]))
 
 
 def rates_over(config, errors):
@@ -121,22 +151,104 @@ def test_plateau_counts_only_a_fall_of_the_least_improvement(config):
     assert rates_over(config, [0.5, 0.48, 0.46, 0.44, 0.42])[4] == pytest.approx(0.01)
 
 
-def test_epochs_of_the_2012_run():
-    """Divided by ten at 25, 51 and 79; conv1 at 67 too, and frozen at 72 (layer-params-145.cfg:165-182)."""
-    o = source.get_config().optimizer
-    params = tree(np.random.default_rng(0))
+# Schedules of the code, as its notes and param files have them: epsW, epsB.
+
+NAMES = ("conv1", "conv2", "conv6", "fc8")
+
+
+def schedule(config):
+    """at(epoch) -> a config's rates, {"layer/kind": rate}."""
+    o, params = config.optimizer, {n: {"kernel": 0, "bias": 0} for n in NAMES}
 
     def at(epoch):
-        rate = optimizer.learning_rate(o, epoch, 91, optimizer.new_plateau())
+        rate = optimizer.learning_rate(o, epoch, config.epochs, optimizer.new_plateau())
         found = optimizer.rates(o, params, rate, epoch)
-        return [float(x) for x in (found["fc8"]["kernel"], found["fc8"]["bias"], found["conv1"]["kernel"])]
+        return {f"{layer}/{kind}": float(found[layer][kind]) for layer in NAMES for kind in ("kernel", "bias")}
 
-    weights_biases_conv1 = {
-        0: (1e-2, 2e-2, 1e-2), 24: (1e-2, 2e-2, 1e-2), 25: (1e-3, 2e-3, 1e-3), 51: (1e-4, 2e-4, 1e-4),
-        67: (1e-4, 2e-4, 1e-5), 72: (1e-4, 2e-4, 0), 79: (1e-5, 2e-5, 0), 90: (1e-5, 2e-5, 0),
-    }  # fmt: skip
-    for epoch, wanted in weights_biases_conv1.items():
-        np.testing.assert_allclose(at(epoch), wanted, rtol=1e-5, err_msg=str(epoch))
+    return at
+
+
+def check_schedule(config, wanted):
+    """wanted: {epoch: (conv1's weights, conv1's biases, other weights, other biases)}."""
+    at = schedule(config)
+    for epoch, rates in wanted.items():
+        found = at(epoch)
+        for layer, expected in (("conv1", rates[:2]), ("fc8", rates[2:])):
+            actual = [found[f"{layer}/kernel"], found[f"{layer}/bias"]]
+            np.testing.assert_allclose(actual, expected, rtol=1e-5, err_msg=f"{layer}, epoch {epoch}")
+
+
+RUN_OF_2012 = {
+    0: (1e-2, 2e-2, 1e-2, 2e-2), 24: (1e-2, 2e-2, 1e-2, 2e-2), 25: (1e-3, 2e-2, 1e-3, 2e-2),
+    51: (1e-4, 2e-2, 1e-4, 2e-2), 67: (1e-5, 2e-2, 1e-4, 2e-2), 71: (1e-5, 2e-2, 1e-4, 2e-2),
+    72: (0, 0, 1e-4, 2e-2), 79: (0, 0, 1e-5, 2e-2), 90: (0, 0, 1e-5, 2e-2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [source, imagenette, six_conv])
+def test_the_2012_run_never_cut_the_biases_rate(make):
+    """Weights fall at 25, 51 and 79, conv1's at 67; it is frozen at 72. layer-params-145.cfg holds the last values."""
+    c = make.get_config()
+    assert c.epochs == 91 and c.data.color_noise_epochs == 67
+    check_schedule(c, RUN_OF_2012)
+
+
+def test_the_2010_run_is_a_few_fields_away():
+    """layer-params-145-2010.cfg: epsB ends at 0.002."""
+    c = source.get_config()
+    c.epochs, c.optimizer.drop_epochs, c.optimizer.bias_drop_epochs = 93, (23, 51, 78), (51,)
+    c.optimizer.layer_rates = ((68, "conv1/kernel", 0.1), (72, "conv1", 0.0))
+    check_schedule(c, {23: (1e-3, 2e-2, 1e-3, 2e-2), 68: (1e-5, 2e-3, 1e-4, 2e-3), 92: (0, 0, 1e-5, 2e-3)})
+
+
+def test_cuda_convnet2_is_a_few_fields_away():
+    """Its biases' rates fall by ten half way, whatever the weights' four stages do."""
+    c = source.get_config()
+    c.epochs, c.optimizer.rule, c.optimizer.bias_drop_epochs, c.optimizer.layer_rates = 90, "stages", (45,), ()
+    last = 1e-2 / 250
+    check_schedule(c, {0: (1e-2, 2e-2) * 2, 44: (1e-2 * 250 ** (-1 / 3), 2e-2) * 2, 89: (last, 2e-3) * 2})
+
+
+def test_the_one_columns_own_schedule():
+    """layer-params-145-half.cfg: conv1's and conv2's epsB end at 0.002, the others' at 0.02."""
+    c = one_column.get_config()
+    assert c.epochs == 96 and c.data.color_noise_epochs == 66
+    check_schedule(
+        c,
+        {
+            19: (1e-2, 2e-2, 1e-2, 2e-2), 20: (1e-3, 2e-2, 1e-3, 2e-2), 48: (1e-4, 2e-2, 1e-4, 2e-2),
+            66: (1e-5, 2e-3, 1e-4, 2e-2), 72: (0, 2e-3, 1e-4, 2e-2), 95: (0, 2e-3, 1e-5, 2e-2),
+        },
+    )  # fmt: skip
+    last = schedule(c)(95)
+    np.testing.assert_allclose([last["conv2/kernel"], last["conv2/bias"]], (1e-5, 2e-3), rtol=1e-5)
+
+
+def test_the_last_training_of_the_six_convolutions():
+    """layer-params-146-2012-2011.cfg."""
+    c = six_conv_2012.get_config("runs/base,imagenette")
+    assert (c.epochs, c.data.color_noise_epochs, c.start.workdir, c.model.num_classes) == (54, 38, "runs/base", 10)
+    check_schedule(
+        c,
+        {
+            0: (1e-4, 2e-2, 1e-2, 2e-2), 5: (1e-5, 2e-2, 1e-2, 2e-2), 7: (0, 0, 1e-2, 2e-2), 9: (0, 0, 1e-3, 2e-2),
+            22: (0, 0, 1e-4, 2e-2), 42: (0, 0, 1e-5, 2e-2), 53: (0, 0, 1e-5, 2e-2),
+        },
+    )  # fmt: skip
+    first, last = schedule(c)(0), schedule(c)(53)
+    np.testing.assert_allclose([first["conv2/kernel"], first["conv6/kernel"]], 1e-3, rtol=1e-5)
+    np.testing.assert_allclose([last["conv6/kernel"], last["conv6/bias"]], (1e-5, 0.022), rtol=1e-5)
+    with pytest.raises(ValueError, match="workdir"):
+        six_conv_2012.get_config("")
+
+
+@pytest.mark.parametrize("make", [paper, caffe, imagenette_small])
+def test_biases_fall_with_the_weights_where_no_rule_says_otherwise(make):
+    c = make.get_config()
+    o, params = c.optimizer, {"fc8": {"kernel": 0, "bias": 0}}
+    for rate in (o.learning_rate, o.learning_rate / 1000):
+        found = optimizer.rates(o, params, rate, c.epochs - 1)["fc8"]
+        assert found["bias"] == pytest.approx(o.bias_rate * rate) and found["kernel"] == pytest.approx(rate)
 
 
 def test_stages_divide_by_250_in_four_equal_steps(config):
