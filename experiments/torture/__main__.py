@@ -10,8 +10,8 @@
 - files: truncated, emptied and overwritten files of a workdir and of a prepared set, then resume, evaluate, predict.
 
 Writes table.md and table.json into --out. The same command goes on where it was stopped, and tries again what had
-findings; other code or another seed wants another --out. A finding keeps its folder, with the output of every command in
-it. The exit status is 1 if there are findings.
+findings; other code or another seed wants another --out. A finding keeps its folder, with the output of every command.
+The exit status is 1 if there are findings.
 """
 
 import os

@@ -1,7 +1,7 @@
 """What is tried, one after the other or several at a time, and the table of what came of it.
 
-A case is a generator: it yields while it waits for its processes, and returns its Outcome. One thread plays them all, so
-that the process may fork.
+A case is a generator: it yields while it waits for its processes, and returns its Outcome. One thread plays them all,
+so that the process may fork.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """A full disk in every phase of a run, then a larger one and the same command: one line, and nothing lost.
 
-The disk is a small tmpfs. It fills up because it is small, or because a file takes all that is left of it at the sign of
-a phase (see kills.py). Then it grows, the file goes, and the run must end as it would have.
+The disk is a small tmpfs. It fills up because it is small, or because a file takes all that is left of it at the sign
+of a phase (see kills.py). Then it grows, the file goes, and the run must end as it would have.
 """
 
 import contextlib
@@ -37,15 +37,18 @@ def cases(kinds: dict[str, Kind], out: Path, seed: int) -> list[Case]:
         kind = kinds[name]
         phases = [p for p in PHASES if p != "at any time" and not (p == "drawing glyphs" and "glyphs" not in name)]
         for phase in phases:
-            found.append(Case("disk", f"full while {phase}", f"{name}, {phase}", partial(filled, kind, phase, seed, out)))
+            found.append(
+                Case("disk", f"full while {phase}", f"{name}, {phase}", partial(filled, kind, phase, seed, out))
+            )
         rng = random.Random(f"{seed} {name}")
         for i in range(8):
             share = rng.random()
             found.append(Case("disk", "too small from the start", f"{name}, {i}", partial(small, kind, share, out)))
     kind = kinds["photos, tf.data"]
-    for what in ("features", *EXPORTS):
-        found.append(Case("disk", f"full for --out of {what}", what, partial(written, kind, what, out)))
-    return found
+    return found + [
+        Case("disk", f"full for --out of {what}", what, partial(written, kind, what, out))
+        for what in ("features", *EXPORTS)
+    ]
 
 
 def _impossible() -> str:

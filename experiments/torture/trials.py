@@ -1,4 +1,4 @@
-"""Runs that are small enough to be killed hundreds of times: their kinds, how they start, and how they would have ended."""
+"""Runs that are small enough to be killed hundreds of times: their kinds, how they start, how they would have ended."""
 
 import contextlib
 import os
@@ -162,7 +162,8 @@ class Trial:
         """Waits for the end of all processes. Returns why it was no good one, if so."""
         whole = []
         for process in self.processes:
-            whole.append((yield from process.wait()))
+            in_time = yield from process.wait()
+            whole += [in_time]
         return self.judge(whole)
 
     def judge(self, whole: list[bool]) -> list[str]:
@@ -178,7 +179,9 @@ class Trial:
 
     def error(self) -> str:
         """The line with the errors that ended it."""
-        return next((line for line in lines(self.processes[0].text()) if ", top-5 error" in line and "images:" in line), "")
+        return next(
+            (line for line in lines(self.processes[0].text()) if ", top-5 error" in line and "images:" in line), ""
+        )
 
 
 _building = set()
