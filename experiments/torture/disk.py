@@ -36,10 +36,10 @@ def cases(kinds: dict[str, Kind], out: Path, seed: int) -> list[Case]:
     for name in KINDS:
         kind = kinds[name]
         phases = [p for p in PHASES if p != "at any time" and not (p == "drawing glyphs" and "glyphs" not in name)]
-        for phase in phases:
-            found.append(
-                Case("disk", f"full while {phase}", f"{name}, {phase}", partial(filled, kind, phase, seed, out))
-            )
+        found += [
+            Case("disk", f"full while {phase}", f"{name}, {phase}", partial(filled, kind, phase, seed, out))
+            for phase in phases
+        ]
         rng = random.Random(f"{seed} {name}")
         for i in range(8):
             share = rng.random()

@@ -7,6 +7,7 @@ NaN and infinity are never accepted.
 
 import json
 import shutil
+import sys
 from collections.abc import Generator
 from functools import partial
 from pathlib import Path
@@ -63,6 +64,7 @@ def play(kind: Kind, field: str, value: str, out: Path, folder: Path) -> Generat
             why = crash(process.status, text) or f"no verdict: {said[-1] if said else ''}"
             return Outcome([f"--config.{field}={value[:40]!r}: {why}"])
     accepted, troubles = json.loads(verdict.removeprefix("VERDICT "))
+    troubles += [why] if (why := crash(process.status, text)) else []
     return Outcome(
         [f"--config.{field}={value[:40]!r}: {t}" for t in troubles],
         note=f"{'accepted' if accepted else 'refused'}",
@@ -100,7 +102,7 @@ def _said(trial: Trial, *flags: str) -> str | None:
 
     from alexnet_jax import main
 
-    argv = ["main", *trial.flags(), *flags]
+    sys.argv = argv = ["main", *trial.flags(), *flags]  # where ml_collections looks for what is overridden
     try:
         absl_flags.FLAGS.unparse_flags()
         main.main(main.parse(argv))

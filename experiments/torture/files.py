@@ -8,6 +8,7 @@ import json
 import os
 import random
 import shutil
+import sys
 from collections.abc import Generator
 from functools import partial
 from pathlib import Path
@@ -48,7 +49,7 @@ def files(folder: Path) -> list[str]:
     """The files to be damaged."""
     found = (str(p.relative_to(folder)) for p in sorted(folder.rglob("*")) if p.is_file())
     cached = tuple(f"cache/alexnet_jax/{p.name}/" for p in (folder / "cache" / "alexnet_jax").iterdir() if p.is_dir())
-    return [n for n in found if n.startswith(("run/", cached)) and "tfevents" not in n and not n.endswith(".lock")]
+    return [n for n in found if n.startswith(("run/", *cached)) and "tfevents" not in n and not n.endswith(".lock")]
 
 
 def group(name: str) -> str:
@@ -144,7 +145,8 @@ def run(command: str, trial: Trial, folder: Path, out: Path):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     main.settle()
     if command == "train":
-        main.main(main.parse(["main", *trial.flags()]))
+        sys.argv = ["main", *trial.flags()]
+        main.main(main.parse(sys.argv))
         return
     try:
         if command == "evaluate":

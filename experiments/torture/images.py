@@ -138,8 +138,8 @@ def fuzzed(rng: random.Random) -> tuple[str, bytes]:
     if damage == "bomb":
         return suffix, bomb(rng)
     if damage == "other":
-        others = (b"", rng.randbytes(5000), b"%!PS-Adobe-3.0 EPSF-3.0\n", b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-                  b"GIF89a", b"\xff\xd8\xff", b"P6\n4 4\n255\n", b"P6 999999999 999999999 255\n", bytes(4096))  # fmt: skip
+        others = [b"", b"GIF89a", b"\xff\xd8\xff", b"P6\n4 4\n255\n", b"P6 999999999 999999999 255\n", bytes(4096)]
+        others += [b"%!PS-Adobe-3.0 EPSF-3.0\n", b"<svg xmlns='http://www.w3.org/2000/svg'/>", rng.randbytes(5000)]
         return suffix, rng.choice(others)
     return suffix, encoded
 
@@ -160,7 +160,8 @@ def whole(rng: random.Random, kind: str) -> bytes:
             if rng.random() < 0.3 and kind in ("GIF", "WEBP", "TIFF", "PNG"):
                 options |= {"save_all": True, "append_images": [changed.rotate(90)]}
             if kind == "TIFF":
-                options["compression"] = rng.choice((None, "tiff_lzw", "tiff_deflate", "packbits", "jpeg"))
+                packings = [None, "tiff_lzw", "tiff_deflate", "packbits"] + ["jpeg"] * (changed.mode in ("L", "RGB"))
+                options["compression"] = rng.choice(packings)
             if kind == "JPEG":
                 options["progressive"] = rng.random() < 0.5
             buffer = io.BytesIO()
