@@ -30,7 +30,7 @@ def pair(tiny_run, tmp_path):
 
 
 def change_state(workdir, prefix=None):
-    """Rewrites the latest checkpoint's arrays, as orbax would have, but for a bit of the first kernel under `prefix`."""
+    """Rewrites the latest checkpoint's arrays, as orbax would have, but for a bit of a kernel under `prefix`."""
     folder = max((workdir / "checkpoints").iterdir(), key=lambda p: int(p.name.partition("_")[2])) / "state"
     state = {}
     for name, value in compare._checkpoint(folder.parent).items():

@@ -137,6 +137,7 @@ def run(argv: list[str]) -> int:
     told = about(argv)
     text = markdown(told, table, phases, findings, notes)
     everything = {"about": told, "table": table, "kills": phases, "findings": findings, "notes": notes}
+    everything["accepted"] = [name for (part, name), o in outcomes.items() if (part, o.note) == ("fields", "accepted")]
     (out / "table.md").write_text(text)
     (out / "table.json").write_text(json.dumps(everything, indent=1) + "\n")
     print(text)

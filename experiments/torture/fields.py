@@ -38,10 +38,20 @@ def cases(kinds: dict[str, Kind], out: Path) -> list[Case]:
     tensorflow()
     kind = kinds[KIND]
     return [
-        Case("fields", field.rpartition(".")[0] or "top level", f"{field}={i}", partial(play, kind, field, value, out))
+        Case(
+            "fields",
+            field.rpartition(".")[0] or "top level",
+            name(field, value),
+            partial(play, kind, field, value, out),
+        )
         for field in flat(kind.config)
-        for i, value in enumerate(NONSENSE)
+        for value in NONSENSE
     ]
+
+
+def name(field: str, value: str) -> str:
+    """A case's, short enough for a folder."""
+    return f"{field}={value!r}"[:60]
 
 
 def play(kind: Kind, field: str, value: str, out: Path, folder: Path) -> Generator[None, None, Outcome]:
@@ -56,19 +66,16 @@ def play(kind: Kind, field: str, value: str, out: Path, folder: Path) -> Generat
     trial = Trial(kind, folder, out)
     with Process(partial(rehearse, trial, field, value, cache, out), folder / "output.txt", MEMORY) as process:
         if not (yield from process.wait(SECONDS)):
-            return Outcome([f"--config.{field}={value[:40]!r}: it hung for {SECONDS} s"])
+            return Outcome([f"it hung for {SECONDS} s"])
         text = process.text()
         said = lines(text)
         verdict = said[-1] if said and said[-1].startswith("VERDICT ") else ""
         if not verdict:
             why = crash(process.status, text) or f"no verdict: {said[-1] if said else ''}"
-            return Outcome([f"--config.{field}={value[:40]!r}: {why}"])
+            return Outcome([why])
     accepted, troubles = json.loads(verdict.removeprefix("VERDICT "))
     troubles += [why] if (why := crash(process.status, text)) else []
-    return Outcome(
-        [f"--config.{field}={value[:40]!r}: {t}" for t in troubles],
-        note=f"{'accepted' if accepted else 'refused'}",
-    )
+    return Outcome(troubles, note="accepted" if accepted else "refused")
 
 
 def rehearse(trial: Trial, field: str, value: str, cache: Path, out: Path):
@@ -91,7 +98,7 @@ def rehearse(trial: Trial, field: str, value: str, cache: Path, out: Path):
             troubles.append(f"not one line 'error: ...': {error.strip().splitlines()[-1][:200] if error else 'empty'}")
         elif field not in error and not (field == "data.name" or f"--config.{field}" in error):
             troubles.append(f"the line does not name the field: {error[:200]}")
-        if (again := _said(trial)) is not None:
+        if trial.workdir.exists() and (again := _said(trial)) is not None:
             troubles.append(f"the corrected command was refused: {again[:200]}")
     print("VERDICT " + json.dumps([error is None, troubles]))
 
