@@ -105,6 +105,7 @@ def test_ends_are_judged():
     assert "library" in refusal(1, "F0000 00:00:1 client.cc:1] dead\nerror: lost\n")
     assert "without one last line" in refusal(1, "error: lost\nI say more\n")
     assert "without one last line" in refusal(1, "")
+    assert "characters" in refusal(1, f"error: {'x' * 9000}\n")
     assert crash(0, "validation: all is well\n") == ""
     assert "traceback" in crash(0, "Traceback (most recent call last):\nOSError\nall is well\n")
 

@@ -96,7 +96,7 @@ def rehearse(trial: Trial, field: str, value: str, cache: Path, out: Path):
         print(error)
         if len(error.strip().splitlines()) != 1 or not error.startswith("error: "):
             troubles.append(f"not one line 'error: ...': {error.strip().splitlines()[-1][:200] if error else 'empty'}")
-        elif field not in error and not (field == "data.name" or f"--config.{field}" in error):
+        elif field not in error and f"'{value}'" not in error and not (len(value) > 3 and value in error):
             troubles.append(f"the line does not name the field: {error[:200]}")
         if trial.workdir.exists() and (again := _said(trial)) is not None:
             troubles.append(f"the corrected command was refused: {again[:200]}")

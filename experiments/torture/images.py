@@ -208,7 +208,7 @@ def prepare_folder(root: str):
 
     config = paper.get_config("smoke").data
     config.name, config.size, config.crop = root, 72, 64
-    config.eval_split = "train"  # all of them are to be counted
+    config.eval_split, config.validation_fraction = "train", 0.0  # all of them are to be counted
     prepared = prepare(config)
     damaged = json.loads((prepared.directory / "meta.json").read_text())["splits"]["train"]["damaged"]
     print("\n" + json.dumps({"read": prepared.train.ids, "damaged": sorted(damaged)}))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 240  # seconds after which a process hangs
+LONG = 2000  # characters that nobody reads in one line
 STRANGE = r"[EF]\d{4} \d\d:|\*\*\* |Fatal Python|Exception ignored"  # how lines begin that no user should see
 HARMLESS = r"cpu_aot_loader"  # XLA: a feature that it asked for itself, whenever it reads what it has compiled before
 
@@ -112,7 +113,7 @@ def crash(status: int | None, text: str) -> str:
     said = lines(text)
     if status is not None and status < 0:
         return f"ended by {signal.Signals(-status).name}: {said[-1] if said else ''}"
-    if "Traceback (most recent call last)" in text:
+    if any(line.startswith("Traceback (most recent call last)") for line in said):
         return f"a traceback: {said[-1]}"
     strange = [line for line in said if re.match(STRANGE, line) and not re.search(HARMLESS, line)]
     if strange:
@@ -128,4 +129,4 @@ def refusal(status: int, text: str) -> str:
     errors = [line for line in said if line.startswith(("error:", "interrupted"))]
     if not said or len(errors) != 1 or said[-1] != errors[0]:
         return f"exit status {status} without one last line 'error: ...': {said[-1] if said else 'nothing was said'}"
-    return ""
+    return f"a line of {len(errors[0]):,} characters: {errors[0]}" if len(errors[0]) > LONG else ""
