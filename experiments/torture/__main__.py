@@ -29,6 +29,7 @@ import json
 import platform
 import random
 import shlex
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -117,6 +118,8 @@ def run(argv: list[str]) -> int:
     out = flags.out.expanduser().absolute()
     claim(out, flags.seed)
     logging.set_verbosity(logging.ERROR)
+    for number in (signal.SIGINT, signal.SIGTERM):  # no disk stays mounted, and the table is printed
+        signal.signal(number, signal.default_int_handler)
     tqdm.monitor_interval = 0  # a thread, of which there must be none
     cases = make_cases(flags, out)
     outcomes = run_all(cases, flags.jobs, out, out / "cases.jsonl")

@@ -6,6 +6,7 @@ bits flipped, spans zeroed or doubled, headers that promise 2 billion pixels, ot
 
 import io
 import json
+import math
 import random
 import struct
 import zlib
@@ -72,7 +73,7 @@ def play(kind: Kind, what: str, numbers: range, seed: int, out: Path, folder: Pa
         troubles += accounted(what, paths, text, made)
         if status not in (0, 1):
             troubles.append(f"exit status {status}")
-    return Outcome(troubles, number=len(paths))
+    return Outcome(troubles, number=len(paths), note=f"{what} took at most {math.ceil(peak / 2**30)} GiB of memory")
 
 
 def accounted(what: str, paths: list[Path], text: str, made: Path) -> list[str]:

@@ -37,6 +37,8 @@ class Process:
 
     def _child(self, function, memory) -> int:
         try:
+            for number in (signal.SIGINT, signal.SIGTERM):  # as any process begins
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
             os.setsid()  # Ctrl-C is for the parent
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             if memory:
