@@ -253,7 +253,6 @@ def _in(workdir: Path):
         raise UserError("--out is for --to: --from writes the --workdir")
     if main.CONFIG.value is None:
         raise UserError("name the network that the weights are of, such as --config configs/paper.py")
-    main.config_name(main.CONFIG.value)  # or a config that cannot be read
     config = main.CONFIG.value.copy_and_resolve_references()
     weights, mean, names = (Path(f.value).expanduser() if f.value else None for f in (WEIGHTS, MEAN, CLASSES))
     print("\n".join(bring(FROM.value, weights, config, workdir, mean, names)))

@@ -19,7 +19,7 @@ from absl import app, flags, logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from alexnet_jax import UserError, main, model, optimizer, towers
+from alexnet_jax import UserError, main, model, one_line, optimizer, towers
 from alexnet_jax.train import program
 
 DEVICES = flags.DEFINE_string("devices", None, "data x tower, e.g. 4x2; virtual ones on CPU")
@@ -152,7 +152,7 @@ def layers(config: ConfigDict, mesh: Mesh) -> list[dict]:
     return rows
 
 
-_STAGES = ("conv", "fc", "norm", "spatial_norm", "pool")
+_STAGES = ("conv", "fc", "norm", "spatial_norm", "pool", "average_pool")
 
 
 def summarize(config: ConfigDict, mesh: Mesh, topology: str | None = None) -> dict:
@@ -219,7 +219,7 @@ def slice_of(topology: str) -> list:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     except Exception as e:  # jax and libtpu raise many kinds
         raise UserError(
-            f"no TPU slice {topology} to compile for ({str(e).splitlines()[0][:200]}): "
+            f"no TPU slice {topology} to compile for ({one_line(e)}): "
             "pip install -e .[tpu] brings libtpu; a slice has to be of a shape that exists"
         ) from e
 
@@ -294,7 +294,6 @@ def run(argv: list[str]):
         if main.CONFIG.value is None:
             raise UserError("name a config: python -m alexnet_jax.summary --config configs/paper.py")
         config = main.CONFIG.value
-        main.config_name(config)  # or a config that cannot be read
         if DEVICES.value and not re.fullmatch(r"\d+x\d+", DEVICES.value):
             raise UserError(f"--devices '{DEVICES.value}' is not data x tower, as in 4x2")
         if TOPOLOGY.value:

@@ -36,12 +36,15 @@ def make_mesh(devices: ConfigDict, towers: int, batch_size: int, found: list | N
     Raises UserError if the devices are too few, or do not divide the towers or the batch.
     """
     found = jax.devices() if found is None else found
-    split = devices.tower or (towers if len(found) >= towers * devices.data else 1)
-    if devices.data < 1 or split < 1 or towers % split:
+    if devices.data < 1:
+        raise UserError(f"--config.devices.data is {devices.data} and must be 1 or more: the copies of the network")
+    divisors = [n for n in range(1, towers + 1) if towers % n == 0]
+    if devices.tower not in (0, *divisors):
         raise UserError(
-            f"a network of {towers} tower(s) cannot be split over {split} device(s): "
-            "set --config.devices.tower to a divisor of --config.model.towers, and --config.devices.data to 1 or more"
+            f"--config.devices.tower is {devices.tower} and must be {' or '.join(map(str, divisors))}, a divisor of "
+            "--config.model.towers, or 0 for one device a tower where they are there"
         )
+    split = devices.tower or (towers if len(found) >= towers * devices.data else 1)
     if devices.data * split > len(found):
         raise UserError(
             f"{devices.data} x {split} devices are asked for and {len(found)} found ({found[0].platform}): lower "

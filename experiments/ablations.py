@@ -11,9 +11,9 @@ Locally one cell runs after the other; under SLURM each is a job.
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import os
+import re
 import statistics
 import sys
 import time
@@ -21,12 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import submitit
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from alexnet_jax import UserError, checkpoint, main, one_line
+from alexnet_jax import UserError, checkpoint, main, one_line, overrides
 from alexnet_jax.prepare import prepare
 from experiments import results
+from experiments.changes import Change
 from experiments.steps import stepper
 
 DAYS = 7  # after which a job is given up
@@ -50,23 +52,28 @@ class Cell:
         run = results.read(self.workdir)
         if run.state == "finished":
             return float(self.config.epochs)
-        return min(max((r["epoch"] for r in run.records), default=0.0), self.config.epochs - 0.01)
+        return min(max((results.number(r, "epoch") or 0.0 for r in run.records), default=0.0), self.config.epochs - 0.01)
 
 
-def read_sweep(name: str) -> tuple[ConfigDict, dict]:
+def read_sweep(name: str) -> tuple[ConfigDict, dict[str, Change]]:
     """(the base config, ABLATIONS) of a sweep: small, small:ARG, or a file, or file:ARG. Raises UserError."""
     name, _, arg = name.partition(":")
-    path = Path(name) if name.endswith(".py") else Path(__file__).with_name(f"sweep_{name}.py")
-    if not path.exists():
-        known = ", ".join(sorted(p.stem.removeprefix("sweep_") for p in Path(__file__).parent.glob("sweep_*.py")))
-        raise UserError(f"there is no sweep '{name}': there are {known}, or give a file.py")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        return module.get_config(arg), module.ABLATIONS
-    except Exception as e:
-        raise UserError(f"the sweep {path} cannot be read ({one_line(e)})") from e
+    here = Path(__file__).parent
+    path = Path(name).expanduser() if "/" in name or name.endswith(".py") else here / f"sweep_{name}.py"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem.removeprefix("sweep_") for p in here.glob("sweep_*.py")))
+        what = f"{path} is a folder, and no sweep" if path.is_dir() else f"there is no sweep '{name}'"
+        whole = Path(f"{name}.py").expanduser()
+        raise UserError(f"{what}: there are {known}, or give {whole if whole.is_file() else 'a file.py'}")
+    module = overrides.load(path)
+    base = overrides.call(module, path, arg)
+    ablations = getattr(module, "ABLATIONS", None)
+    if not isinstance(ablations, dict) or not all(isinstance(c, Change) for c in ablations.values()):
+        raise UserError(f"{path} must have ABLATIONS, a dict of experiments.changes.Change by name")
+    for word in ablations:
+        if word == "base" or not re.fullmatch(r"\w[\w.-]*", str(word)):
+            raise UserError(f"{path} names an ablation '{word}': it becomes a folder's name, of letters, digits and _")
+    return base, ablations
 
 
 def choose(ablations: dict, only: str) -> dict:
@@ -88,11 +95,16 @@ def make_cells(base: ConfigDict, ablations: dict, seeds: int, workdir: Path) -> 
     for seed in range(seeds):
         for name in ("base", *ablations):
             config = base.copy_and_resolve_references()
-            fields = ablations[name].fields(base) if name != "base" else {}
+            known = flatten_dict(config.to_dict(), sep=".")
             try:
+                fields = ablations[name].fields(base) if name != "base" else {}
+                if strange := [field for field in fields if field not in known]:
+                    raise UserError(f"{strange[0]}: {overrides.unknown(str(strange[0]), known, 'the base')}")
                 config.lock().update_from_flattened_dict(fields | {"seed": seed})
                 main.check(config)
-            except (UserError, AttributeError, KeyError, TypeError, ValueError) as e:
+            except UserError as e:
+                raise UserError(f"ablation {name} makes no config: {e}") from e
+            except Exception as e:  # of its fields(), the user's own code, or of a value of another type
                 raise UserError(f"ablation {name} makes no config: {one_line(e)}") from e
             cells.append(Cell(name, seed, config, workdir / name / f"seed{seed}"))
     return cells
