@@ -28,7 +28,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 import configs
-from alexnet_jax import UserError, checkpoint, classes, export, formats, main, model
+from alexnet_jax import UserError, checkpoint, classes, command, export, formats, main, model
 from alexnet_jax.checkpoint import Run
 
 FROM = flags.DEFINE_enum("from", None, ["torchvision", "caffe", "npy", "safetensors"], "what the weights come from")
@@ -286,4 +286,4 @@ def parse(argv: list[str]) -> list[str]:
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.ERROR)
-    app.run(run, flags_parser=parse)
+    command(lambda _: app.run(run, flags_parser=parse))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alexnet_jax import UserError, checkpoint, metrics, one_line, retrieval
+from alexnet_jax import UserError, checkpoint, command, metrics, one_line, retrieval
 from alexnet_jax.checkpoint import Run
 from alexnet_jax.curves import curves, read_metrics
 from alexnet_jax.data import eval_batches
@@ -153,8 +153,8 @@ def read_weights(path: str | Path, bgr: bool = False) -> np.ndarray:
     several.
     """
     path, takes = Path(path), "--weights takes an .npz with conv1's kernels, (kernels, 3, side, side)"
-    if path.is_dir() or not path.exists():
-        raise UserError(f"{f'{path} is a folder' if path.is_dir() else f'there is no file {path}'}: {takes}")
+    if not path.is_file():
+        raise UserError(f"{f'{path} is no file' if path.exists() else f'there is no file {path}'}: {takes}")
     if path.suffix in (".pth", ".pt", ".safetensors", ".caffemodel", ".npy"):
         raise UserError(
             f"{path} is no .npz: {takes}; python -m alexnet_jax.convert makes a run of an AlexNet's weights, "
@@ -232,7 +232,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--bgr", action="store_true", help="the weights' channels are blue, green, red, as in Caffe")
     parser.add_argument("--towers", type=int, default=1, help="towers of the weights, equal groups of kernels")
     flags = parser.parse_args(argv)
-    if flags.weights:
+    if flags.weights is not None:
         kernel = read_weights(flags.weights, flags.bgr)
         if flags.towers < 1 or kernel.shape[3] % flags.towers:
             raise UserError(f"--towers is {flags.towers} and must divide the {kernel.shape[3]} kernels")
@@ -259,7 +259,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as e:
-        sys.exit(f"error: {e}")
+    command(main)

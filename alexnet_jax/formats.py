@@ -381,6 +381,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder: name a file in it with --out")
+    if path.exists() and not path.is_file():  # a device, which the file would replace
+        raise UserError(f"{path} is no file: name another with --out")
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         yield partial

@@ -15,6 +15,7 @@ apply, finds the same gradients on both. Copies of the tower pair along the `dat
 batch and sum their gradients. One parameter tree, whole kernels, serves every arrangement.
 """
 
+import re
 from collections.abc import Callable
 
 import jax
@@ -28,6 +29,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import UserError
 
 DATA, TOWER = "data", "tower"
+MOST = 1024  # devices that --devices asks for: virtual ones cost a thread each
 
 
 def make_mesh(devices: ConfigDict, towers: int, batch_size: int, found: list | None = None) -> Mesh:
@@ -66,6 +68,17 @@ def make_mesh(devices: ConfigDict, towers: int, batch_size: int, found: list | N
         return Mesh(np.array(found).reshape(devices.data, split), (DATA, TOWER), axis_types=auto)
     used = found[: devices.data * split]
     return Mesh(_neighbours(used, (devices.data, split)), (DATA, TOWER), axis_types=auto)
+
+
+def wanted(devices: str) -> tuple[int, int]:
+    """(data, tower) of the flag --devices, such as "4x2". Raises UserError if it is none, or more than CPU can play."""
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", devices)
+    if not match:
+        raise UserError(f"--devices '{devices}' is not data x tower, as in 4x2")
+    data, tower = map(int, match.groups())
+    if data * tower > MOST:
+        raise UserError(f"--devices {devices} are {data * tower:,} devices: at most {MOST} can be had")
+    return data, tower
 
 
 def _neighbours(devices: list, shape: tuple[int, int]) -> np.ndarray:

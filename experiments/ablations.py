@@ -25,7 +25,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from alexnet_jax import UserError, checkpoint, main, one_line, overrides
+from alexnet_jax import UserError, checkpoint, command, main, one_line, overrides
 from alexnet_jax.prepare import prepare
 from experiments import results
 from experiments.changes import Change
@@ -52,7 +52,9 @@ class Cell:
         run = results.read(self.workdir)
         if run.state == "finished":
             return float(self.config.epochs)
-        return min(max((results.number(r, "epoch") or 0.0 for r in run.records), default=0.0), self.config.epochs - 0.01)
+        return min(
+            max((results.number(r, "epoch") or 0.0 for r in run.records), default=0.0), self.config.epochs - 0.01
+        )
 
 
 def read_sweep(name: str) -> tuple[ConfigDict, dict[str, Change]]:
@@ -267,8 +269,8 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--slurm", action="append", default=[], metavar="KEY=VALUE", help="a parameter of sbatch")
     parser.add_argument("--dry-run", action="store_true", help="print the cells and what they will cost")
     flags = parser.parse_args(argv)
-    if flags.seeds < 1:
-        raise UserError("--seeds must be 1 or more")
+    if not 1 <= flags.seeds <= 1000:
+        raise UserError(f"--seeds is {flags.seeds} and must be from 1 to 1000")
     base, ablations = read_sweep(flags.sweep)
     ablations = choose(ablations, flags.only)
     stem = Path(flags.sweep).stem.replace(":", "_")
@@ -288,10 +290,5 @@ def run(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        main.settle()
-        sys.exit(run(sys.argv[1:]))
-    except UserError as e:
-        sys.exit(f"error: {e}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from here")
+    main.settle()
+    command(run, "stopped; the same command goes on from here")

@@ -113,7 +113,7 @@ def printable(text: str) -> str:
 def _settings(path: Path) -> dict:
     try:
         return _flat(json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is not whole ({error})") from error
 
 
@@ -222,7 +222,7 @@ def planned(sweep: Path) -> tuple[str, str, list[Group]]:
         return printable(plan["sweep"]), printable(base["name"]), groups
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({one_line(error)}): plan the sweep again") from error
 
 
