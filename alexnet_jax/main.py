@@ -161,7 +161,8 @@ def parse(argv: list[str]) -> list[str]:
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # ml_collections prints a traceback of its own
             rest = flags.FLAGS(argv)
-        if CONFIG.value is not None and not isinstance(CONFIG.value, ConfigDict):  # how ml_collections says OSError
+        named = overrides.given(argv)[0] is not None
+        if named and not isinstance(CONFIG.value, ConfigDict):  # None, or how ml_collections says OSError
             raise TypeError("the config cannot be read")
         return rest
     except Exception as e:  # ml_collections raises whatever the config file or an override raises

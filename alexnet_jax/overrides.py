@@ -78,7 +78,7 @@ def blaming(path: Path) -> Iterator[None]:
     except Exception as error:
         if type(error) is ValueError and str(error):  # how get_config says what is wrong with its argument
             raise UserError(f"{path}: {' '.join(str(error).split())}") from error
-        at = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        at = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path.absolute()]
         where = f", line {at[-1]}" if at else ""
         raise UserError(f"{path}{where} cannot be run ({one_line(error)})") from error
 
