@@ -52,9 +52,8 @@ class Cell:
         run = results.read(self.workdir)
         if run.state == "finished":
             return float(self.config.epochs)
-        return min(
-            max((results.number(r, "epoch") or 0.0 for r in run.records), default=0.0), self.config.epochs - 0.01
-        )
+        furthest = max((results.number(r, "epoch") or 0.0 for r in run.records), default=0.0)
+        return min(furthest, self.config.epochs - 0.01)
 
 
 def read_sweep(name: str) -> tuple[ConfigDict, dict[str, Change]]:

@@ -175,7 +175,7 @@ def find(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 
     Of runs/sweep/* the shell makes files and folders without runs too: those are passed over, these said on stderr.
     """
-    runs, sweeps = {}, {}
+    runs, sweeps, bare = {}, {}, []
 
     def unreadable(error: OSError):
         raise UserError(f"cannot read {error.filename} ({error.strerror})")
@@ -196,7 +196,9 @@ def find(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
                 holds = True
                 below.clear()
         if not holds:
-            print(f"passed over: {path} holds no run", file=sys.stderr)
+            bare.append(path)
+    for path in bare if runs or sweeps else []:  # else it is an error
+        print(f"passed over: {path} holds no run", file=sys.stderr)
     return list(runs.values()), list(sweeps.values())
 
 
