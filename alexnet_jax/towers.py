@@ -39,11 +39,11 @@ def make_mesh(devices: ConfigDict, towers: int, batch_size: int, found: list | N
     """
     found = jax.devices() if found is None else found
     if devices.data < 1:
-        raise UserError(f"--config.devices.data is {devices.data} and must be 1 or more: the copies of the network")
+        raise UserError(f"devices.data is {devices.data} and must be 1 or more: the copies of the network")
     divisors = [n for n in range(1, towers + 1) if towers % n == 0]
     if devices.tower not in (0, *divisors):
         raise UserError(
-            f"--config.devices.tower is {devices.tower} and must be {' or '.join(map(str, divisors))}, a divisor of "
+            f"devices.tower is {devices.tower} and must be {' or '.join(map(str, divisors))}, a divisor of "
             "--config.model.towers, or 0 for one device a tower where they are there"
         )
     split = devices.tower or (towers if len(found) >= towers * devices.data else 1)
