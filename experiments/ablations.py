@@ -253,6 +253,8 @@ def make_executor(launcher: str, folder: Path, options: list[str]) -> submitit.E
         executor = submitit.LocalExecutor(folder)
         executor.update_parameters(timeout_min=60 * 24 * DAYS, gpus_per_node=len(gpus), visible_gpus=tuple(gpus))
         return executor
+    except OSError as e:
+        raise UserError(f"cannot write to {folder} ({e.strerror or e}): name another --workdir") from e
     except Exception as e:  # submitit raises many kinds
         raise UserError(f"--launcher {launcher} cannot be used here: {one_line(e)}") from e
 

@@ -4,6 +4,8 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -169,6 +171,7 @@ FEATURES = ("--workdir", RUN, "--images", PHOTO, "--out", "o", "--layer")
         (pipeline.main, ["--repeats", "0"], "--repeats"),
         (pipeline.main, ["--seconds", "nan"], "--seconds"),
         (ablations.run, ["--sweep", "smoke", "--seeds", "1000000000"], "--seeds"),
+        (partial(ablations.make_executor, "local", Path("file/jobs")), [], "cannot write to file/jobs.*--workdir"),
         (report.main, ["missing"], "there is no folder missing"),
         (report.main, ["file", "empty"], "no run in file, empty"),
     ],
