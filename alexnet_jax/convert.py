@@ -28,7 +28,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 import configs
-from alexnet_jax import UserError, checkpoint, classes, export, formats, main, model
+from alexnet_jax import UserError, checkpoint, classes, command, export, formats, main, model
 from alexnet_jax.checkpoint import Run
 from alexnet_jax.config import check as check_config
 
@@ -254,7 +254,6 @@ def _in(workdir: Path):
         raise UserError("--out is for --to: --from writes the --workdir")
     if main.CONFIG.value is None:
         raise UserError("name the network that the weights are of, such as --config configs/paper.py")
-    main.config_name(main.CONFIG.value)  # or a config that cannot be read
     config = main.CONFIG.value.copy_and_resolve_references()
     weights, mean, names = (Path(f.value).expanduser() if f.value else None for f in (WEIGHTS, MEAN, CLASSES))
     print("\n".join(bring(FROM.value, weights, config, workdir, mean, names)))
@@ -288,4 +287,4 @@ def parse(argv: list[str]) -> list[str]:
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.ERROR)
-    app.run(run, flags_parser=parse)
+    command(lambda _: app.run(run, flags_parser=parse))

@@ -39,14 +39,20 @@ def read_metrics(path: str | Path) -> list[dict]:
 
 
 def _kind(record: Mapping) -> str:
-    if record["split"] == "train":
+    if record.get("split") == "train":
         return "train"
     return "evaluation" if record.get("views") in (None, 1) else "several views"
 
 
+def _is_number(value) -> bool:
+    """Whether a record's value can be drawn: nan and inf leave a gap; an integer may be too large for any float."""
+    return isinstance(value, float) or isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
 def _points(records: Sequence[Mapping], key: str, kind: str, scale: float = 1) -> np.ndarray:
     """float64 (2, points): epochs and values by step. A resumed run repeats steps: the last record of each counts."""
-    points = {r["step"]: (r["epoch"], scale * r[key]) for r in records if r.get(key) is not None and _kind(r) == kind}
+    of_kind = [r for r in records if _kind(r) == kind and all(_is_number(r.get(n)) for n in ("step", "epoch", key))]
+    points = {r["step"]: (r["epoch"], scale * r[key]) for r in of_kind}
     return np.array([points[step] for step in sorted(points)], np.float64).reshape(-1, 2).T
 
 

@@ -12,7 +12,6 @@ JSON object: split, views (or dense, the images' sides), images, loss, top1_erro
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -22,12 +21,14 @@ import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 from tqdm import tqdm
 
-from alexnet_jax import UserError, augment, checkpoint, metrics, towers
+from alexnet_jax import UserError, augment, checkpoint, command, metrics, towers
 from alexnet_jax.checkpoint import Run
 from alexnet_jax.data import eval_batches, filled
 from alexnet_jax.model import AlexNet, fc6_side
 from alexnet_jax.prepare import prepare
 from alexnet_jax.records import Split
+
+LARGEST = 1024  # pixels a side: of 128 such images conv1's 96 maps are 3.2 GB
 
 
 def make_probabilities(apply: Callable, config: ConfigDict) -> Callable:
@@ -165,11 +166,10 @@ def main(argv: list[str]) -> None:
         "--data", help="a TFDS name or a folder, of classes that the run knows, in place of its own set"
     )
     flags = parser.parse_args(argv)
+    if not 0 <= (flags.dense or 0) <= LARGEST:
+        raise UserError(f"--dense is {flags.dense} and must be from the run's crop to {LARGEST} pixels a side")
     print(json.dumps(evaluate_runs(flags.workdir, flags.views, flags.split, flags.dense, flags.data)))
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as e:
-        sys.exit(f"error: {e}")
+    command(main)

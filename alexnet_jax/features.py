@@ -16,7 +16,6 @@ error and left out, and the exit status is 1.
 import argparse
 import contextlib
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -30,7 +29,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from alexnet_jax import UserError, augment, checkpoint, metrics, photos, towers
+from alexnet_jax import UserError, augment, checkpoint, command, metrics, photos, towers
 from alexnet_jax.checkpoint import Run
 from alexnet_jax.data import eval_batches, filled
 from alexnet_jax.prepare import prepare
@@ -190,9 +189,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--devices", default="1x1", help="data x tower, such as 1x2 (default: 1x1)")
     parser.add_argument("--batch_size", type=int, default=128, help="images at a time (default: 128)")
     flags = parser.parse_args(argv)
-    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", flags.devices):
-        raise UserError(f"--devices '{flags.devices}' is not data x tower, as in 1x2")
-    data, tower = map(int, flags.devices.split("x"))
+    data, tower = towers.wanted(flags.devices)
     if jax.config.jax_num_cpu_devices < data * tower != 1:
         jax.config.update("jax_num_cpu_devices", data * tower)
     run = checkpoint.load(flags.workdir, flags.which, data, tower)
@@ -216,9 +213,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as e:
-        sys.exit(f"error: {e}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted: nothing was written")
+    command(main, "interrupted: nothing was written")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alexnet_jax import UserError, checkpoint, metrics, one_line, retrieval
+from alexnet_jax import UserError, checkpoint, command, metrics, one_line, retrieval
 from alexnet_jax.checkpoint import Run
 from alexnet_jax.curves import curves, read_metrics
 from alexnet_jax.data import eval_batches
@@ -152,20 +152,33 @@ def read_weights(path: str | Path, bgr: bool = False) -> np.ndarray:
     blue, green and red, as in Caffe. Raises UserError if the file is no .npz of plain arrays or holds no such array, or
     several.
     """
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"there is no .npz at {path}: name one that holds conv1, (kernels, 3, side, side)")
+    path, takes = Path(path), "--weights takes an .npz with conv1's kernels, (kernels, 3, side, side)"
+    if not path.is_file():
+        raise UserError(f"{f'{path} is no file' if path.exists() else f'there is no file {path}'}: {takes}")
+    if path.suffix in (".pth", ".pt", ".safetensors", ".caffemodel", ".npy"):
+        raise UserError(
+            f"{path} is no .npz: {takes}; python -m alexnet_jax.convert makes a run of an AlexNet's weights, "
+            "and --workdir draws that"
+        )
     try:
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise UserError(f"{path} is no .npz, or not a whole one ({path.stat().st_size:,} bytes): {takes}")
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} cannot be read as an .npz of plain arrays ({one_line(error)})") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}): {takes}") from error
+    except (ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} cannot be read as an .npz of plain arrays ({one_line(error)}): {takes}") from error
     arrays = {name: a for name, a in arrays.items() if isinstance(a, np.ndarray)}  # any other file comes as bytes
     found = [a for a in arrays.values() if a.ndim == 4 and a.shape[1] == 3 and a.shape[2] == a.shape[3] and a.size]
     if len(found) != 1:
-        held = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+        held = ", ".join(f"{name} {array.shape}" for name, array in list(arrays.items())[:20]) or "no array"
         raise UserError(f"{path} must hold one array of shape (kernels, 3, side, side), conv1's; it holds {held}")
     [kernel] = found
-    if not np.issubdtype(kernel.dtype, np.floating) or not np.isfinite(kernel).all():
+    if not np.issubdtype(kernel.dtype, np.floating):
+        raise UserError(f"conv1 in {path} is {kernel.dtype}, and weights are floating numbers")
+    if not np.isfinite(kernel).all():
         raise UserError(f"conv1 in {path} holds what is no number")
     kernel = kernel.astype(np.float32).transpose(2, 3, 1, 0)
     return kernel[:, :, ::-1] if bgr else kernel
@@ -219,7 +232,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--bgr", action="store_true", help="the weights' channels are blue, green, red, as in Caffe")
     parser.add_argument("--towers", type=int, default=1, help="towers of the weights, equal groups of kernels")
     flags = parser.parse_args(argv)
-    if flags.weights:
+    if flags.weights is not None:
         kernel = read_weights(flags.weights, flags.bgr)
         if flags.towers < 1 or kernel.shape[3] % flags.towers:
             raise UserError(f"--towers is {flags.towers} and must divide the {kernel.shape[3]} kernels")
@@ -246,7 +259,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as e:
-        sys.exit(f"error: {e}")
+    command(main)

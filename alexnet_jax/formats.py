@@ -18,6 +18,7 @@ import io
 import os
 import pickle
 import re
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -91,7 +92,8 @@ def read(origin: str, path: Path) -> dict[str, dict[str, np.ndarray]]:
     AlexNet does not have keep the file's names. Raises UserError if the file is not whole or of another kind.
     """
     if not path.is_file():
-        raise UserError(f"there is no file {path}: name the weights with --weights")
+        what = f"{path} is a folder" if path.is_dir() else f"there is no file {path}"
+        raise UserError(f"{what}: name the file of weights with --weights")
     if origin == "caffe":
         return _read_caffe(path)
     if origin == "npy":
@@ -141,18 +143,26 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     torch = pytorch("reading a .pth", "give the .safetensors")
     hint = "it takes a state dict, as torch.save(net.state_dict(), 'net.pth') writes, or its .safetensors"
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)  # which runs nothing of the file's
-        found = found.get("state_dict", found)
-        for name, tensor in found.items():
-            if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-                raise ValueError(f"{name} is said to be {tuple(tensor.shape)} and its numbers are not there")
-        return {
-            str(name): (t.float() if t.dtype == torch.bfloat16 else t).detach().numpy() for name, t in found.items()
-        }
-    except pickle.UnpicklingError as error:  # which tells at length how to run what the file holds
-        raise _unreadable(path, "a state dict", "it holds more than tensors, or is not whole", hint) from error
-    except Exception as error:  # torch raises many kinds, and what the file holds may be anything
-        raise _unreadable(path, "a state dict", error, hint) from error
+        with warnings.catch_warnings(action="ignore"):
+            found = torch.load(path, map_location="cpu", weights_only=True)  # which runs nothing of the file's
+    except OSError as error:
+        raise _unreadable(path, "a state dict", error.strerror or one_line(error), hint) from error
+    except Exception as error:  # torch raises many kinds, and tells at length how to run what the file holds
+        reason = f"its {path.stat().st_size:,} bytes are not PyTorch's, not whole, or hold more than tensors"
+        raise _unreadable(path, "a state dict", reason, hint) from error
+    found = found.get("state_dict", found) if isinstance(found, dict) else found
+    if not isinstance(found, dict):
+        raise _unreadable(path, "a state dict", f"it holds a {type(found).__name__}", hint)
+    state = {}
+    for name, tensor in found.items():
+        if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_quantized:
+            raise _unreadable(path, "a state dict", f"its {name!r:.40} is no plain tensor", hint)
+        if tensor.is_meta or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            said = f"{name} is said to be {tuple(tensor.shape)} and its numbers are not there"
+            raise _unreadable(path, "a state dict", said, "fetch it again")
+        plain = tensor.float() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor
+        state[str(name)] = plain.detach().resolve_conj().resolve_neg().numpy()
+    return state
 
 
 def pytorch(what: str, otherwise: str):
@@ -371,6 +381,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder: name a file in it with --out")
+    if path.exists() and not path.is_file():  # a device, which the file would replace
+        raise UserError(f"{path} is no file: name another with --out")
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         yield partial

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from alexnet_jax import UserError, checkpoint, figures, model, start, towers
+from alexnet_jax import UserError, checkpoint, figures, model, overrides, start, towers
 from alexnet_jax.config import check
 from alexnet_jax.data import steps_per_epoch
 from alexnet_jax.prepare import prepare
@@ -120,14 +120,6 @@ def introduce(config, prepared, mesh, workdir: Path):
     )
 
 
-def config_name(config) -> str:
-    try:
-        return config.name
-    except OSError as e:  # how ml_collections reports, only now, that the file could not be read
-        reason = str(e).strip().splitlines()[-1].strip()
-        raise UserError(f"the config cannot be read: {reason}; configs/ holds what there is") from e
-
-
 def main(argv: list[str]):
     """absl's main; the user's mistakes end in one line."""
     if len(argv) > 1:
@@ -140,7 +132,7 @@ def main(argv: list[str]):
             join()
         elif (COORDINATOR.value, PROCESSES.value, PROCESS.value) != (None, None, None):
             raise UserError("--coordinator, --processes and --process want --distributed beside them")
-        sys.exit(run(config, Path(WORKDIR.value or Path("runs") / config_name(config)).expanduser()))
+        sys.exit(run(config, Path(WORKDIR.value or Path("runs") / config.name).expanduser()))
     except UserError as e:
         sys.exit(f"error: {e}")
     except OSError as e:  # a full disk, a folder that went away
@@ -155,15 +147,20 @@ def main(argv: list[str]):
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Parses the flags; what is wrong with them ends in one line."""
+    """Parses the flags; what is wrong with them ends in one line. CONFIG then is None or a ConfigDict."""
+    try:
+        argv = overrides.located(argv)
+    except UserError as e:
+        sys.exit(f"error: {e}")
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # ml_collections prints a traceback of its own
-            return flags.FLAGS(argv)
+            rest = flags.FLAGS(argv)
+        named = overrides.given(argv)[0] is not None
+        if named and not isinstance(CONFIG.value, ConfigDict):  # None, or how ml_collections says OSError
+            raise TypeError("the config cannot be read")
+        return rest
     except Exception as e:  # ml_collections raises whatever the config file or an override raises
-        lines = str(e.args[0] if e.args else e).strip().splitlines()
-        text = lines[-1] if "Traceback" in str(e) else " ".join(lines)
-        text = text.replace("\\n", " ").replace("\\'", "'").strip("\"'")  # some messages come as Python strings
-        sys.exit(f"error: {text}")
+        sys.exit(f"error: {overrides.explain(argv, e)}")
 
 
 def settle():

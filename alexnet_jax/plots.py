@@ -31,6 +31,8 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 
 def save(figure: Figure, path: str | Path) -> Path:
     """Writes the figure as a PNG, whole or not at all."""
+    if Path(path).exists() and not Path(path).is_file():  # a device, which the file would replace
+        raise UserError(f"cannot write {path}, which is no file: name another")
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=figure.dpi, facecolor="white")
     partial = Path(f"{path}.{os.getpid()}.tmp")

@@ -10,7 +10,6 @@ exit status is then 1.
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from alexnet_jax import UserError, checkpoint, metrics, photos
+from alexnet_jax import UserError, checkpoint, command, metrics, photos
 from alexnet_jax.checkpoint import Run
 from alexnet_jax.classes import words
 from alexnet_jax.evaluate import make_probabilities
@@ -100,13 +99,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as e:
-        sys.exit(f"error: {e}")
-    except BrokenPipeError:  # the reader, such as head, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
+    command(main)

@@ -11,7 +11,6 @@ by raw pixels and that of six drawn at random. The gallery is the training set, 
 import argparse
 import json
 import os
-import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -24,13 +23,14 @@ from jax import lax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from alexnet_jax import UserError, checkpoint, metrics, photos, plots
+from alexnet_jax import UserError, checkpoint, command, metrics, photos, plots
 from alexnet_jax.checkpoint import Run
 from alexnet_jax.data import eval_batches
 from alexnet_jax.prepare import prepare
 from alexnet_jax.records import Prepared, Split, in_threads
 
 K = 6  # figure 4 shows six
+ROWS = 100  # of a picture that can still be opened
 SPARE = 10  # candidates beyond k that the device hands over
 NOT_FINITE = "the vectors hold what is no number, or numbers whose squares pass float32"
 
@@ -312,8 +312,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--out", help="the picture; default: neighbours.png in the workdir")
     parser.add_argument("--json", action="store_true", help="print one JSON object on one line")
     flags = parser.parse_args(argv)
-    if flags.queries < 1:
-        raise UserError(f"--queries is {flags.queries} and must be 1 or more")
+    if not 1 <= flags.queries <= ROWS:
+        raise UserError(f"--queries is {flags.queries} and must be from 1 to {ROWS}: a row of the picture each")
     paths = [path for query in flags.query or () for path in photos.find(query)]
     run = checkpoint.load(flags.workdir)
     prepared = prepare(run.config.data)
@@ -342,7 +342,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as e:
-        sys.exit(f"error: {e}")
+    command(main)

@@ -19,7 +19,7 @@ from absl import app, flags, logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from alexnet_jax import UserError, main, model, towers
+from alexnet_jax import UserError, command, main, model, one_line, towers
 from alexnet_jax.config import check
 from alexnet_jax.train import program
 
@@ -153,7 +153,7 @@ def layers(config: ConfigDict, mesh: Mesh) -> list[dict]:
     return rows
 
 
-_STAGES = ("conv", "fc", "norm", "spatial_norm", "pool")
+_STAGES = ("conv", "fc", "norm", "spatial_norm", "pool", "average_pool")
 
 
 def summarize(config: ConfigDict, mesh: Mesh, topology: str | None = None) -> dict:
@@ -220,15 +220,15 @@ def slice_of(topology: str) -> list:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     except Exception as e:  # jax and libtpu raise many kinds
         raise UserError(
-            f"no TPU slice {topology} to compile for ({str(e).splitlines()[0][:200]}): "
+            f"no TPU slice {topology} to compile for ({one_line(e)}): "
             "pip install -e .[tpu] brings libtpu; a slice has to be of a shape that exists"
         ) from e
 
 
-def mesh_for(config: ConfigDict, devices: str | None, topology: str | None) -> Mesh:
+def mesh_for(config: ConfigDict, devices: tuple[int, int] | None, topology: str | None) -> Mesh:
     """The mesh that the flags ask for; sets config.devices. A slice is filled with tower groups by default."""
     if devices:
-        config.devices.data, config.devices.tower = map(int, devices.split("x"))
+        config.devices.data, config.devices.tower = devices
     if topology:
         found = slice_of(topology)
         if not devices:
@@ -295,15 +295,13 @@ def run(argv: list[str]):
         if main.CONFIG.value is None:
             raise UserError("name a config: python -m alexnet_jax.summary --config configs/paper.py")
         config = main.CONFIG.value
-        main.config_name(config)  # or a config that cannot be read
-        if DEVICES.value and not re.fullmatch(r"\d+x\d+", DEVICES.value):
-            raise UserError(f"--devices '{DEVICES.value}' is not data x tower, as in 4x2")
+        devices = DEVICES.value and towers.wanted(DEVICES.value)
         if TOPOLOGY.value:
             jax.config.update("jax_platforms", "cpu")
-        elif DEVICES.value:
-            jax.config.update("jax_num_cpu_devices", math.prod(map(int, DEVICES.value.split("x"))))
+        elif devices:
+            jax.config.update("jax_num_cpu_devices", math.prod(devices))
         check(config)
-        found = summarize(config, mesh_for(config, DEVICES.value, TOPOLOGY.value), TOPOLOGY.value)
+        found = summarize(config, mesh_for(config, devices, TOPOLOGY.value), TOPOLOGY.value)
         print(json.dumps(found) if JSON.value else table(found))
     except UserError as e:
         sys.exit(f"error: {e}")
@@ -311,4 +309,4 @@ def run(argv: list[str]):
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.ERROR)
-    app.run(run, flags_parser=main.parse)
+    command(lambda _: app.run(run, flags_parser=main.parse))

@@ -15,6 +15,7 @@ apply, finds the same gradients on both. Copies of the tower pair along the `dat
 batch and sum their gradients. One parameter tree, whole kernels, serves every arrangement.
 """
 
+import re
 from collections.abc import Callable
 
 import jax
@@ -28,6 +29,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import UserError
 
 DATA, TOWER = "data", "tower"
+MOST = 1024  # devices that --devices asks for: virtual ones cost a thread each
 
 
 def make_mesh(devices: ConfigDict, towers: int, batch_size: int, found: list | None = None) -> Mesh:
@@ -36,12 +38,15 @@ def make_mesh(devices: ConfigDict, towers: int, batch_size: int, found: list | N
     Raises UserError if the devices are too few, or do not divide the towers or the batch.
     """
     found = jax.devices() if found is None else found
-    split = devices.tower or (towers if len(found) >= towers * devices.data else 1)
-    if devices.data < 1 or split < 1 or towers % split:
+    if devices.data < 1:
+        raise UserError(f"devices.data is {devices.data} and must be 1 or more: the copies of the network")
+    divisors = [n for n in range(1, towers + 1) if towers % n == 0]
+    if devices.tower not in (0, *divisors):
         raise UserError(
-            f"a network of {towers} tower(s) cannot be split over {split} device(s): "
-            "set --config.devices.tower to a divisor of --config.model.towers, and --config.devices.data to 1 or more"
+            f"devices.tower is {devices.tower} and must be {' or '.join(map(str, divisors))}, a divisor of "
+            "--config.model.towers, or 0 for one device a tower where they are there"
         )
+    split = devices.tower or (towers if len(found) >= towers * devices.data else 1)
     if devices.data * split > len(found):
         raise UserError(
             f"{devices.data} x {split} devices are asked for and {len(found)} found ({found[0].platform}): lower "
@@ -63,6 +68,17 @@ def make_mesh(devices: ConfigDict, towers: int, batch_size: int, found: list | N
         return Mesh(np.array(found).reshape(devices.data, split), (DATA, TOWER), axis_types=auto)
     used = found[: devices.data * split]
     return Mesh(_neighbours(used, (devices.data, split)), (DATA, TOWER), axis_types=auto)
+
+
+def wanted(devices: str) -> tuple[int, int]:
+    """(data, tower) of the flag --devices, such as "4x2". Raises UserError if it is none, or more than CPU can play."""
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", devices)
+    if not match:
+        raise UserError(f"--devices '{devices}' is not data x tower, as in 4x2")
+    data, tower = map(int, match.groups())
+    if data * tower > MOST:
+        raise UserError(f"--devices {devices} are {data * tower:,} devices: at most {MOST} can be had")
+    return data, tower
 
 
 def _neighbours(devices: list, shape: tuple[int, int]) -> np.ndarray:

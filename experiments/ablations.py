@@ -11,9 +11,9 @@ Locally one cell runs after the other; under SLURM each is a job.
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import os
+import re
 import statistics
 import sys
 import time
@@ -21,13 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import submitit
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from alexnet_jax import UserError, checkpoint, main, one_line
+from alexnet_jax import UserError, checkpoint, command, main, one_line, overrides
 from alexnet_jax.config import check
 from alexnet_jax.prepare import prepare
 from experiments import results
+from experiments.changes import Change
 from experiments.steps import stepper
 
 DAYS = 7  # after which a job is given up
@@ -51,23 +53,29 @@ class Cell:
         run = results.read(self.workdir)
         if run.state == "finished":
             return float(self.config.epochs)
-        return min(max((r["epoch"] for r in run.records), default=0.0), self.config.epochs - 0.01)
+        furthest = max((results.number(r, "epoch") or 0.0 for r in run.records), default=0.0)
+        return min(furthest, self.config.epochs - 0.01)
 
 
-def read_sweep(name: str) -> tuple[ConfigDict, dict]:
+def read_sweep(name: str) -> tuple[ConfigDict, dict[str, Change]]:
     """(the base config, ABLATIONS) of a sweep: small, small:ARG, or a file, or file:ARG. Raises UserError."""
     name, _, arg = name.partition(":")
-    path = Path(name) if name.endswith(".py") else Path(__file__).with_name(f"sweep_{name}.py")
-    if not path.exists():
-        known = ", ".join(sorted(p.stem.removeprefix("sweep_") for p in Path(__file__).parent.glob("sweep_*.py")))
-        raise UserError(f"there is no sweep '{name}': there are {known}, or give a file.py")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        return module.get_config(arg), module.ABLATIONS
-    except Exception as e:
-        raise UserError(f"the sweep {path} cannot be read ({one_line(e)})") from e
+    here = Path(__file__).parent
+    path = Path(name).expanduser() if "/" in name or name.endswith(".py") else here / f"sweep_{name}.py"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem.removeprefix("sweep_") for p in here.glob("sweep_*.py")))
+        what = f"{path} is a folder, and no sweep" if path.is_dir() else f"there is no sweep '{name}'"
+        whole = Path(f"{name}.py").expanduser()
+        raise UserError(f"{what}: there are {known}, or give {whole if whole.is_file() else 'a file.py'}")
+    module = overrides.load(path)
+    base = overrides.call(module, path, arg)
+    ablations = getattr(module, "ABLATIONS", None)
+    if not isinstance(ablations, dict) or not all(isinstance(c, Change) for c in ablations.values()):
+        raise UserError(f"{path} must have ABLATIONS, a dict of experiments.changes.Change by name")
+    for word in ablations:
+        if word == "base" or not re.fullmatch(r"\w[\w.-]*", str(word)):
+            raise UserError(f"{path} names an ablation '{word}': it becomes a folder's name, of letters, digits and _")
+    return base, ablations
 
 
 def choose(ablations: dict, only: str) -> dict:
@@ -89,11 +97,16 @@ def make_cells(base: ConfigDict, ablations: dict, seeds: int, workdir: Path) -> 
     for seed in range(seeds):
         for name in ("base", *ablations):
             config = base.copy_and_resolve_references()
-            fields = ablations[name].fields(base) if name != "base" else {}
+            known = flatten_dict(config.to_dict(), sep=".")
             try:
+                fields = ablations[name].fields(base) if name != "base" else {}
+                if strange := [field for field in fields if field not in known]:
+                    raise UserError(f"{strange[0]}: {overrides.unknown(str(strange[0]), known, 'the base')}")
                 config.lock().update_from_flattened_dict(fields | {"seed": seed})
                 check(config)
-            except (UserError, AttributeError, KeyError, TypeError, ValueError) as e:
+            except UserError as e:
+                raise UserError(f"ablation {name} makes no config: {e}") from e
+            except Exception as e:  # of its fields(), the user's own code, or of a value of another type
                 raise UserError(f"ablation {name} makes no config: {one_line(e)}") from e
             cells.append(Cell(name, seed, config, workdir / name / f"seed{seed}"))
     return cells
@@ -241,6 +254,8 @@ def make_executor(launcher: str, folder: Path, options: list[str]) -> submitit.E
         executor = submitit.LocalExecutor(folder)
         executor.update_parameters(timeout_min=60 * 24 * DAYS, gpus_per_node=len(gpus), visible_gpus=tuple(gpus))
         return executor
+    except OSError as e:
+        raise UserError(f"cannot write to {folder} ({e.strerror or e}): name another --workdir") from e
     except Exception as e:  # submitit raises many kinds
         raise UserError(f"--launcher {launcher} cannot be used here: {one_line(e)}") from e
 
@@ -256,8 +271,8 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--slurm", action="append", default=[], metavar="KEY=VALUE", help="a parameter of sbatch")
     parser.add_argument("--dry-run", action="store_true", help="print the cells and what they will cost")
     flags = parser.parse_args(argv)
-    if flags.seeds < 1:
-        raise UserError("--seeds must be 1 or more")
+    if not 1 <= flags.seeds <= 1000:
+        raise UserError(f"--seeds is {flags.seeds} and must be from 1 to 1000")
     base, ablations = read_sweep(flags.sweep)
     ablations = choose(ablations, flags.only)
     stem = Path(flags.sweep).stem.replace(":", "_")
@@ -277,10 +292,5 @@ def run(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        main.settle()
-        sys.exit(run(sys.argv[1:]))
-    except UserError as e:
-        sys.exit(f"error: {e}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from here")
+    main.settle()
+    command(run, "stopped; the same command goes on from here")

@@ -14,7 +14,6 @@ import argparse
 import json
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterable
@@ -25,7 +24,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from alexnet_jax import UserError, data
+from alexnet_jax import UserError, command, data
 from alexnet_jax.prepare import open_source, prepare
 from alexnet_jax.records import Prepared, cores
 from configs import paper
@@ -119,12 +118,19 @@ def measure(args: argparse.Namespace):
         print(json.dumps({"cores": cores(), "images_per_second_per_core": medians, "ratios": ratios}), flush=True)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def main(argv: list[str]):
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.pipeline", description=__doc__.partition("\n")[0])
     parser.add_argument("--data", default="imagenette/160px-v2", help="a TFDS name on disk, glyphs, or a folder")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each path")
-    try:
-        measure(parser.parse_args())
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    flags = parser.parse_args(argv)
+    if not 0 < flags.seconds < float("inf"):
+        raise UserError(f"--seconds is {flags.seconds} and must be a number above 0")
+    if flags.repeats < 1:
+        raise UserError(f"--repeats is {flags.repeats} and must be 1 or more")
+    measure(flags)
+
+
+if __name__ == "__main__":
+    command(main)

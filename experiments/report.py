@@ -13,7 +13,6 @@ import math
 import os
 import shlex
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +20,7 @@ from typing import NamedTuple
 import jax
 from scipy import stats
 
-from alexnet_jax import UserError
+from alexnet_jax import UserError, command
 from experiments import page, pictures, results
 from experiments.changes import CHANGES, Change
 from experiments.results import Group, Run
@@ -194,8 +193,4 @@ def main(argv: list[str]):
 if __name__ == "__main__":
     # The kernels are only looked at: accelerators, and their memory, stay with what trains.
     jax.config.update("jax_platforms", "cpu")
-    sys.stdout.reconfigure(errors="replace")  # a terminal without the sign for plus and minus
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    command(main)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -112,7 +113,7 @@ def printable(text: str) -> str:
 def _settings(path: Path) -> dict:
     try:
         return _flat(json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is not whole ({error})") from error
 
 
@@ -170,22 +171,34 @@ class Group:
 
 
 def find(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """The folders of runs, and of sweeps, in the given folders at any depth. Raises UserError if one is not there."""
-    runs, sweeps = {}, {}
+    """The folders of runs, and of sweeps, in the given folders at any depth. Raises UserError if one is not there.
+
+    Of runs/sweep/* the shell makes files and folders without runs too: those are passed over, these said on stderr.
+    """
+    runs, sweeps, bare = {}, {}, []
 
     def unreadable(error: OSError):
         raise UserError(f"cannot read {error.filename} ({error.strerror})")
 
     for path in paths:
+        if path.is_file():
+            continue
         if not path.is_dir():
             raise UserError(f"there is no folder {path}: name runs, or folders that hold runs")
+        holds = False
         for folder, below, files in os.walk(path, onerror=unreadable):
             below.sort()
             if "sweep.json" in files:
                 sweeps.setdefault(Path(folder).resolve(), Path(folder))
+                holds = True
             elif "config.json" in files or FAILED in files:
                 runs.setdefault(Path(folder).resolve(), Path(folder))
+                holds = True
                 below.clear()
+        if not holds:
+            bare.append(path)
+    for path in bare if runs or sweeps else []:  # else it is an error
+        print(f"passed over: {path} holds no run", file=sys.stderr)
     return list(runs.values()), list(sweeps.values())
 
 
@@ -211,7 +224,7 @@ def planned(sweep: Path) -> tuple[str, str, list[Group]]:
         return printable(plan["sweep"]), printable(base["name"]), groups
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({one_line(error)}): plan the sweep again") from error
 
 

@@ -13,7 +13,7 @@ import time
 from absl import app, flags, logging
 from tqdm import tqdm
 
-from alexnet_jax import UserError, main
+from alexnet_jax import UserError, command, main
 from alexnet_jax.config import check
 from experiments.steps import stepper
 
@@ -24,6 +24,8 @@ WARM_UP = 2  # steps before them
 def run(_):
     """absl's main; the user's mistakes end in one line."""
     try:
+        if REPEATS.value < 1:
+            raise UserError(f"--repeats is {REPEATS.value} and must be 1 or more")
         if main.CONFIG.value is None:
             raise UserError("name a config: --config configs/paper.py")
         check(main.CONFIG.value)
@@ -51,4 +53,4 @@ def run(_):
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.ERROR)
-    app.run(run, flags_parser=main.parse)
+    command(lambda _: app.run(run, flags_parser=main.parse))

@@ -181,3 +181,38 @@ def test_wrong_flags_end_in_one_line(flags, says, tmp_path):
     with pytest.raises(UserError, match=says) as error:
         ablations.run([*flags, "--workdir", str(tmp_path / "runs")])
     assert "\n" not in str(error.value)
+
+
+HEAD = "from configs import paper\nfrom experiments.changes import Change\n"
+BASE = "def get_config(arg=''):\n    return paper.get_config('smoke')\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("ABLATIONS = {}\ndef get_config(arg=''):\n    return {}['key']\n", r"mine.py, line 5 .*KeyError: 'key'"),
+        (f"ABLATIONS = [1]\n{BASE}", "must have ABLATIONS, a dict"),
+        (f"ABLATIONS = {{'a': 3}}\n{BASE}", "must have ABLATIONS, a dict of experiments.changes.Change"),
+        (BASE, "must have ABLATIONS"),
+        ("ABLATIONS = {}\n", "no function get_config"),
+        (f"ABLATIONS = {{'../a': Change('x', lambda base: {{}})}}\n{BASE}", "'../a': it becomes a folder's name"),
+        (f"ABLATIONS = {{'a': Change('x', lambda base: {{'model.pool_sise': 2}})}}\n{BASE}", "is it model.pool_size"),
+        (f"ABLATIONS = {{'a': Change('x', lambda base: {{'model.pool_size': 'b'}})}}\n{BASE}", "'pool_size'"),
+        (f"ABLATIONS = {{'a': Change('x', lambda base: 1 / 0)}}\n{BASE}", "ablation a makes no config: ZeroDivision"),
+        ("def (", "SyntaxError"),
+    ],
+)
+def test_a_sweeps_file_that_is_none_is_named(text, says, tmp_path):
+    (tmp_path / "mine.py").write_text(HEAD + text)
+    with pytest.raises(UserError, match=says) as error:
+        ablations.run(["--sweep", str(tmp_path / "mine.py"), "--workdir", str(tmp_path / "runs")])
+    assert "\n" not in str(error.value) and not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_by_a_path_that_is_no_file(tmp_path):
+    (tmp_path / "mine.py").write_text(HEAD)
+    (tmp_path / "folder.py").mkdir()
+    for name, says in ((tmp_path / "mine", f"or give {tmp_path}/mine.py"), (tmp_path / "folder.py", "is a folder"),
+                       (tmp_path, "is a folder"), ("", "no sweep ''"), ("no/such", "no/such")):  # fmt: skip
+        with pytest.raises(UserError, match=says):
+            ablations.read_sweep(str(name))

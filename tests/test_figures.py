@@ -114,7 +114,7 @@ def test_bad_weights_are_one_line(tmp_path):
         assert "\n" not in str(raised.value)
 
     good = np.ones((8, 3, 5, 5))
-    check("no .npz")
+    check("there is no file")
     check(r"it holds a \(5, 5, 3, 8\), b \(8,\)", a=good.T, b=np.zeros(8))
     check("one array", a=good, b=good)
     check("plain arrays", a=np.array([{}], object))

@@ -134,3 +134,19 @@ def test_damaged_state_dicts(tmp_path, monkeypatch):
     refuse("holds int64", "torchvision", tmp_path / "w.pth")
     monkeypatch.setitem(sys.modules, "torch", None)
     refuse(r"pip install torch, or give the \.safetensors", "torchvision", tmp_path / "w.pth")
+
+
+def test_what_is_no_state_dict_is_said_in_our_words(tmp_path):
+    path, x = tmp_path / "w.pth", torch.ones(3, 3)
+    for found, says in (
+        ([x], "it holds a list"),
+        ({"a.weight": 3}, "'a.weight' is no plain tensor"),
+        ({"a.weight": x.to_sparse()}, "no plain tensor"),
+        ({"state_dict": 3}, "it holds a int"),
+        (torch.nn.Linear(2, 2), "hold more than tensors"),
+    ):
+        torch.save(found, path)
+        refuse(says, "torchvision", path)
+    path.write_bytes(b"\xff" * 100)
+    refuse(r"its 100 bytes are not PyTorch's, not whole, or hold more", "torchvision", path)
+    refuse("is a folder", "torchvision", tmp_path)

@@ -450,3 +450,18 @@ def test_an_unwritable_folder_is_the_users_to_mend(sweep, tmp_path):
     with pytest.raises(UserError, match="cannot write .*table.md"):
         report.main([str(sweep), "--out", str(tmp_path / "out")])
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["table.md"]
+
+
+def test_files_and_folders_without_runs_are_passed_over(sweep, tmp_path, capsys):
+    """What the shell makes of runs/small/*: sweep.json, the jobs' folder, the cells."""
+    (sweep / "jobs").mkdir()
+    found = make_report(sorted(sweep.iterdir()))
+    assert found.base.group.finished.keys() == {0, 1, 2} and len(found.rows) == 1
+    assert capsys.readouterr().err == f"passed over: {sweep / 'jobs'} holds no run\n"
+    with pytest.raises(UserError, match="no run in .*sweep.json"):
+        make_report([sweep / "sweep.json", sweep / "jobs"])
+
+
+def test_a_nested_config_is_no_error_of_ours(sweep):
+    (sweep / "base" / "seed0" / "config.json").write_text("[" * 100_000)
+    assert read(sweep / "base" / "seed0").state == "left out"

@@ -1,0 +1,237 @@
+"""What is wrong with a command's flags ends in one line that names the flag and what it takes."""
+
+import os
+import re
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl import flags
+
+import alexnet_jax
+from alexnet_jax import UserError, evaluate, features, figures, main, overrides, predict, retrieval, summary, towers
+from alexnet_jax.curves import curves
+from configs import paper
+from experiments import ablations, pipeline, report
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """main.parse on flags; absl's own are put back afterwards."""
+
+    def run(*given):
+        argv = ["main", *given]
+        monkeypatch.setattr(sys, "argv", argv)
+        return main.parse(argv)
+
+    yield run
+    for name in [n for n in flags.FLAGS if n.startswith("config.")]:
+        delattr(flags.FLAGS, name)
+    for name in flags.FLAGS:
+        flags.FLAGS[name].unparse()
+    flags.FLAGS.unparse_flags()
+
+
+def one_line(parse, *given):
+    with pytest.raises(SystemExit) as error:
+        parse(*given)
+    text = str(error.value)
+    assert text.startswith("error: ") and "\n" not in text
+    return text
+
+
+C = "--config=configs/paper.py:smoke"
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--config.nofield=3"], "--config.nofield: configs/paper.py has no field nofield"),
+        (["--config.model.conv_width=3"], "has no field model.conv_width; is it model.conv_widths?"),
+        (["--config.learning_rate=3"], "is it optimizer.learning_rate?"),
+        (["--config.batch_size.x=3"], "is it batch_size?"),
+        (["--config.model=3"], "--config.model is a section|it is a section of fields"),
+        (["--config.batch_size=many"], "takes a whole number, as in --config.batch_size=32, and 'many' was given"),
+        (["--config.batch_size", "1.5"], "--config.batch_size takes a whole number.*'1.5' was given"),
+        (["--config.batch_size="], "nothing was given"),
+        (["--config.data.flip=7"], "--config.data.flip takes true or false.*'7'"),
+        (["--config.optimizer.learning_rate=x"], "--config.optimizer.learning_rate takes a number.*'x'"),
+        (["--config.model.conv_widths=(1,"], r"--config.model.conv_widths takes a tuple, as in .*\(12, 32"),
+        (["--config.model.conv_widths[0]=3"], "it is set as a whole"),
+        (["--process=x"], "--process takes a whole number, and 'x' was given"),
+        (["--workdr=1"], "workdr'. Did you mean: workdir"),
+    ],
+)
+def test_overrides_name_the_field_and_what_it_takes(parse, given, says):
+    assert re.search(says, one_line(parse, C, *given))
+
+
+def test_a_config_comes_before_its_fields(parse):
+    assert "name a config before --config.batch_size" in one_line(parse, "--config.batch_size=3")
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ("configs/papper.py", "there is no file 'configs/papper.py'.* is it .*/configs/paper.py"),
+        ("configs/nothing.py", "there is no file 'configs/nothing.py'.*quickstart.py"),
+        ("", "there is no file ''"),
+        (".", ". is a folder"),
+        ("configs/paper.py:mnist", "configs/paper.py: 'mnist' after the config's colon"),
+        ("raises.py", r"raises.py, line 2 cannot be run \(KeyError: 'key'\)"),
+        ("syntax.py", "syntax.py cannot be run .SyntaxError"),
+        ("none.py", "get_config.. of none.py returns NoneType"),
+        ("file", "file is no Python file|cannot be run"),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_named(parse, tmp_path, monkeypatch, config, says):
+    """From outside the repository."""
+    (tmp_path / "raises.py").write_text("def get_config():\n    return {}['key']\n")
+    (tmp_path / "syntax.py").write_text("def (\n")
+    (tmp_path / "none.py").write_text("def get_config():\n    pass\n")
+    (tmp_path / "file").write_text("x")
+    monkeypatch.chdir(tmp_path)
+    assert re.search(says, one_line(parse, f"--config={config}"))
+
+
+def test_a_file_without_a_config_is_named(tmp_path):
+    path = tmp_path / "empty.py"
+    path.write_text("")
+    with pytest.raises(UserError, match="empty.py has no function get_config"):
+        overrides.call(overrides.load(path), path, None)
+
+
+def test_the_packages_configs_are_found_from_anywhere(parse, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    parse("--config", "configs/paper.py:smoke", "--config.batch_size=7")
+    assert main.CONFIG.value.name == "paper_smoke" and main.CONFIG.value.batch_size == 7
+    (tmp_path / "configs").mkdir()  # a folder of one's own goes first
+    (tmp_path / "configs" / "paper.py").write_text(
+        "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({'name': 'own'})\n"
+    )
+    assert overrides.located(["main", "--config=configs/paper.py"]) == ["main", "--config=configs/paper.py"]
+
+
+@pytest.mark.parametrize(
+    ("data", "tower", "says"),
+    [(0, 0, "devices.data is 0"), (-1, 1, "devices.data is -1"), (1, -1, "devices.tower is -1"), (1, 3, "tower is 3")],
+)
+def test_devices_are_blamed_by_their_own_name(data, tower, says):
+    devices = paper.get_config().devices
+    devices.data, devices.tower = data, tower
+    with pytest.raises(UserError, match=says):
+        towers.make_mesh(devices, 2, 8)
+
+
+@pytest.mark.parametrize("devices", ["0x1", "1x0", "axb", "9", "", "1x2x3", "99999999999x1", "-1x1"])
+def test_devices_that_are_none_are_refused_before_they_are_made(devices):
+    with pytest.raises(UserError, match="--devices"):
+        towers.wanted(devices)
+    assert towers.wanted("4x2") == (4, 2)
+
+
+def test_averaged_maps_have_their_row_in_the_summary(narrow):
+    config = paper.get_config("smoke")
+    config.model = narrow(average_pool=2, towers=1, lrn__layers=())
+    mesh = towers.make_mesh(config.devices, 1, config.batch_size)
+    names = [row["name"] for row in summary.layers(config, mesh)]
+    assert names.index("pool5") + 1 == names.index("average_pool5") < names.index("fc6")
+
+
+RUN, PHOTO = "a run", "a photo"
+FEATURES = ("--workdir", RUN, "--images", PHOTO, "--out", "o", "--layer")
+
+
+@pytest.mark.parametrize(
+    ("command", "given", "says"),
+    [
+        (evaluate.main, ["--workdir", RUN, "--dense", "1"], "less than the 64 pixels"),
+        (evaluate.main, ["--workdir", RUN, "--dense", "1000000000"], "--dense is 1000000000"),
+        (evaluate.main, ["--workdir", RUN, "--dense", "-5"], "--dense is -5"),
+        (predict.main, ["--workdir", RUN, PHOTO, "--top", "0"], "--top is 0"),
+        (predict.main, ["--workdir", "missing", PHOTO], "missing holds no run"),
+        (predict.main, ["--workdir", "empty", PHOTO], "empty holds no run"),
+        (retrieval.main, ["--workdir", RUN, "--queries", "1000000000"], "--queries is 1000000000"),
+        (retrieval.main, ["--workdir", RUN, "--query", "empty"], "empty|no photo"),
+        (features.main, [*FEATURES, "fc7", "--devices", "0x1"], "0x1"),
+        (features.main, [*FEATURES, "x"], "no layer x"),
+        (features.main, [*FEATURES, "fc7", "--batch_size", "0"], "--batch_size=0"),
+        (figures.main, ["--weights", ""], "is no file"),
+        (figures.main, ["--weights", "empty"], "empty is no file"),
+        (figures.main, ["--weights", "fifo"], "fifo is no file"),
+        (figures.main, ["--weights", "missing.npz"], "there is no file missing.npz"),
+        (figures.main, ["--weights", "conv1.npy"], "conv1.npy is no .npz: --weights takes an .npz"),
+        (figures.main, ["--weights", "net.pth"], "net.pth is no .npz.*alexnet_jax.convert"),
+        (figures.main, ["--weights", "file"], "file is no .npz, or not a whole one"),
+        (figures.main, ["--weights", "integers.npz"], "conv1 in integers.npz is int8"),
+        (figures.main, ["--weights", "pickled.npz"], "plain arrays"),
+        (pipeline.main, ["--repeats", "0"], "--repeats"),
+        (pipeline.main, ["--seconds", "nan"], "--seconds"),
+        (ablations.run, ["--sweep", "smoke", "--seeds", "1000000000"], "--seeds"),
+        (partial(ablations.make_executor, "local", Path("file/jobs")), [], "cannot write to file/jobs.*--workdir"),
+        (report.main, ["missing"], "there is no folder missing"),
+        (report.main, ["file", "empty"], "no run in file, empty"),
+    ],
+)
+def test_commands_name_what_is_wrong(tiny_run, photos, tmp_path, monkeypatch, command, given, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "net.pth").write_text("x")
+    os.mkfifo(tmp_path / "fifo")
+    np.save(tmp_path / "conv1.npy", np.ones((8, 3, 5, 5)))
+    np.savez(tmp_path / "integers.npz", a=np.ones((8, 3, 5, 5), np.int8))
+    np.savez(tmp_path / "pickled.npz", a=np.array([{}], object))
+    known = {RUN: str(tiny_run), PHOTO: str(photos / "validation" / "red" / "0.png")}
+    with pytest.raises(UserError, match=says) as error:
+        command([known.get(word, word) for word in given])
+    assert "\n" not in str(error.value)
+
+
+def test_records_of_any_kind_are_drawn_as_far_as_they_go(tmp_path):
+    good = {"step": 1, "epoch": 0.5, "split": "train", "loss": 1.0}
+    odd = [{}, {"split": 3}, *(good | c for c in ({"loss": "x"}, {"step": None}, {"epoch": [1]}, {"loss": 10**400}))]
+    assert curves({"run": [good, *odd]}, tmp_path / "a.png").read_bytes() == (
+        curves({"run": [good]}, tmp_path / "b.png").read_bytes()
+    )
+
+
+def test_a_device_is_not_replaced_by_a_picture(tmp_path):
+    os.mkfifo(tmp_path / "device.png")
+    with pytest.raises(UserError, match="is no file"):
+        curves({"run": []}, tmp_path / "device.png")
+    assert (tmp_path / "device.png").is_fifo()
+
+
+@pytest.mark.parametrize(
+    ("raised", "status"),
+    [
+        (UserError("mend it"), "error: mend it"),
+        (KeyboardInterrupt(), 130),
+        (BrokenPipeError(), 1),
+        (OSError(28, "No space left on device", "x"), "error: No space left on device: x"),
+        (SystemExit(3), 3),
+    ],
+)
+def test_a_command_ends_in_one_line(raised, status):
+    def fails(argv):
+        raise raised
+
+    with pytest.raises(SystemExit) as error:
+        alexnet_jax.command(fails)
+    assert error.value.code == status
+
+
+def test_a_reader_that_leaves_and_a_full_disk_are_one_line():
+    """`| head -1` and `> /dev/full`, of a process that prints more than a pipe holds."""
+    code = "from alexnet_jax import command\ncommand(lambda argv: print('x' * 2**20))"
+    ran = [sys.executable, "-c", code]
+    process = subprocess.Popen(ran, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 1
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(ran, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and done.stderr == "error: No space left on device\n"
