@@ -186,11 +186,35 @@ def test_max_pool(size, sides):
     close(gradient, nhwc(theirs.grad))
 
 
-def test_max_pool_shares_a_gradient_among_the_tied():
+@pytest.mark.parametrize("dtype", (jnp.float32, jnp.bfloat16))
+@pytest.mark.parametrize("size", (3, 2))
+def test_max_pool_gives_a_tie_to_the_first(size, dtype):
+    """Torch's gradient, exactly, where most windows hold their maximum more than once."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 3, (2, 13, 10, 3)).astype(np.float32)
+    theirs = nchw(x).requires_grad_()
+    expected = F.max_pool2d(theirs, size, 2)
+    g = rng.integers(1, 9, nhwc(expected).shape).astype(np.float32)
+    expected.backward(nchw(g))
+    out, gradient = with_gradients(partial(layers.max_pool, size=size, stride=2), g, jnp.asarray(x, dtype))
+    assert out.dtype == gradient.dtype == dtype
+    np.testing.assert_array_equal(out.astype(jnp.float32), nhwc(expected))
+    np.testing.assert_array_equal(gradient.astype(jnp.float32), nhwc(theirs.grad))
+
+
+def test_max_pool_goes_row_by_row():
+    """The one in the upper row, though the other is further left: all of the gradient, no shares."""
     x = np.zeros((1, 3, 3, 1), np.float32)
-    x[0, :, 1] = 1  # the middle column ties
+    x[0, 0, 2] = x[0, 1, 0] = x[0, 2, 2] = 1
     gradient = with_gradients(partial(layers.max_pool, size=3, stride=2), np.ones((1, 1, 1, 1)), x)[1][0, :, :, 0]
-    assert gradient[:, 1].min() > 0 and gradient.sum() == gradient[:, 1].sum() == 1
+    np.testing.assert_array_equal(gradient, [[0, 0, 1], [0, 0, 0], [0, 0, 0]])
+
+
+@pytest.mark.parametrize("place", [(0, 0), (1, 2), (2, 1)])
+def test_max_pool_hides_no_nan(place):
+    x = normal(1, 3, 3, 1)
+    x[0, *place] = np.nan
+    assert np.isnan(layers.max_pool(x, size=3, stride=2)).all()
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 5, 1), (1, 5, 2, 1)])
