@@ -18,6 +18,7 @@ batch and sum their gradients. One parameter tree, whole kernels, serves every a
 from collections.abc import Callable
 
 import jax
+import jaxlib
 import numpy as np
 from flax import linen as nn
 from jax.experimental import mesh_utils, multihost_utils
@@ -33,9 +34,11 @@ DATA, TOWER = "data", "tower"
 def make_mesh(devices: ConfigDict, towers: int, batch_size: int, found: list | None = None) -> Mesh:
     """The mesh ('data', 'tower') of a config's `devices` section, over the devices `found`; jax.devices() if None.
 
-    Raises UserError if the devices are too few, or do not divide the towers or the batch.
+    Raises UserError if the devices are too few, do not divide the towers or the batch, or compute wrong sums.
     """
     found = jax.devices() if found is None else found
+    if found[0].platform == "cpu" and jaxlib.__version__ == "0.10.2":
+        raise UserError("jaxlib 0.10.2 computes wrong sums on CPU (jax-ml/jax#39103): pip install 'jax!=0.10.2,<0.11'")
     split = devices.tower or (towers if len(found) >= towers * devices.data else 1)
     if devices.data < 1 or split < 1 or towers % split:
         raise UserError(

@@ -59,6 +59,16 @@ def test_mesh_that_cannot_be(data, tower, count, batch, fields):
         assert field in str(error.value)
 
 
+def test_a_compiler_that_sums_wrong_is_refused(monkeypatch):
+    """On CPU, where it does; a GPU's or a TPU's is another."""
+    monkeypatch.setattr("jaxlib.__version__", "0.10.2")
+    with pytest.raises(UserError, match=r"jaxlib 0\.10\.2 computes wrong sums on CPU .*: pip install"):
+        mesh_of(1, 1)
+    gpus = [SimpleNamespace(platform="gpu")]
+    monkeypatch.setattr(towers, "_neighbours", lambda devices, shape: np.array(jax.devices()[:1]).reshape(shape))
+    towers.make_mesh(ConfigDict({"data": 1, "tower": 1}), 2, BATCH, gpus)
+
+
 def test_processes_must_use_all_devices(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match=r"set --config\.devices\.data=4"):
@@ -192,6 +202,18 @@ def test_every_mesh_trains_the_same(config):
     assert np.mean(expected[-4:]) < 0.95 * np.mean(expected[:4])  # it learns: the curves are not flat
     for mesh in MESHES[1:]:
         np.testing.assert_allclose(loss_curve(config, mesh_of(*mesh), 20)[0], expected, rtol=3e-5, err_msg=str(mesh))
+
+
+def test_bfloat16_learns_on_one_device_and_on_two(config):
+    """The first loss is float32's within bfloat16's rounding; twenty steps amplify it, and end where float32's do."""
+    expected, _ = loss_curve(config, mesh_of(1, 1), 20)
+    config.model.dtype = "bfloat16"
+    for mesh in ((1, 1), (1, 2)):
+        losses, state = loss_curve(config, mesh_of(*mesh), 20)
+        assert {a.dtype for a in jax.tree.leaves(state["params"])} == {np.dtype(np.float32)}
+        assert np.mean(losses[-4:]) < 0.95 * np.mean(losses[:4])
+        assert losses[0] == pytest.approx(expected[0], rel=0.01)
+        assert np.mean(losses[-8:]) == pytest.approx(np.mean(expected[-8:]), rel=0.1)
 
 
 def test_a_checkpoint_of_any_mesh_restores_on_any_other(config, tmp_path):
