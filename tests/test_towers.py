@@ -120,7 +120,11 @@ FAMILY = {
 
 
 @pytest.mark.parametrize(
-    "changes, meshes", [({}, MESHES), (FAMILY, ((1, 2), (2, 2)))], ids=["paper", "what the family adds"]
+    "changes, meshes",
+    [
+        pytest.param({}, MESHES, id="paper"),
+        pytest.param(FAMILY, ((1, 2), (2, 2)), id="what the family adds", marks=pytest.mark.as_shipped),
+    ],
 )
 def test_split_network_is_the_network(narrow, draw, changes, meshes):
     """Activations, logits and gradients on every mesh, with dropout on, are those of one device."""
@@ -205,15 +209,14 @@ def test_every_mesh_trains_the_same(config):
 
 
 def test_bfloat16_learns_on_one_device_and_on_two(config):
-    """The first loss is float32's within bfloat16's rounding; twenty steps amplify it, and end where float32's do."""
-    expected, _ = loss_curve(config, mesh_of(1, 1), 20)
+    """They start alike but for rounding, which twenty steps amplify, and end alike; parameters stay float32."""
     config.model.dtype = "bfloat16"
-    for mesh in ((1, 1), (1, 2)):
-        losses, state = loss_curve(config, mesh_of(*mesh), 20)
-        assert {a.dtype for a in jax.tree.leaves(state["params"])} == {np.dtype(np.float32)}
+    (one, state), (two, other) = (loss_curve(config, mesh_of(*mesh), 20) for mesh in ((1, 1), (1, 2)))
+    assert {a.dtype for a in jax.tree.leaves((state["params"], other["velocity"]))} == {np.dtype(np.float32)}
+    assert two[0] == pytest.approx(one[0], rel=0.01)
+    assert np.mean(two[-8:]) == pytest.approx(np.mean(one[-8:]), rel=0.1)
+    for losses in (one, two):
         assert np.mean(losses[-4:]) < 0.95 * np.mean(losses[:4])
-        assert losses[0] == pytest.approx(expected[0], rel=0.01)
-        assert np.mean(losses[-8:]) == pytest.approx(np.mean(expected[-8:]), rel=0.1)
 
 
 def test_a_checkpoint_of_any_mesh_restores_on_any_other(config, tmp_path):
@@ -240,6 +243,7 @@ def collectives(text):
     return [(re.search(rf" ({kinds})", line)[1], re.search(r'op_name="([^"]*)"', line)[1]) for line in lines]
 
 
+@pytest.mark.as_shipped
 @pytest.mark.parametrize(
     "changes, layers",
     [
@@ -278,6 +282,7 @@ GATHERS = [("all-gather", layer) for layer in ("conv3", "fc6", "fc7", "fc8")]
 SCATTERS = [("reduce-scatter", layer) for layer in ("conv3", "fc6", "fc7")]  # fc8's way back is a slice
 
 
+@pytest.mark.as_shipped
 @pytest.mark.parametrize("copies", [1, 2])
 def test_the_training_step_adds_only_the_way_back(config, copies):
     """The transposes of the exchanges between the towers, and one sum of everything over the copies of the network."""

@@ -51,7 +51,7 @@ def wait_for(process, workdir, step):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("on_device", [True, False])
+@pytest.mark.parametrize("on_device", [pytest.param(True, marks=pytest.mark.as_shipped), False])
 def test_killed_and_resumed_ends_bit_for_bit_equal(config, tmp_path, on_device):
     """With dropout and augmentation, stopped mid-epoch by SIGTERM, then by SIGKILL at a random moment."""
     config.data.on_device = on_device
