@@ -1,4 +1,5 @@
-# make quickstart: from nothing to a trained network and its pictures. make test: the whole suite.
+# make quickstart: from nothing to a trained network and its pictures. make test: the whole suite, compiled in haste, and
+# its numerical core as users run it: layers, twins in PyTorch, sums, losses, collectives, a resumed run.
 PYTHON ?= python3
 BIN = .venv/bin
 
@@ -9,6 +10,7 @@ quickstart: .venv/.installed
 
 test: .venv/.installed-dev
 	$(BIN)/python -m pytest -n auto --dist worksteal
+	ALEXNET_JAX_TESTS=shipped $(BIN)/python -m pytest -n auto --dist worksteal -m as_shipped
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

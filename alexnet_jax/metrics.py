@@ -17,7 +17,8 @@ def sums(log_probabilities: jax.Array, labels: jax.Array, mask: jax.Array) -> di
     """Sums over a batch, to be divided by `images` once they are all added up.
 
     Args: log_probabilities float32 (b, classes), labels int32 (b,), mask float32 (b,), 0 for padding.
-    Returns: scalars loss (cross-entropy, nats), top1_error, top5_error (numbers of images), images.
+    Returns: scalars loss (cross-entropy, nats), top1_error, top5_error (numbers of images), images. Whatever a row of
+    padding holds, and be it no number, counts for nothing.
 
     An image counts as a top-5 error if at least five classes are more probable than its own. A class as probable as
     its own counts as more probable too, so a net that gives every class the same is always wrong, not always right.
@@ -26,7 +27,7 @@ def sums(log_probabilities: jax.Array, labels: jax.Array, mask: jax.Array) -> di
     above = jnp.sum(log_probabilities >= own, axis=1) - 1
     above = jnp.where(jnp.isnan(own[:, 0]), log_probabilities.shape[1], above)
     return {
-        "loss": jnp.sum(-own[:, 0] * mask),
+        "loss": jnp.sum(jnp.where(mask > 0, -own[:, 0], 0)),  # 0 times infinity would be NaN
         "top1_error": jnp.sum((above >= 1) * mask),
         "top5_error": jnp.sum((above >= TOP) * mask),
         "images": jnp.sum(mask),

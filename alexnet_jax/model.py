@@ -48,6 +48,7 @@ class Layer(nn.Module):
         if self.reads == "all" and devices > 1:
             alike = "invarying" if self.replicated else "varying"  # what each device does with the whole
             x = lax.all_gather(x, self.axis, axis=x.ndim - 1, tiled=True, to=alike)
+        x = x.astype(self.dtype)  # after the exchange, which is of what the layer before made
         groups = self.towers // devices if self.reads == "own" else 1
         features = self.features if self.replicated else self.features // devices
         if self.size is None:
@@ -74,8 +75,8 @@ class AlexNet(nn.Module):
 
     Call it on images float32 (b, side, side, 3), mean removed, in grey levels of 0..255: the norms and the initial
     values assume that scale. It returns (logits float32 (b, num_classes), activations by name): conv1 .. conv5 after
-    their nonlinearity, norm1, norm2, pool1, pool2, pool5, fc6 and fc7 before dropout, fc8. Training needs an rng
-    "dropout".
+    their nonlinearity, norm1, norm2, pool1, pool2, pool5, fc6 and fc7 before dropout, fc8. All are of config.dtype but
+    fc8, which are the logits and computed in float32. Training needs an rng "dropout".
 
     `dense`, where not 0, is the side of the maps that fc6 was made for (fc6_side): images may then be larger, the fully
     connected layers slide over them, and logits, fc6, fc7 and fc8 are maps (b, h, w, units), one place for each image
@@ -101,13 +102,12 @@ class AlexNet(nn.Module):
 
         def layer(name, features, **kwargs):
             reads = "all" if name in m.exchange else "own"
-            kwargs = {"reads": reads, "axis": axis} | kwargs
+            kwargs = {"reads": reads, "axis": axis, "dtype": jnp.dtype(m.dtype)} | kwargs
             return Layer(
                 features,
                 m.init_std[name] if m.init == "normal" else None,
                 m.init_bias[name],
                 towers=m.towers,
-                dtype=jnp.dtype(m.dtype),
                 name=name,
                 **kwargs,
             )
@@ -170,8 +170,9 @@ class AlexNet(nn.Module):
             x = out["average_pool5"] = layers.average_pool(x, m.average_pool)
         x = out["fc6"] = activate(connected("fc6", m.fc_widths[0], x))
         x = out["fc7"] = activate(connected("fc7", m.fc_widths[1], x))
-        x = connected("fc8", m.num_classes, x, reads="all", replicated=True)
-        out["fc8"] = logits = x.astype(jnp.float32)
+        # In float32 whatever m.dtype: in bfloat16's 8 bits the logits of classes that are close would tie, an error.
+        logits = connected("fc8", m.num_classes, x, reads="all", replicated=True, dtype=jnp.dtype(jnp.float32))
+        out["fc8"] = logits
         return logits, out
 
 

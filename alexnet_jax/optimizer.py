@@ -87,15 +87,15 @@ def new_plateau() -> dict:
     return {"best": float("inf"), "waited": 0, "drops": 0}
 
 
-def watch(config: ConfigDict, plateau: dict, error: float) -> dict:
-    """The plateau after another epoch's validation top-1 error (0..1).
+def watch(config: ConfigDict, plateau: dict, error: float, epochs: int) -> dict:
+    """The plateau after another validation top-1 error (0..1), `epochs` after the one before.
 
     "Divide the learning rate by 10 when the validation error rate stopped improving" (section 5), up to config.drops
     times. The paper gives no patience; config.patience epochs without a fall of config.min_improvement are a stop.
     """
     if error < plateau["best"] - config.min_improvement:
         return plateau | {"best": error, "waited": 0}
-    waited = plateau["waited"] + 1
+    waited = plateau["waited"] + epochs
     if waited >= config.patience and plateau["drops"] < config.drops:
         return plateau | {"waited": 0, "drops": plateau["drops"] + 1}
     return plateau | {"waited": waited}

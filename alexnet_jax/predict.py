@@ -20,7 +20,7 @@ from tqdm import tqdm
 from alexnet_jax import UserError, checkpoint, command, metrics, photos
 from alexnet_jax.checkpoint import Run
 from alexnet_jax.classes import words
-from alexnet_jax.evaluate import make_probabilities
+from alexnet_jax.evaluate import NO_NUMBERS, make_probabilities
 
 BATCH = 32
 BAR = 20  # characters
@@ -37,7 +37,7 @@ def predict(run: Run, paths: Sequence[Path], views: int = 1) -> Iterator[tuple[P
     for images, read in photos.batches(paths, d.size, min(BATCH, len(paths)), d.resize):
         found = np.asarray(probabilities(run.params, run.statistics, images, views=views))[: len(read)]
         if not np.isfinite(found).all():
-            raise UserError(f"step {run.step} of {run.workdir} gives no numbers (NaN): its training went astray")
+            raise UserError(f"step {run.step} of {run.workdir} {NO_NUMBERS}")
         yield from zip(read, found, strict=True)
 
 

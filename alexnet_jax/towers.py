@@ -19,6 +19,7 @@ import re
 from collections.abc import Callable
 
 import jax
+import jaxlib
 import numpy as np
 from flax import linen as nn
 from jax.experimental import mesh_utils, multihost_utils
@@ -35,9 +36,11 @@ MOST = 1024  # devices that --devices asks for: virtual ones cost a thread each
 def make_mesh(devices: ConfigDict, towers: int, batch_size: int, found: list | None = None) -> Mesh:
     """The mesh ('data', 'tower') of a config's `devices` section, over the devices `found`; jax.devices() if None.
 
-    Raises UserError if the devices are too few, or do not divide the towers or the batch.
+    Raises UserError if the devices are too few, do not divide the towers or the batch, or compute wrong sums.
     """
     found = jax.devices() if found is None else found
+    if found[0].platform == "cpu" and jaxlib.__version__ == "0.10.2":
+        raise UserError("jaxlib 0.10.2 computes wrong sums on CPU (jax-ml/jax#39103): pip install 'jax!=0.10.2,<0.11'")
     if devices.data < 1:
         raise UserError(f"devices.data is {devices.data} and must be 1 or more: the copies of the network")
     divisors = [n for n in range(1, towers + 1) if towers % n == 0]

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from alexnet_jax import UserError, augment, checkpoint, data, metrics, optimizer, towers
-from alexnet_jax.evaluate import evaluate, make_probabilities
+from alexnet_jax.evaluate import evaluate, make_log_probabilities
 from alexnet_jax.model import AlexNet, shapes
 from alexnet_jax.records import Prepared
 from alexnet_jax.start import parameters as inherited
@@ -134,7 +134,7 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
 
     # --- the network, from the start or from where a checkpoint left it ------------------------------------------
     net = program(config, mesh)
-    probabilities = make_probabilities(net.apply, config.data)
+    log_probabilities = make_log_probabilities(net.apply, config.data)
     checkpoints = checkpoint.manager(workdir)
     host = {"plateau": optimizer.new_plateau(), "window": {}, "result": None}
     if found := checkpoint.restore(checkpoints, net.state):
@@ -170,7 +170,7 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
         with metrics.bar(
             len(prepared.evaluation), f"validation, {views} view(s)", quiet=not towers.leads()
         ) as progress:
-            predict = partial(probabilities, state["params"], statistics, views=views)
+            predict = partial(log_probabilities, state["params"], statistics, views=views)
             return evaluate([predict], [shards], progress)
 
     def stopped(step: int) -> bool:
@@ -218,7 +218,8 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
                 pending, error = None, None
                 if (epoch + 1) % config.evaluation.every_epochs == 0 or step == steps:
                     result = validate(1)
-                    host["plateau"] = optimizer.watch(config.optimizer, host["plateau"], result["top1_error"])
+                    passed = epoch % config.evaluation.every_epochs + 1  # epochs since the last evaluation
+                    host["plateau"] = optimizer.watch(config.optimizer, host["plateau"], result["top1_error"], passed)
                     host["result"] = {"views": 1} | result
                     log.write(step, "validation", host["result"] | {"learning_rate": rate})
                     error = result["top1_error"]

@@ -1,5 +1,6 @@
 """Whole-set error against brute force: every image once, ten views, several runs together."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from ml_collections import FrozenConfigDict
 
-from alexnet_jax import UserError, augment, checkpoint, evaluate, main
+from alexnet_jax import UserError, augment, checkpoint, evaluate, main, metrics, predict
 from alexnet_jax.model import AlexNet, fc6_side
 from alexnet_jax.prepare import prepare
 
@@ -110,7 +111,100 @@ def test_dense_averages_the_map(tiny_run, run):
     maps = net.apply({"params": run.params}, augment.whole(large, run.statistics, run.config.data))[0]
     assert maps.shape[1:3] == (3, 3)
     expected = np.asarray(jax.nn.softmax(maps)).reshape(2, 9, 3).mean(axis=1)
-    np.testing.assert_allclose(evaluate.make_dense(run)(large), expected, rtol=1e-4)
+    np.testing.assert_allclose(np.exp(evaluate.make_dense(run)(large)), expected, rtol=1e-4)
+
+
+# Networks that are sure of themselves.
+
+DATA = FrozenConfigDict({"crop": 1, "mean": "none", "deviation": ()})
+
+
+def look_up(logits):
+    """A network for images (b, 3, 3, 3), whose first number is their row in logits (10, rows, classes), one of a view.
+
+    Each of the ten views shows another corner and side, which says which view it is.
+    """
+
+    def apply(params, crop):
+        row, view = crop[:, 0, 0, 0].astype(int), crop[:, 0, 0, 1].astype(int)
+        return params[view, row], {}
+
+    rows = np.zeros((logits.shape[1], 3, 3, 3), np.uint8)
+    rows[..., 0] = np.arange(len(rows))[:, None, None]
+    rows[..., 1] = np.arange(9).reshape(3, 3)
+    return apply, rows
+
+
+def mean_log(*logits):
+    """The logarithm of the mean of the softmax outputs, in float64's long brother."""
+    logits = np.stack(logits).astype(np.longdouble)
+    logs = logits - logits.max(-1, keepdims=True)
+    logs -= np.log(np.exp(logs).sum(-1, keepdims=True))
+    top = logs.max(0)
+    return top + np.log(np.exp(logs - top).mean(0))
+
+
+@pytest.mark.as_shipped
+@pytest.mark.parametrize("scale", [200, 1e4])
+@pytest.mark.parametrize("views", [1, 10])
+def test_a_loss_of_hundreds_of_nats_is_finite_and_right(views, scale):
+    """Of one run and of two, with rows of padding whose probabilities underflow too."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 7, 13).astype(np.int32)
+    places = [4] if views == 1 else [0, 0, 2, 2, 6, 6, 8, 8, 4, 4]  # corners, centre; of one pixel a mirror is itself
+    predictors, logs = [], []
+    for _ in range(2):
+        logits = (scale * rng.choice([-1, 1], (9, 15, 7)) + rng.normal(size=(9, 15, 7))).astype(np.float32)
+        logits[:, np.arange(13), labels] = -scale - 1  # wrong in every view
+        apply, rows = look_up(logits)
+        predict = evaluate.make_log_probabilities(apply, DATA)
+        predictors.append(lambda images, p=logits, predict=predict: predict(p, {}, images, views=views))
+        logs.append(mean_log(*logits[places]))
+    batches = [
+        {"image": rows[i : i + 5], "label": np.append(labels, [0, 0])[i : i + 5].astype(np.int32),
+         "mask": (np.arange(i, i + 5) < 13).astype(np.float32)} for i in (0, 5, 10)
+    ]  # fmt: skip
+    for number in (1, 2):
+        found = evaluate.evaluate(predictors[:number], [batches] * number)
+        together = logs[0] if number == 1 else np.logaddexp(*logs) - np.log(2)
+        own = together[np.arange(13), labels]
+        assert found["images"] == 13 and found["loss"] > scale / 2
+        assert found["loss"] == pytest.approx(float(-own.mean()), rel=1e-6)
+        above = (together[:13] > own[:, None]).sum(axis=1)
+        assert found["top1_error"] == np.mean(above >= 1) and found["top5_error"] == np.mean(above >= 5)
+
+
+@pytest.mark.parametrize("padding", [np.inf, -np.inf, np.nan])
+def test_padding_counts_for_nothing(padding):
+    """Whatever the network says of it."""
+    logs = np.log(np.random.default_rng(0).dirichlet(np.ones(6), 4)).astype(np.float32)
+    logs[2:] = padding
+    batch = {"image": logs, "label": np.zeros(4, np.int32), "mask": np.float32([1, 1, 0, 0])}
+    found = evaluate.evaluate([jax.numpy.asarray] * 2, [[batch], [batch]])
+    assert found["images"] == 2 and found["loss"] == pytest.approx(-logs[:2, 0].mean(), rel=1e-6)
+    found = metrics.sums(logs, batch["label"], batch["mask"])
+    assert float(found["loss"]) == pytest.approx(-logs[:2, 0].sum(), rel=1e-6)
+
+
+def astray(run, value):
+    """The run with a bias of fc8 that is no number."""
+    bias = np.array(run.params["fc8"]["bias"])
+    bias[1] = value
+    return dataclasses.replace(run, params=run.params | {"fc8": run.params["fc8"] | {"bias": bias}})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dense", [None, 0])
+def test_a_network_that_gives_no_numbers_is_refused(tiny_run, run, monkeypatch, capsys, value, dense):
+    """In one line that names the run, not in a JSON object that holds NaN or Infinity."""
+    broken = astray(run, value)
+    monkeypatch.setattr(checkpoint, "load", lambda workdir: broken if "broken" in workdir else run)
+    flags = ["--dense"] if dense == 0 else ["--views=1"]
+    with pytest.raises(UserError, match=f"step {run.step} of {run.workdir} gives no numbers") as e:
+        evaluate.main([f"--workdir={tiny_run}", "--workdir=broken", *flags])
+    assert "\n" not in str(e.value) and not capsys.readouterr().out
+    with pytest.raises(UserError, match="gives no numbers"):
+        list(predict.predict(broken, [run.workdir / "predictions.png"]))
 
 
 def test_dense_on_less_than_the_crop_is_refused(tiny_run):
@@ -162,6 +256,6 @@ def test_progress_counts_every_image_once(tiny_run, run):
             seen.append(self.n)
 
     split = prepare(run.config.data).evaluation
-    flat = np.full((10, 3), 1 / 3, np.float32)
+    flat = np.log(np.full((10, 3), 1 / 3, np.float32))
     found = evaluate.evaluate([lambda images: flat], [evaluate.eval_batches(split, 10)], Bar())
     assert seen == [10, 20, 30, 33] and found["images"] == 33

@@ -71,6 +71,7 @@ def lrn_plain(x, size, a, beta, groups):
     return x / (K + a * x**2 @ band.astype(np.float32)) ** beta
 
 
+@pytest.mark.as_shipped
 @LRN
 @LRN_RULES
 def test_lrn_is_the_papers_formula(size, beta, divide_by_size, groups):
@@ -99,6 +100,7 @@ def test_lrn_keeps_the_dtype():
     close(out, layers.local_response_norm(x, **rule), 1e-2)
 
 
+@pytest.mark.as_shipped
 @pytest.mark.parametrize("size", (5, 4))
 def test_spatial_response_norm(size):
     """Against a loop over places: alpha is divided by size^2 also where the window hangs over the edge. The
@@ -140,6 +142,7 @@ def check_conv(batch, sides, inputs, size, filters, dtype=jnp.float32, tolerance
         close(a, b, tolerance)
 
 
+@pytest.mark.as_shipped
 @pytest.mark.parametrize("padding", [(0, 3), (2, 2), (0, 0)])
 @pytest.mark.parametrize("sides", [(224, 224), (227, 227), (31, 33), (34, 64)])
 def test_strided_convolution(sides, padding):
@@ -147,6 +150,7 @@ def test_strided_convolution(sides, padding):
     check_conv(2, sides, 3, 11, 4, stride=4, padding=padding, groups=1)
 
 
+@pytest.mark.as_shipped
 @pytest.mark.parametrize("groups", (1, 2))
 @pytest.mark.parametrize("size, padding", [(5, (2, 2)), (3, (1, 1)), (3, (0, 2))])
 def test_convolution_in_towers(size, padding, groups):
@@ -157,12 +161,14 @@ def test_strided_convolution_in_towers():
     check_conv(2, (31, 33), 6, 11, 8, stride=4, padding=(0, 3), groups=2)
 
 
+@pytest.mark.as_shipped
 @pytest.mark.parametrize("batch", (1, 2, 3, 4, 6, 8))
 def test_kernel_gradient_of_any_batch(batch):
     """The kernel's gradient is summed a few images at a time: none left out, none twice."""
     check_conv(batch, (6, 5), 4, 3, 6, stride=1, padding=(1, 1), groups=2)
 
 
+@pytest.mark.as_shipped
 def test_convolution_in_bfloat16():
     check_conv(8, (31, 31), 3, 11, 4, jnp.bfloat16, 2e-2, stride=4, padding=(0, 3), groups=1)
     check_conv(8, (9, 9), 6, 3, 8, jnp.bfloat16, 2e-2, stride=1, padding=(1, 1), groups=2)
@@ -171,6 +177,7 @@ def test_convolution_in_bfloat16():
 # Pooling.
 
 
+@pytest.mark.as_shipped
 @pytest.mark.parametrize("sides", [(13, 13), (12, 9), (3, 4)])
 @pytest.mark.parametrize("size", (3, 2))
 def test_max_pool(size, sides):
@@ -186,11 +193,37 @@ def test_max_pool(size, sides):
     close(gradient, nhwc(theirs.grad))
 
 
-def test_max_pool_shares_a_gradient_among_the_tied():
+@pytest.mark.as_shipped
+@pytest.mark.parametrize("dtype", (jnp.float32, jnp.bfloat16))
+@pytest.mark.parametrize("size", (3, 2))
+def test_max_pool_gives_a_tie_to_the_first(size, dtype):
+    """Torch's gradient, exactly, where most windows hold their maximum more than once."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 3, (2, 13, 10, 3)).astype(np.float32)
+    theirs = nchw(x).requires_grad_()
+    expected = F.max_pool2d(theirs, size, 2)
+    g = rng.integers(1, 9, nhwc(expected).shape).astype(np.float32)
+    expected.backward(nchw(g))
+    out, gradient = with_gradients(partial(layers.max_pool, size=size, stride=2), g, jnp.asarray(x, dtype))
+    assert out.dtype == gradient.dtype == dtype
+    np.testing.assert_array_equal(out.astype(jnp.float32), nhwc(expected))
+    np.testing.assert_array_equal(gradient.astype(jnp.float32), nhwc(theirs.grad))
+
+
+@pytest.mark.as_shipped
+def test_max_pool_goes_row_by_row():
+    """The one in the upper row, though the other is further left: all of the gradient, no shares."""
     x = np.zeros((1, 3, 3, 1), np.float32)
-    x[0, :, 1] = 1  # the middle column ties
+    x[0, 0, 2] = x[0, 1, 0] = x[0, 2, 2] = 1
     gradient = with_gradients(partial(layers.max_pool, size=3, stride=2), np.ones((1, 1, 1, 1)), x)[1][0, :, :, 0]
-    assert gradient[:, 1].min() > 0 and gradient.sum() == gradient[:, 1].sum() == 1
+    np.testing.assert_array_equal(gradient, [[0, 0, 1], [0, 0, 0], [0, 0, 0]])
+
+
+@pytest.mark.parametrize("place", [(0, 0), (1, 2), (2, 1)])
+def test_max_pool_hides_no_nan(place):
+    x = normal(1, 3, 3, 1)
+    x[0, *place] = np.nan
+    assert np.isnan(layers.max_pool(x, size=3, stride=2)).all()
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 5, 1), (1, 5, 2, 1)])
@@ -202,6 +235,7 @@ def test_max_pool_of_too_small_a_map(shape):
 # Fully connected.
 
 
+@pytest.mark.as_shipped
 @pytest.mark.parametrize("shape", [(4, 3, 2, 6), (4, 10)])
 @pytest.mark.parametrize("groups", (1, 2))
 def test_dense(groups, shape):

@@ -126,12 +126,13 @@ def test_a_kernel_that_is_frozen_leaves_its_bias_alone(config):
     assert np.all(last["conv1"]["bias"] != np.float32(params["conv1"]["bias"]))
 
 
-def rates_over(config, errors):
-    """The learning rate of each epoch, given each epoch's validation error."""
+def rates_over(config, errors, every=1):
+    """The learning rate of each epoch, given each epoch's validation error, of which every so manieth is measured."""
     plateau, seen = optimizer.new_plateau(), []
     for epoch, error in enumerate(errors):
         seen.append(optimizer.learning_rate(config, epoch, len(errors), plateau))
-        plateau = optimizer.watch(config, plateau, error)
+        if (epoch + 1) % every == 0:
+            plateau = optimizer.watch(config, plateau, error, every)
     return seen
 
 
@@ -149,6 +150,21 @@ def test_plateau_counts_only_a_fall_of_the_least_improvement(config):
     config.patience, config.min_improvement = 3, 0.01
     assert rates_over(config, [0.5, 0.499, 0.498, 0.497, 0.4])[4] == pytest.approx(0.001)
     assert rates_over(config, [0.5, 0.48, 0.46, 0.44, 0.42])[4] == pytest.approx(0.01)
+
+
+def test_plateau_waits_for_epochs_not_for_evaluations(config):
+    """Of a patience of four epochs, two evaluations two epochs apart, or the first one that comes after five."""
+    config.patience = 4
+    assert rates_over(config, [0.5] * 12, every=1)[4:6] == pytest.approx([0.01, 0.001])
+    assert rates_over(config, [0.5] * 12, every=2)[5:7] == pytest.approx([0.01, 0.001])
+    assert rates_over(config, [0.5] * 12, every=5)[9:11] == pytest.approx([0.01, 0.001])
+
+
+def test_plateau_of_an_older_checkpoint_goes_on(config):
+    old = {"best": 0.5, "waited": 4, "drops": 1}
+    config.patience = 6
+    assert optimizer.watch(config, old, 0.6, 1) == {"best": 0.5, "waited": 5, "drops": 1}
+    assert optimizer.watch(config, old, 0.6, 2) == {"best": 0.5, "waited": 0, "drops": 2}
 
 
 # Schedules of the code, as its notes and param files have them: epsW, epsB.

@@ -59,6 +59,16 @@ def test_mesh_that_cannot_be(data, tower, count, batch, fields):
         assert field in str(error.value)
 
 
+def test_a_compiler_that_sums_wrong_is_refused(monkeypatch):
+    """On CPU, where it does; a GPU's or a TPU's is another."""
+    monkeypatch.setattr("jaxlib.__version__", "0.10.2")
+    with pytest.raises(UserError, match=r"jaxlib 0\.10\.2 computes wrong sums on CPU .*: pip install"):
+        mesh_of(1, 1)
+    gpus = [SimpleNamespace(platform="gpu")]
+    monkeypatch.setattr(towers, "_neighbours", lambda devices, shape: np.array(jax.devices()[:1]).reshape(shape))
+    towers.make_mesh(ConfigDict({"data": 1, "tower": 1}), 2, BATCH, gpus)
+
+
 def test_processes_must_use_all_devices(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match=r"set --config\.devices\.data=4"):
@@ -110,7 +120,11 @@ FAMILY = {
 
 
 @pytest.mark.parametrize(
-    "changes, meshes", [({}, MESHES), (FAMILY, ((1, 2), (2, 2)))], ids=["paper", "what the family adds"]
+    "changes, meshes",
+    [
+        pytest.param({}, MESHES, id="paper"),
+        pytest.param(FAMILY, ((1, 2), (2, 2)), id="what the family adds", marks=pytest.mark.as_shipped),
+    ],
 )
 def test_split_network_is_the_network(narrow, draw, changes, meshes):
     """Activations, logits and gradients on every mesh, with dropout on, are those of one device."""
@@ -194,6 +208,17 @@ def test_every_mesh_trains_the_same(config):
         np.testing.assert_allclose(loss_curve(config, mesh_of(*mesh), 20)[0], expected, rtol=3e-5, err_msg=str(mesh))
 
 
+def test_bfloat16_learns_on_one_device_and_on_two(config):
+    """They start alike but for rounding, which twenty steps amplify, and end alike; parameters stay float32."""
+    config.model.dtype = "bfloat16"
+    (one, state), (two, other) = (loss_curve(config, mesh_of(*mesh), 20) for mesh in ((1, 1), (1, 2)))
+    assert {a.dtype for a in jax.tree.leaves((state["params"], other["velocity"]))} == {np.dtype(np.float32)}
+    assert two[0] == pytest.approx(one[0], rel=0.01)
+    assert np.mean(two[-8:]) == pytest.approx(np.mean(one[-8:]), rel=0.1)
+    for losses in (one, two):
+        assert np.mean(losses[-4:]) < 0.95 * np.mean(losses[:4])
+
+
 def test_a_checkpoint_of_any_mesh_restores_on_any_other(config, tmp_path):
     for mesh in ((4, 2), (1, 1)):
         _, state = loss_curve(config, mesh_of(*mesh), 2)
@@ -218,6 +243,7 @@ def collectives(text):
     return [(re.search(rf" ({kinds})", line)[1], re.search(r'op_name="([^"]*)"', line)[1]) for line in lines]
 
 
+@pytest.mark.as_shipped
 @pytest.mark.parametrize(
     "changes, layers",
     [
@@ -256,6 +282,7 @@ GATHERS = [("all-gather", layer) for layer in ("conv3", "fc6", "fc7", "fc8")]
 SCATTERS = [("reduce-scatter", layer) for layer in ("conv3", "fc6", "fc7")]  # fc8's way back is a slice
 
 
+@pytest.mark.as_shipped
 @pytest.mark.parametrize("copies", [1, 2])
 def test_the_training_step_adds_only_the_way_back(config, copies):
     """The transposes of the exchanges between the towers, and one sum of everything over the copies of the network."""

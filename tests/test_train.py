@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from runs import check_equal, records, start
 
-from alexnet_jax import UserError, checkpoint, main, metrics
+from alexnet_jax import UserError, checkpoint, main, metrics, towers
+from alexnet_jax.train import program
 
 
 def test_it_learns_and_says_so(config, tmp_path, capsys):
@@ -50,7 +51,7 @@ def wait_for(process, workdir, step):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("on_device", [True, False])
+@pytest.mark.parametrize("on_device", [pytest.param(True, marks=pytest.mark.as_shipped), False])
 def test_killed_and_resumed_ends_bit_for_bit_equal(config, tmp_path, on_device):
     """With dropout and augmentation, stopped mid-epoch by SIGTERM, then by SIGKILL at a random moment."""
     config.data.on_device = on_device
@@ -86,6 +87,18 @@ def test_keeps_the_latest_and_the_best(config, tmp_path):
     assert errors[best] == min(errors.values())
     assert steps == sorted({best, 24})
     assert checkpoint.load(tmp_path / "run", "latest").step == 24
+
+
+def test_patience_is_of_epochs_where_evaluations_are_rarer(config, tmp_path):
+    """Evaluated after epochs 2, 4 and, the last, 5: no fall in two epochs is a drop, and one epoch is not two."""
+    config.epochs, config.evaluation.every_epochs, config.evaluation.views = 5, 2, 1
+    config.optimizer.update({"rule": "plateau", "patience": 2, "min_improvement": 1.0})
+    main.run(config, tmp_path / "run")
+    rates = {r["epoch"]: r["learning_rate"] for r in records(tmp_path / "run") if r["split"] == "train"}
+    assert [rates[epoch] for epoch in (1, 2, 3, 4, 5)] == pytest.approx([0.003] * 4 + [0.0003])
+    like = program(config, towers.make_mesh(config.devices, config.model.towers, config.batch_size)).state
+    plateau = checkpoint.restore(checkpoint.manager(tmp_path / "run"), like)[2]["plateau"]
+    assert (plateau["waited"], plateau["drops"]) == (1, 1)
 
 
 def test_a_finished_run_is_left_as_it_is(config, tmp_path):
