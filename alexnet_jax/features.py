@@ -34,7 +34,7 @@ from alexnet_jax import UserError, augment, checkpoint, metrics, photos, towers
 from alexnet_jax.checkpoint import Run
 from alexnet_jax.data import eval_batches
 from alexnet_jax.prepare import prepare
-from alexnet_jax.records import Split
+from alexnet_jax.records import Split, alone
 
 SPLITS = ("validation", "train")
 
@@ -95,9 +95,12 @@ def write(
     is raised, here or in `rows`, leaves the path as it was.
     """
     path, ids, labels = Path(path), [], []
-    whole = Path(f"{path}.{os.getpid()}.tmp")
     if path.is_dir():
         raise UserError(f"{path} is a folder: name a file in it")
+
+    def busy():
+        raise UserError(f"another process writes {path}: wait for it, or name another file")
+
     with contextlib.ExitStack() as held:
         parts = {}
         for name in layers:
@@ -115,7 +118,8 @@ def write(
                 progress.update(len(some_ids))
         if not ids:
             return 0
-        held.callback(whole.unlink, missing_ok=True)
+        with _writing(path):
+            whole = held.enter_context(alone(Path(f"{path}.tmp"), busy))
         with _writing(path), zipfile.ZipFile(whole, "w") as file:
             for name, part in parts.items():
                 header = {"descr": "<f4", "fortran_order": False, "shape": (len(ids), *shape[name])}
@@ -129,7 +133,8 @@ def write(
                 with file.open(f"{name}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
         with _writing(path):
-            whole.replace(path)
+            whole.flush()
+            Path(whole.name).replace(path)
     return len(ids)
 
 
@@ -201,11 +206,11 @@ def main(argv: list[str]) -> int:
     if flags.images in SPLITS:
         prepared = prepare(run.config.data)
         source = prepared.train if flags.images == "train" else prepared.evaluation
-    elif not Path(flags.images).expanduser().exists():
+    elif not os.path.lexists(os.path.expanduser(flags.images)):
         raise UserError(f"there is no file or folder {flags.images}; the run's own splits are {' and '.join(SPLITS)}")
     else:
         source = photos.find(flags.images)
-    out = Path(flags.out).expanduser()
+    out = Path(os.path.expanduser(flags.out))
     count = save(run, layers, source, out, flags.batch_size)
     print(f"{out}: {count:,} images, step {run.step} of {run.workdir}")
     for name, shape in there.items():

@@ -34,15 +34,9 @@ def run(config, workdir: Path) -> int:
     check(config)
     checkpoint.refuse_converted(workdir)
     mesh = towers.make_mesh(config.devices, config.model.towers, config.batch_size)
-    prepared = prepare(config.data)
-    if config.model.num_classes == 0:
-        config = config.copy_and_resolve_references()  # the caller's stays as it is
-        config.model.num_classes = len(prepared.classes)
-    if len(prepared.classes) != config.model.num_classes:
-        raise UserError(
-            f"the data set has {len(prepared.classes)} classes and the network {config.model.num_classes}: "
-            f"set --config.model.num_classes={len(prepared.classes)}"
-        )
+    prepared = prepare(config.data, config.model.num_classes)
+    config = config.copy_and_resolve_references()  # the caller's stays as it is
+    config.model.num_classes = len(prepared.classes)
     if config.start.workdir:
         if not checkpoint.holds_run(workdir):
             start.check(config)  # before anything is written
@@ -126,6 +120,15 @@ def introduce(config, prepared, mesh, workdir: Path):
     )
 
 
+def own_classes(config, overrides: dict):
+    """A data set that the command line names comes with its own number of classes, unless it names that too.
+
+    overrides: the fields that the command line sets, by dotted names.
+    """
+    if "data.name" in overrides and "model.num_classes" not in overrides:
+        config.model.num_classes = 0
+
+
 def config_name(config) -> str:
     try:
         return config.name
@@ -142,6 +145,7 @@ def main(argv: list[str]):
         if CONFIG.value is None:
             raise UserError("name a config: python -m alexnet_jax.main --config configs/quickstart.py")
         config = CONFIG.value
+        own_classes(config, config_flags.get_override_values(CONFIG))
         if DISTRIBUTED.value:
             join()
         elif (COORDINATOR.value, PROCESSES.value, PROCESS.value) != (None, None, None):
