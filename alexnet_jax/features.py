@@ -15,6 +15,7 @@ error and left out, and the exit status is 1.
 
 import argparse
 import contextlib
+import functools
 import os
 import re
 import shutil
@@ -22,9 +23,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 import jax
 import numpy as np
@@ -34,7 +33,7 @@ from alexnet_jax import UserError, augment, checkpoint, metrics, photos, towers
 from alexnet_jax.checkpoint import Run
 from alexnet_jax.data import eval_batches
 from alexnet_jax.prepare import prepare
-from alexnet_jax.records import Split, alone
+from alexnet_jax.records import Split, alone, close
 
 SPLITS = ("validation", "train")
 
@@ -66,7 +65,7 @@ def extract(run: Run, layers: Sequence[str], images: Iterable[tuple]) -> Iterato
     """Yields (ids, labels, {layer: float32 (n, ...)}) for `batches`; only as much of the network runs as they need."""
     d = run.config.data
 
-    @partial(jax.jit, compiler_options=towers.compiler_options(run.mesh.devices.flat[0].platform))
+    @functools.partial(jax.jit, compiler_options=towers.compiler_options(run.mesh.devices.flat[0].platform))
     def compute(params, statistics, images):
         [crop] = augment.views(images, statistics, d, 1)
         activations = run.apply(params, crop)[1]
@@ -106,7 +105,7 @@ def write(
         for name in layers:
             with _writing(path):  # a file without a name: nothing is left of it, whatever happens
                 parts[name] = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115
-            held.callback(_close, parts[name])
+            held.callback(close, parts[name])
         for some_ids, some_labels, activations in rows:
             ids += some_ids
             labels.append(some_labels)
@@ -118,8 +117,9 @@ def write(
                 progress.update(len(some_ids))
         if not ids:
             return 0
+        partial = Path(f"{path}.tmp")
         with _writing(path):
-            whole = held.enter_context(alone(Path(f"{path}.tmp"), busy))
+            whole = held.enter_context(alone(partial, busy))
         with _writing(path), zipfile.ZipFile(whole, "w") as file:
             for name, part in parts.items():
                 header = {"descr": "<f4", "fortran_order": False, "shape": (len(ids), *shape[name])}
@@ -134,7 +134,7 @@ def write(
                     np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
         with _writing(path):
             whole.flush()
-            Path(whole.name).replace(path)
+            partial.replace(path)
     return len(ids)
 
 
@@ -145,11 +145,6 @@ def _writing(path: Path):
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"cannot write {path} ({reason}): name a file where there is room and you can write") from error
-
-
-def _close(part: BinaryIO):
-    with contextlib.suppress(OSError):  # what a full disk would not take is still to be written
-        part.close()
 
 
 def save(run: Run, layers: Sequence[str], source: Split | Sequence[Path], path: str | Path, batch_size: int) -> int:

@@ -7,6 +7,7 @@ What it offers:
 """
 
 import contextlib
+import functools
 import io
 import math
 import shutil
@@ -110,10 +111,11 @@ def drawn(made: "tfds.core.DatasetBuilder") -> "tfds.core.DatasetBuilder":
 
     Raises UserError if they cannot be written; then, as after a kill and another call, nothing is left of them.
     """
-    path = Path(made.data_path)
-    lock = Path(f"{path}.lock")
-    if path.exists() and not lock.exists():
-        return made
+    path, config = Path(made.data_path), made.builder_config.name
+    lock, last = Path(f"{path}.lock"), path / "dataset_info.json"
+    anew = functools.partial(undrawn, config, str(path.parents[2]))  # one that is made before them knows of no images
+    if last.exists() and not lock.exists():
+        return anew()
 
     def waits():
         tqdm.write(f"waiting for another process to draw glyphs in {path}", file=sys.stderr)
@@ -123,8 +125,9 @@ def drawn(made: "tfds.core.DatasetBuilder") -> "tfds.core.DatasetBuilder":
         with alone(lock, waits):
             for left in path.parent.glob(f"incomplete.*_{path.name}"):  # by a killed process
                 shutil.rmtree(left, ignore_errors=True)
-            if not path.exists():
-                settings = {"total": sum(SPLITS[made.builder_config.name].values()), "unit": " images"}
+            if not last.exists():
+                shutil.rmtree(path, ignore_errors=True)
+                settings = {"total": sum(SPLITS[config].values()), "unit": " images"}
                 with _quiet_tfds(), tqdm(desc="drawing glyphs", dynamic_ncols=True, **settings) as made.bar:
                     made.download_and_prepare()
     except Exception as error:
@@ -133,7 +136,7 @@ def drawn(made: "tfds.core.DatasetBuilder") -> "tfds.core.DatasetBuilder":
             raise
         hint = "make room, or choose another folder with --config.data.prepared_dir=..."
         raise UserError(f"cannot write glyphs to {path.parent} ({one_line(error)}): {hint}") from error
-    return undrawn(made.builder_config.name, made.data_dir)  # anew: one that waited for another knows of no splits
+    return anew()
 
 
 def _colours(rng: np.random.Generator) -> np.ndarray:

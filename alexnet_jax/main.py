@@ -145,7 +145,7 @@ def main(argv: list[str]):
         if CONFIG.value is None:
             raise UserError("name a config: python -m alexnet_jax.main --config configs/quickstart.py")
         config = CONFIG.value
-        own_classes(config, config_flags.get_override_values(CONFIG))
+        own_classes(config, config_flags.get_override_values(flags.FLAGS["config"]))
         if DISTRIBUTED.value:
             join()
         elif (COORDINATOR.value, PROCESSES.value, PROCESS.value) != (None, None, None):

@@ -95,8 +95,8 @@ def _check(config: ConfigDict, num_classes: int | None):
         raise UserError(f"data.resize is '{config.resize}': it must be shorter or warp")
     if num_classes is not None and slug(config.train_split) == slug(config.eval_split):
         raise UserError(
-            f"data.train_split '{config.train_split}' and data.eval_split '{config.eval_split}' are one: its error would be "
-            "that of the images it learns from"
+            f"data.train_split '{config.train_split}' and data.eval_split '{config.eval_split}' are one: the error "
+            "would be that of images it learns from"
         )
 
 
@@ -194,6 +194,9 @@ def _write_split(config: ConfigDict, source: Source, split: str, folder: Path, s
                 lengths.append(len(record) - 16)
                 labels.append(label)
                 ids.append(name.replace("\n", "\\n"))
+    if len(labels) + len(damaged) != source.counts[split]:
+        found = f"{len(labels) + len(damaged):,} images where there should be {source.counts[split]:,}"
+        raise UserError(f"split '{split}' of {config.name} has {found}: its files are cut short")
     if damaged:
         tqdm.write(f"left out {len(damaged)} damaged images of {source.counts[split]} in {split}", file=sys.stderr)
     if not labels:

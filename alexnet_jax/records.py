@@ -132,7 +132,9 @@ def alone(path: Path, busy: Callable[[], object] | None = None) -> Iterator[Bina
     called, and what it raises is raised; else one waits. Without `busy` that is BlockingIOError.
     """
     while True:
-        with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+        with contextlib.ExitStack() as held:
+            file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")  # noqa: SIM115
+            held.callback(close, file)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -149,6 +151,12 @@ def alone(path: Path, busy: Callable[[], object] | None = None) -> Iterator[Bina
                 if _is_at(path, file):
                     path.unlink()
             return
+
+
+def close(file: BinaryIO):
+    """Closes a file that nobody will read: what a full disk would not take of it does not matter."""
+    with contextlib.suppress(OSError):
+        file.close()
 
 
 def _is_at(path: Path, file: BinaryIO) -> bool:

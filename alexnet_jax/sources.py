@@ -230,15 +230,17 @@ def _open_tfds(config: ConfigDict, cache: Path) -> Source:
 def _tfds_builder(tfds, config: ConfigDict, cache: Path):
     """The builder of a set that is on disk, or of glyphs; nothing here looks at the network."""
     name, _, variant = config.name.partition("/")
-    if name == "glyphs":
-        from alexnet_jax import glyphs
-
-        return glyphs.undrawn(variant or "full", str(cache / "tfds"))
     without = "--config configs/paper.py:glyphs runs without any download"
     try:
+        if name == "glyphs":
+            from alexnet_jax import glyphs
+
+            return glyphs.undrawn(variant or "full", str(cache / "tfds"))
         if re.match(r"\w+:[^\d*]", config.name):  # such as huggingface:mnist
             raise ValueError("other registers' sets come from the network")
         builder = tfds.builder(config.name, data_dir=config.data_dir or os.environ.get("TFDS_DATA_DIR") or None)
+    except UserError:
+        raise
     except Exception as error:  # TFDS raises whatever the set's own code does
         reason = one_line(error).partition(" Available datasets")[0]
         raise UserError(
