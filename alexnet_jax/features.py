@@ -96,6 +96,8 @@ def write(
     path, ids, labels = Path(path), [], []
     if path.is_dir():
         raise UserError(f"{path} is a folder: name a file in it")
+    if path.exists() and not path.is_file():  # which the file would replace
+        raise UserError(f"{path} is a device or a pipe: name a file")
 
     def busy():
         raise UserError(f"another process writes {path}: wait for it, or name another file")

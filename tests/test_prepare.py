@@ -98,6 +98,7 @@ KINDS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore")  # pytest sets the filters of photos.py aside
 def test_every_kind_of_image_becomes_rgb_and_damaged_ones_are_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200_000)  # Pillow refuses twice as much
     folder = tmp_path / "source" / "kind"
