@@ -219,8 +219,8 @@ def _open_split(directory: Path, meta: dict, name: str) -> Split:
         f"{stem}.npz", {"offsets": (np.int64, (n,)), "lengths": (np.int64, (n,)), "labels": (np.int32, (n,))}
     )
     with open(f"{stem}.ids.txt", encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
-        ids = lines.read().split("\n")[:-1]
-    _require(len(ids) == n)
+        *ids, rest = lines.read().split("\n")
+    _require(len(ids) == n and not rest)
     labels, lengths = index["labels"], index["lengths"]
     _require(labels.min() >= 0 and labels.max() < len(meta["classes"]))
     _require(lengths.min() > 0 and np.array_equal(index["offsets"], starts(lengths)))
