@@ -15,15 +15,14 @@ error and left out, and the exit status is 1.
 
 import argparse
 import contextlib
+import functools
 import os
 import shutil
 import sys
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 import jax
 import numpy as np
@@ -33,7 +32,7 @@ from alexnet_jax import UserError, augment, checkpoint, command, metrics, photos
 from alexnet_jax.checkpoint import Run
 from alexnet_jax.data import eval_batches, filled
 from alexnet_jax.prepare import prepare
-from alexnet_jax.records import Split
+from alexnet_jax.records import Split, alone, close
 
 SPLITS = ("validation", "train")
 
@@ -65,7 +64,7 @@ def extract(run: Run, layers: Sequence[str], images: Iterable[tuple]) -> Iterato
     """Yields (ids, labels, {layer: float32 (n, ...)}) for `batches`; only as much of the network runs as they need."""
     d = run.config.data
 
-    @partial(jax.jit, compiler_options=towers.compiler_options(run.mesh.devices.flat[0].platform))
+    @functools.partial(jax.jit, compiler_options=towers.compiler_options(run.mesh.devices.flat[0].platform))
     def compute(params, statistics, images):
         [crop] = augment.views(images, statistics, d, 1)
         activations = run.apply(params, crop)[1]
@@ -94,15 +93,20 @@ def write(
     is raised, here or in `rows`, leaves the path as it was.
     """
     path, ids, labels = Path(path), [], []
-    whole = Path(f"{path}.{os.getpid()}.tmp")
     if path.is_dir():
         raise UserError(f"{path} is a folder: name a file in it")
+    if path.exists() and not path.is_file():  # which the file would replace
+        raise UserError(f"{path} is a device or a pipe: name a file")
+
+    def busy():
+        raise UserError(f"another process writes {path}: wait for it, or name another file")
+
     with contextlib.ExitStack() as held:
         parts = {}
         for name in layers:
             with _writing(path):  # a file without a name: nothing is left of it, whatever happens
                 parts[name] = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115
-            held.callback(_close, parts[name])
+            held.callback(close, parts[name])
         for some_ids, some_labels, activations in rows:
             ids += some_ids
             labels.append(some_labels)
@@ -114,7 +118,9 @@ def write(
                 progress.update(len(some_ids))
         if not ids:
             return 0
-        held.callback(whole.unlink, missing_ok=True)
+        partial = Path(f"{path}.tmp")
+        with _writing(path):
+            whole = held.enter_context(alone(partial, busy))
         with _writing(path), zipfile.ZipFile(whole, "w") as file:
             for name, part in parts.items():
                 header = {"descr": "<f4", "fortran_order": False, "shape": (len(ids), *shape[name])}
@@ -128,7 +134,8 @@ def write(
                 with file.open(f"{name}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
         with _writing(path):
-            whole.replace(path)
+            whole.flush()
+            partial.replace(path)
     return len(ids)
 
 
@@ -139,11 +146,6 @@ def _writing(path: Path):
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"cannot write {path} ({reason}): name a file where there is room and you can write") from error
-
-
-def _close(part: BinaryIO):
-    with contextlib.suppress(OSError):  # what a full disk would not take is still to be written
-        part.close()
 
 
 def save(run: Run, layers: Sequence[str], source: Split | Sequence[Path], path: str | Path, batch_size: int) -> int:
@@ -198,11 +200,11 @@ def main(argv: list[str]) -> int:
     if flags.images in SPLITS:
         prepared = prepare(run.config.data)
         source = prepared.train if flags.images == "train" else prepared.evaluation
-    elif not Path(flags.images).expanduser().exists():
+    elif not os.path.lexists(os.path.expanduser(flags.images)):
         raise UserError(f"there is no file or folder {flags.images}; the run's own splits are {' and '.join(SPLITS)}")
     else:
         source = photos.find(flags.images)
-    out = Path(flags.out).expanduser()
+    out = Path(os.path.expanduser(flags.out))
     count = save(run, layers, source, out, flags.batch_size)
     print(f"{out}: {count:,} images, step {run.step} of {run.workdir}")
     for name, shape in there.items():

@@ -7,8 +7,11 @@ What it offers:
 """
 
 import contextlib
+import functools
 import io
 import math
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +20,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from alexnet_jax import UserError
-from alexnet_jax.records import tensorflow
+from alexnet_jax import UserError, one_line
+from alexnet_jax.records import alone, tensorflow
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -82,24 +85,58 @@ def builder(config: str = "full", data_dir: str | None = None) -> "tfds.core.Dat
     Returns:
       A builder of examples {"image": uint8 (256, 256, 3), stored as JPEG, "label": int64 ()}.
     """
+    return drawn(undrawn(config, data_dir))
+
+
+def undrawn(config: str = "full", data_dir: str | None = None) -> "tfds.core.DatasetBuilder":
+    """Returns what `builder` does, with nothing written: its images may be still to be drawn."""
     if config not in SPLITS:
         raise UserError(f"there is no data set 'glyphs/{config}': use one of glyphs/{', glyphs/'.join(SPLITS)}")
-    cls = _builder_class()
-    made = cls(config=config, data_dir=data_dir or None)
-    if made.data_path.exists():
-        return made
+    return _builder_class()(config=config, data_dir=data_dir or None)
+
+
+def splits(made: "tfds.core.DatasetBuilder") -> "tfds.core.splits.SplitDict":
+    """Returns the splits that a builder has, or will have when it is drawn: they take slices as any set's."""
+    import tensorflow_datasets as tfds
+
+    names = tfds.core.ShardedFileTemplate(made.data_path, dataset_name="glyphs", filetype_suffix="tfrecord")
+    return tfds.core.splits.SplitDict(
+        tfds.core.SplitInfo(name=name, shard_lengths=[count], num_bytes=0, filename_template=names.replace(split=name))
+        for name, count in SPLITS[made.builder_config.name].items()
+    )
+
+
+def drawn(made: "tfds.core.DatasetBuilder") -> "tfds.core.DatasetBuilder":
+    """Draws the images of a builder unless they are there; other processes wait meanwhile. Returns it with its splits.
+
+    Raises UserError if they cannot be written; then, as after a kill and another call, nothing is left of them.
+    """
+    path, config = Path(made.data_path), made.builder_config.name
+    lock, last = Path(f"{path}.lock"), path / "dataset_info.json"
+    anew = functools.partial(undrawn, config, str(path.parents[2]))  # one that is made before them knows of no images
+    if last.exists() and not lock.exists():
+        return anew()
+
+    def waits():
+        tqdm.write(f"waiting for another process to draw glyphs in {path}", file=sys.stderr)
+
     try:
-        settings = {"total": sum(SPLITS[config].values()), "unit": " images", "dynamic_ncols": True}
-        with _quiet_tfds(), tqdm(desc="drawing glyphs", **settings) as made.bar:
-            made.download_and_prepare()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with alone(lock, waits):
+            for left in path.parent.glob(f"incomplete.*_{path.name}"):  # by a killed process
+                shutil.rmtree(left, ignore_errors=True)
+            if not last.exists():
+                shutil.rmtree(path, ignore_errors=True)
+                settings = {"total": sum(SPLITS[config].values()), "unit": " images"}
+                with _quiet_tfds(), tqdm(desc="drawing glyphs", dynamic_ncols=True, **settings) as made.bar:
+                    made.download_and_prepare()
     except Exception as error:
-        # TFDS writes to a folder of its own and renames it at the end, which fails where another process was faster;
-        # its copy holds the same images.
-        if not made.data_path.exists():
-            if isinstance(error, OSError):
-                raise UserError(f"cannot write glyphs ({error}): set data.data_dir to a folder you own") from error
+        # Of a full disk TFDS makes a RuntimeError, with TensorFlow's error behind it.
+        if not any(isinstance(e, (OSError, tensorflow().errors.OpError)) for e in (error, error.__cause__)):
             raise
-    return cls(config=config, data_dir=data_dir or None)  # anew: the builder that lost a race knows of no splits
+        hint = "make room, or choose another folder with --config.data.prepared_dir=..."
+        raise UserError(f"cannot write glyphs to {path.parent} ({one_line(error)}): {hint}") from error
+    return anew()
 
 
 def _colours(rng: np.random.Generator) -> np.ndarray:

@@ -38,10 +38,9 @@ def run(config, workdir: Path) -> int:
     check(config)
     checkpoint.refuse_converted(workdir)
     mesh = towers.make_mesh(config.devices, config.model.towers, config.batch_size)
-    prepared = prepare(config.data)
-    if config.model.num_classes == 0:
-        config = config.copy_and_resolve_references()  # the caller's stays as it is
-        config.model.num_classes = len(prepared.classes)
+    prepared = prepare(config.data, config.model.num_classes)
+    config = config.copy_and_resolve_references()  # the caller's stays as it is
+    config.model.num_classes = len(prepared.classes)
     check_against_data(config, prepared, mesh)
     if config.start.workdir:
         if not checkpoint.holds_run(workdir):
@@ -88,12 +87,7 @@ def join():
 
 def check_against_data(config, prepared, mesh):
     """Raises UserError, naming the field, on what only the images and the devices tell; nothing is written yet."""
-    images, classes = len(prepared.train), len(prepared.classes)
-    if classes != config.model.num_classes:
-        raise UserError(
-            f"the data set has {classes} classes and the network {config.model.num_classes}: "
-            f"set --config.model.num_classes={classes}"
-        )
+    images = len(prepared.train)
     steps = config.epochs * steps_per_epoch(images, config.batch_size)
     if steps >= MOST_STEPS:
         raise UserError(f"--config.epochs={config.epochs} makes {steps:,} steps, of {MOST_STEPS:,} at most: lower it")
@@ -120,6 +114,15 @@ def introduce(config, prepared, mesh, workdir: Path):
     )
 
 
+def own_classes(config, given: dict):
+    """A data set that the command line names comes with its own number of classes, unless it names that too.
+
+    given: the fields that the command line sets, by dotted names.
+    """
+    if "data.name" in given and "model.num_classes" not in given:
+        config.model.num_classes = 0
+
+
 def main(argv: list[str]):
     """absl's main; the user's mistakes end in one line."""
     if len(argv) > 1:
@@ -128,6 +131,7 @@ def main(argv: list[str]):
         if CONFIG.value is None:
             raise UserError("name a config: python -m alexnet_jax.main --config configs/quickstart.py")
         config = CONFIG.value
+        own_classes(config, config_flags.get_override_values(flags.FLAGS["config"]))
         if DISTRIBUTED.value:
             join()
         elif (COORDINATOR.value, PROCESSES.value, PROCESS.value) != (None, None, None):

@@ -68,14 +68,7 @@ def main(argv: list[str]) -> int:
     if flags.top < 1:
         raise UserError(f"--top is {flags.top} and must be 1 or more")
     run = checkpoint.load(flags.workdir, flags.which)
-    paths, missing, read = [], 0, 0
-    for image in flags.images:
-        path = Path(image).expanduser()
-        try:
-            paths += photos.find(path) if path.is_dir() else [path]
-        except UserError as error:  # no photos in the folder
-            print(f"unreadable: {image}: {error}", file=sys.stderr)
-            missing += 1
+    (paths, bare), read = photos.gather(flags.images), 0
     quiet = len(paths) <= BATCH or not sys.stderr.isatty()
     with metrics.bar(len(paths), f"{flags.views} view(s)", quiet) as progress:
         for path, probabilities in predict(run, paths, flags.views):
@@ -95,7 +88,7 @@ def main(argv: list[str]) -> int:
             read += 1
     if not read:
         raise UserError("there was no photo to be read")
-    return int(missing > 0 or read < len(paths))
+    return int(bare > 0 or read < len(paths))
 
 
 if __name__ == "__main__":

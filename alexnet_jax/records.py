@@ -8,12 +8,12 @@ Needs neither the images' source nor TensorFlow.
 
 import contextlib
 import dataclasses
+import fcntl
 import io
 import json
 import os
 import re
 import struct
-import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -44,9 +44,10 @@ class Split:
         return len(self.labels)
 
     def read(self, indices: Iterable[int]) -> list[bytes]:
-        """Returns the JPEGs at the indices. Raises UserError if the file is damaged there."""
-        jpegs = [os.pread(self.file.fileno(), self.lengths[i], self.offsets[i]) for i in indices]
-        if not all(jpeg.startswith(b"\xff\xd8") and jpeg.endswith(b"\xff\xd9") for jpeg in jpegs):
+        """Returns the JPEGs at the indices. Raises UserError if the file is damaged there, be it by a bit."""
+        records = [os.pread(self.file.fileno(), self.lengths[i] + 16, self.offsets[i] - 12) for i in indices]
+        jpegs = [record[12:-4] for record in records]
+        if any(frame(jpeg) != record for jpeg, record in zip(jpegs, records, strict=True)):
             raise self.damaged()
         return jpegs
 
@@ -85,15 +86,25 @@ class Prepared:
 
 
 def open_prepared(directory: Path) -> Prepared:
-    """Opens the prepared set in a folder. Raises UserError if files are missing or cut short."""
+    """Opens the prepared set in a folder.
+
+    Raises UserError if it may not be read, or if files are missing, cut short or not as prepare.py writes them; what is
+    wrong within an image shows when it is read.
+    """
     try:
         meta = json.loads((directory / "meta.json").read_text())
-        with np.load(directory / "statistics.npz", allow_pickle=False) as arrays:
-            statistics = dict(arrays)
+        size, classes = meta["size"], meta["classes"]
+        _require(isinstance(size, int) and isinstance(classes, list) and all(isinstance(c, str) for c in classes))
+        shapes = {"mean": (size, size, 3), "channel_mean": (3,), "stdevs": (3,), "vectors": (3, 3)}
+        statistics = _arrays(directory / "statistics.npz", {name: (np.float32, s) for name, s in shapes.items()})
+        _require(all(np.isfinite(array).all() for array in statistics.values()))
         train, evaluation = (_open_split(directory, meta, meta[role]) for role in ("train_split", "eval_split"))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except PermissionError as error:
+        hint = "make it yours, or choose another folder with --config.data.prepared_dir=..."
+        raise UserError(f"the prepared set {directory} cannot be read ({error.strerror}): {hint}") from error
+    except Exception as error:  # NumPy and zipfile raise nearly anything on bytes that are none of theirs
         raise _damaged(directory) from error
-    return Prepared(directory, meta["classes"], statistics, train, evaluation)
+    return Prepared(directory, classes, statistics, train, evaluation)
 
 
 def in_threads(function: Callable, items: Iterable, ahead: int = 0) -> Iterator:
@@ -111,6 +122,48 @@ def in_threads(function: Callable, items: Iterable, ahead: int = 0) -> Iterator:
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def alone(path: Path, busy: Callable[[], object] | None = None) -> Iterator[BinaryIO]:
+    """Makes the file `path`, empty, and holds it, one process at a time; removes it at the end, unless it was renamed.
+
+    What a killed process left under that name is taken over: the lock ended with it. Where another holds it, `busy` is
+    called, and what it raises is raised; else one waits. Without `busy` that is BlockingIOError.
+    """
+    while True:
+        with contextlib.ExitStack() as held:
+            file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")  # noqa: SIM115
+            held.callback(close, file)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if busy is None:
+                    raise
+                busy()
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_at(path, file):  # its holder removed it while we waited
+                continue
+            try:
+                file.truncate()
+                yield file
+            finally:
+                if _is_at(path, file):
+                    path.unlink()
+            return
+
+
+def close(file: BinaryIO):
+    """Closes a file that nobody will read: what a full disk would not take of it does not matter."""
+    with contextlib.suppress(OSError):
+        file.close()
+
+
+def _is_at(path: Path, file: BinaryIO) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def cores() -> int:
@@ -160,13 +213,35 @@ def _damaged(directory: Path) -> UserError:
 
 
 def _open_split(directory: Path, meta: dict, name: str) -> Split:
-    stem = directory / slug(name)
-    with np.load(f"{stem}.npz", allow_pickle=False) as arrays:
-        index = dict(arrays)
+    stem, n = directory / slug(name), meta["splits"][name]["count"]
+    _require(isinstance(n, int) and n > 0)
+    index = _arrays(
+        f"{stem}.npz", {"offsets": (np.int64, (n,)), "lengths": (np.int64, (n,)), "labels": (np.int32, (n,))}
+    )
     with open(f"{stem}.ids.txt", encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
-        ids = lines.read().split("\n")[:-1]
+        *ids, rest = lines.read().split("\n")
+    _require(len(ids) == n and not rest)
+    labels, lengths = index["labels"], index["lengths"]
+    _require(labels.min() >= 0 and labels.max() < len(meta["classes"]))
+    _require(lengths.min() > 0 and np.array_equal(index["offsets"], starts(lengths)))
+    _require(os.path.getsize(f"{stem}.tfrecord") == index["offsets"][-1] + lengths[-1] + 4)
     file = open(f"{stem}.tfrecord", "rb", buffering=0)  # noqa: SIM115 - stays open as long as the Split
-    end = index["offsets"][-1] + index["lengths"][-1] + 4
-    if os.fstat(file.fileno()).st_size != end or not len(ids) == len(index["labels"]) == meta["splits"][name]["count"]:
-        raise ValueError("files cut short")
     return Split(name, meta["size"], ids=ids, file=file, **index)
+
+
+def starts(lengths: np.ndarray) -> np.ndarray:
+    """Where in a file of records data of these lengths begin, int64 (n,): each has 12 bytes before and 4 behind it."""
+    return np.cumsum(lengths + 16) - lengths - 4
+
+
+def _arrays(path: str | Path, expected: dict[str, tuple]) -> dict[str, np.ndarray]:
+    """The arrays of a .npz. Raises ValueError where they are not of the expected names, {name: (dtype, shape)}."""
+    with np.load(path, allow_pickle=False) as file:
+        found = dict(file)
+    _require({name: (array.dtype, array.shape) for name, array in found.items()} == expected)
+    return found
+
+
+def _require(holds: bool):
+    if not holds:
+        raise ValueError("this is not what prepare.py writes")

@@ -4,6 +4,8 @@
     python -m alexnet_jax.retrieval --workdir runs/paper --query photo.jpg       # what the training set has like it
     nearest(queries, gallery, k=6)                                               # in Python, on any vectors
 
+What of the photos cannot be read is named on standard error and the rest goes on; the exit status is then 1.
+
 precision@6 is the share of an image's six nearest in the gallery that are of its class, beside that of the six nearest
 by raw pixels and that of six drawn at random. The gallery is the training set, as in the paper, unless told otherwise.
 """
@@ -20,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from alexnet_jax import UserError, checkpoint, command, metrics, photos, plots
@@ -275,8 +276,16 @@ def table(result: dict) -> str:
 
 
 def find(run: Run, paths: Sequence[Path], gallery: Split, layer: str) -> tuple[dict, np.ndarray, np.ndarray]:
-    """The neighbours of photos in a gallery: what --json prints, the photos uint8, and the indices int32 (q, 6)."""
-    images = np.stack([_read(path, run.config.data) for path in paths])
+    """The neighbours of photos in a gallery: what --json prints, the photos uint8, and the indices int32 (q, 6).
+
+    Names on stderr what it cannot read. Raises UserError if that is all.
+    """
+    d, found = run.config.data, []
+    for some, read in photos.batches(paths, d.size, min(len(paths), run.config.evaluation.batch_size), d.resize):
+        found += zip(read, some, strict=False)  # without what fills up the last batch
+    if not found:
+        raise UserError("there was no photo to be read")
+    paths, images = [path for path, _ in found], np.stack([image for _, image in found])
     asked = features(run, images, layer)
     distances, indices = nearest(asked, describe(run, gallery, layer, pixels=False)[0])
 
@@ -290,15 +299,8 @@ def find(run: Run, paths: Sequence[Path], gallery: Split, layer: str) -> tuple[d
     return result, images, indices
 
 
-def _read(path: Path, data: ConfigDict) -> np.ndarray:
-    try:
-        return np.asarray(photos.square(path, data.size, upright=True, resize=data.resize))
-    except Exception as error:  # Pillow raises nearly anything on a file that is damaged or no photo
-        raise UserError(f"{path} cannot be read as a photo ({type(error).__name__})") from error
-
-
-def main(argv: list[str]) -> None:
-    """The command line."""
+def main(argv: list[str]) -> int:
+    """The command line. Returns the exit status: 1 if something could not be read."""
     parser = argparse.ArgumentParser(prog="python -m alexnet_jax.retrieval", description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", required=True, help="a run")
     parser.add_argument(
@@ -314,7 +316,9 @@ def main(argv: list[str]) -> None:
     flags = parser.parse_args(argv)
     if not 1 <= flags.queries <= ROWS:
         raise UserError(f"--queries is {flags.queries} and must be from 1 to {ROWS}: a row of the picture each")
-    paths = [path for query in flags.query or () for path in photos.find(query)]
+    paths, bare = photos.gather(flags.query or ())
+    if flags.query and not paths:
+        raise UserError("there was no photo to be read")
     run = checkpoint.load(flags.workdir)
     prepared = prepare(run.config.data)
     splits = {"train": prepared.train, "validation": prepared.evaluation}
@@ -322,7 +326,7 @@ def main(argv: list[str]) -> None:
     out = Path(flags.out or run.workdir / "neighbours.png")
     if paths:
         result, images, indices = find(run, paths, gallery, flags.layer)
-        names, labels = [path.stem for path in paths], None
+        names, labels = [Path(photo["photo"]).stem for photo in result["photos"]], None
         lines = []
         for photo in result["photos"]:
             lines.append(photo["photo"])
@@ -339,6 +343,7 @@ def main(argv: list[str]) -> None:
     draw(images[shown], names[shown], indices[shown], labels, gallery, run.classes, out)
     result["picture"] = str(out)
     print(json.dumps(result) if flags.json else f"{text}\npicture: {out}")
+    return int(bare > 0 or len(result.get("photos", ())) < len(paths))
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from alexnet_jax import UserError, command, data
-from alexnet_jax.prepare import open_source, prepare
+from alexnet_jax.prepare import prepare
 from alexnet_jax.records import Prepared, cores
+from alexnet_jax.sources import open_source
 from configs import paper
 
 BATCH, SIZE, CROP = 128, 256, 224

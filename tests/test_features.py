@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_jax import UserError, checkpoint, features, photos
+from alexnet_jax import UserError, checkpoint, features, photos, records
 from alexnet_jax.prepare import prepare
 
 
@@ -253,15 +254,28 @@ def test_too_little_room_is_said_before_the_work(run, tmp_path, monkeypatch):
         ({"batch_size": "0"}, "batch_size=0"),
         ({"out": "{tmp}/none/f.npz"}, "cannot write .*none/f.npz"),
         ({"out": "{tmp}/bare"}, "is a folder"),
+        ({"out": "{tmp}/pipe"}, "is a device or a pipe"),
+        ({"images": "{tmp}/pipe"}, "none of the 1 photos can be read"),
+        ({"images": "~nobody_at_all/photos"}, "no file or folder ~nobody_at_all/photos"),
     ],
 )
 def test_what_the_user_gets_wrong_is_said(tiny_run, tmp_path, changed, said):
     (tmp_path / "bare").mkdir()
     (tmp_path / "text.png").write_text("not a photo")
+    os.mkfifo(tmp_path / "pipe")
     flags = {"workdir": tiny_run, "images": "validation", "layer": "fc7", "out": tmp_path / "f.npz"} | changed
     with pytest.raises(UserError, match=said):
         features.main([f"--{name}={str(value).format(tmp=tmp_path)}" for name, value in flags.items()])
-    assert names(tmp_path) == ["bare", "text.png"]
+    assert names(tmp_path) == ["bare", "pipe", "text.png"]
+
+
+def test_what_a_killed_process_left_is_taken_over_and_a_living_one_is_left_alone(tmp_path):
+    (tmp_path / "f.npz.tmp").write_bytes(bytes(10**6))
+    with records.alone(tmp_path / "f.npz.tmp"), pytest.raises(UserError, match="another process writes .*f.npz"):
+        features.write(tmp_path / "f.npz", ["fc7"], some_rows(1), {})
+    (tmp_path / "f.npz.tmp").write_bytes(bytes(10**6))
+    assert features.write(tmp_path / "f.npz", ["fc7"], some_rows(1), {}) == 4
+    assert names(tmp_path) == ["f.npz"] and read(tmp_path / "f.npz")["fc7"].shape == (4, 6)
 
 
 def test_the_command_makes_its_devices_and_says_what_failed(tiny_run, run, tmp_path):

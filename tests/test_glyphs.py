@@ -1,15 +1,17 @@
 """The embedded data set: drawn alike everywhere, balanced, legible in every face, and a TFDS set as any other."""
 
 import io
+import resource
 import shutil
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_jax import UserError, glyphs
+from alexnet_jax import UserError, glyphs, records
 
 
 def test_image_and_label():
@@ -101,8 +103,22 @@ def tiny_dir(tmp_path_factory):
     left_over = folder / "glyphs/tiny/incomplete.ABCDEF_1.0.0"
     left_over.mkdir(parents=True)
     (left_over / "glyphs-train.tfrecord-00000-of-00001").write_bytes(b"half an image")
+    (folder / "glyphs/tiny/1.0.0.lock").touch()
     glyphs.builder("tiny", str(folder))
     return folder
+
+
+def test_leftovers_of_a_killed_process_are_gone(tiny_dir):
+    assert [path.name for path in (tiny_dir / "glyphs/tiny").iterdir()] == ["1.0.0"]
+    (tiny_dir / "glyphs/tiny/1.0.0.lock").touch()  # by one that was killed at its very end
+    glyphs.builder("tiny", str(tiny_dir))
+    assert [path.name for path in (tiny_dir / "glyphs/tiny").iterdir()] == ["1.0.0"]
+
+
+def test_half_a_set_is_drawn_anew(tiny_dir, tmp_path):
+    shutil.copytree(tiny_dir / "glyphs", tmp_path / "glyphs")
+    (tmp_path / "glyphs/tiny/1.0.0/dataset_info.json").unlink()
+    assert glyphs.builder("tiny", str(tmp_path)).info.splits["train"].num_examples == 256
 
 
 def test_reads_back_what_was_drawn(tiny_dir):
@@ -132,24 +148,40 @@ def test_second_call_draws_nothing(tiny_dir, monkeypatch):
     assert glyphs.builder("tiny", str(tiny_dir)).info.splits["train"].num_examples == 256
 
 
-def test_slower_of_two_preparations_takes_the_copy_of_the_faster(tiny_dir, tmp_path, monkeypatch):
-    draw = glyphs.draw
-
-    def overtaken(seed, index):
-        if (seed, index) == (glyphs.SEEDS["validation"], 63):
-            shutil.copytree(tiny_dir / "glyphs/tiny/1.0.0", tmp_path / "glyphs/tiny/1.0.0")
-        return draw(0, index % 10)
-
-    monkeypatch.setattr(glyphs, "draw", overtaken)
-    made = glyphs.builder("tiny", str(tmp_path))
-    assert {name: split.num_examples for name, split in made.info.splits.items()} == glyphs.SPLITS["tiny"]
+def test_the_second_of_two_waits_and_takes_the_copy_of_the_first(tiny_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(glyphs, "draw", None)
+    (tmp_path / "glyphs/tiny").mkdir(parents=True)
+    found = []
+    second = threading.Thread(target=lambda: found.append(glyphs.builder("tiny", str(tmp_path))))
+    with records.alone(tmp_path / "glyphs/tiny/1.0.0.lock"):
+        second.start()
+        while "waiting for another process to draw glyphs" not in capsys.readouterr().err:
+            second.join(0.01)
+            assert second.is_alive()
+        shutil.copytree(tiny_dir / "glyphs/tiny/1.0.0", tmp_path / "glyphs/tiny/1.0.0")
+    second.join(60)
+    assert {name: split.num_examples for name, split in found[0].info.splits.items()} == glyphs.SPLITS["tiny"]
     assert [path.name for path in (tmp_path / "glyphs/tiny").iterdir()] == ["1.0.0"]
-    for path in (tiny_dir / "glyphs/tiny/1.0.0").iterdir():
-        assert (tmp_path / "glyphs/tiny/1.0.0" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_unwritable_folder_says_so(tmp_path):
     pytest.importorskip("tensorflow_datasets")
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="data_dir"):
+    with pytest.raises(UserError, match="prepared_dir"):
         glyphs.builder("tiny", str(tmp_path / "file"))
+
+
+def test_a_full_disk_is_one_line_and_with_room_the_same_call_goes_through(tmp_path, monkeypatch):
+    pytest.importorskip("tensorflow_datasets")
+    monkeypatch.setitem(glyphs.SPLITS, "tiny", {"train": 20, "validation": 10})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for room in (0, 100_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+        try:
+            with pytest.raises(UserError, match="make room, or .*--config.data.prepared_dir=") as caught:
+                glyphs.builder("tiny", str(tmp_path))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert len(str(caught.value).splitlines()) == 1
+        assert list((tmp_path / "glyphs/tiny").iterdir()) == []
+    assert glyphs.builder("tiny", str(tmp_path)).info.splits["train"].num_examples == 20

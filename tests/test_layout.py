@@ -14,7 +14,19 @@ PACKAGE = Path(alexnet_jax.__file__).parent
 # A file imports only from lower rows, or from its own row to its left.
 ROWS = [
     ["classes", "formats"],
-    ["records", "glyphs", "photos", "prepare", "augment", "layers", "towers", "data", "optimizer", "metrics"],
+    [
+        "records",
+        "glyphs",
+        "photos",
+        "sources",
+        "prepare",
+        "augment",
+        "layers",
+        "towers",
+        "data",
+        "optimizer",
+        "metrics",
+    ],
     ["plots", "curves"],
     ["model"],
     ["config"],

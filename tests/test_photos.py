@@ -1,6 +1,13 @@
-"""Photos of users are turned upright, those of a training set are not."""
+"""Photos of users are turned upright, those of a training set are not; no file, whatever is in it, does harm."""
 
 import io
+import itertools
+import os
+import resource
+import struct
+import subprocess
+import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -47,3 +54,140 @@ def test_a_warped_photo_keeps_its_sides():
     assert (centre[:, :, 1] > 150).all()
     for place, channel in ((5, 0), (15, 1), (25, 2)):
         assert (warped[:, place].argmax(axis=1) == channel).all()
+
+
+# ---------------------------------------------------------------- files of any kind
+
+MODES = {
+    "JPEG": ("RGB", "L", "CMYK"), "PNG": ("RGB", "RGBA", "L", "LA", "P", "1", "I;16"), "GIF": ("RGB", "P"),
+    "WEBP": ("RGB", "RGBA"), "TIFF": ("RGB", "RGBA", "CMYK", "YCbCr", "P", "1", "I;16", "I", "F"),
+    "BMP": ("RGB", "P", "1"), "PPM": ("RGB", "L", "1", "I"),
+}  # fmt: skip
+MORE = [
+    ("JPEG", "RGB", {"progressive": True}), ("PNG", "P", {"transparency": 3}), ("PNG", "L", {"transparency": 3}),
+    ("PNG", "RGB", {"transparency": (1, 2, 3)}), ("PNG", "P", {"transparency": bytes(range(9))}),
+    ("PNG", "1", {"transparency": 0}), ("GIF", "P", {"transparency": 3}), ("WEBP", "RGB", {"lossless": True}),
+    *(("TIFF", "RGB", {"compression": c}) for c in ("tiff_lzw", "tiff_deflate", "jpeg", "packbits")),
+]  # fmt: skip
+
+
+def noise(mode, rng, size=(50, 40)):
+    pixels = rng.integers(0, 256, (*size[::-1], 4), dtype=np.uint8)
+    if mode == "I;16":
+        return Image.fromarray(pixels.view("<u2")[..., 0])
+    if mode in ("I", "F"):
+        return Image.fromarray(pixels[..., 0].astype(np.int32)).convert(mode)
+    if mode in ("P", "1"):
+        return Image.fromarray(pixels[..., :3]).convert(mode)
+    return Image.frombytes(mode, size, pixels[..., : len(Image.new(mode, (1, 1)).getbands())].tobytes())
+
+
+def whole_files(rng):
+    """{what: bytes} of a photo in every format and mode, and of moving ones."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    kinds = [(form, mode, {"exif": exif} if form == "JPEG" else {}) for form, modes in MODES.items() for mode in modes]
+    kinds += MORE
+    kinds += [
+        (f, "RGB", {"save_all": True, "append_images": [noise("RGB", rng)]}) for f in ("GIF", "PNG", "WEBP", "TIFF")
+    ]
+    found = {}
+    for form, mode, how in kinds:
+        file = io.BytesIO()
+        noise(mode, rng).save(file, form, **how)
+        found[f"{form} {mode} {' '.join(how)}"] = file.getvalue()
+    return found
+
+
+def broken_files(rng, each):
+    """Of each of the above `each` cut short at any length, and as many with some bytes changed, most in the header."""
+    for what, whole in whole_files(rng).items():
+        for _ in range(each):
+            yield what, whole[: rng.integers(len(whole))]
+            changed = bytearray(whole)
+            for _ in range(rng.integers(1, 9)):
+                changed[rng.integers(min(len(whole), rng.choice([40, 200, 10**6])))] = rng.integers(256)
+            yield what, bytes(changed)
+
+
+def test_every_format_and_mode_becomes_rgb():
+    for (what, whole), upright in itertools.product(whole_files(np.random.default_rng(0)).items(), (False, True)):
+        found = photos.square(whole, 32, upright=upright)
+        assert (found.mode, found.size) == ("RGB", (32, 32)), what
+
+
+@pytest.mark.filterwarnings("ignore")  # pytest sets the filters of photos.py aside
+def test_damaged_files_are_read_or_refused_in_few_words():
+    read, refused = 0, 0
+    for what, data in broken_files(np.random.default_rng(0), each=8):
+        try:
+            assert photos.square(data, 32, upright=True).mode == "RGB"
+            read += 1
+        except Exception as error:  # as prepare and batches do
+            said = photos.why(error)
+            assert said and len(said) <= 300 and len(said.splitlines()) == 1, (what, said)
+            refused += 1
+    assert read > 50 and refused > 300
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def claims(width, height, depth=8, colour=2):
+    """A PNG of that size, in its header alone."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_photo_that_claims_more_than_it_is_takes_no_memory():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for width, height in ((60_000, 60_000), (2**31 - 1, 1), (2**31 - 1, 2**31 - 1), (13_000, 13_000), (0, 5)):
+        with pytest.raises(Exception) as caught:  # noqa: B017, PT011 - Pillow's, of any kind
+            photos.square(claims(width, height), 32)
+        assert len(photos.why(caught.value).splitlines()) == 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+def test_a_large_photo_is_no_reason_to_warn(tmp_path):
+    """Pillow's own filter would print a line for each; here is one bit a pixel, of a hundred million."""
+    code = "import sys\nfrom alexnet_jax import photos\nprint(photos.square(sys.argv[1], 32).size)"
+    Image.new("1", (10_000, 9_000)).save(tmp_path / "large.png")
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "large.png"], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("(32, 32)\n", "")
+
+
+def test_pipes_devices_and_folders_are_no_photos(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for path, says in (
+        (tmp_path / "pipe.jpg", "no regular file"),
+        ("/dev/zero", "no regular file"),
+        (tmp_path, "folder"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            photos.square(path, 32)
+
+
+def test_what_hides_is_not_found_and_what_is_named_like_a_photo_is(tmp_path):
+    for name in (
+        ".hidden.jpg",
+        "._a.jpg",
+        ".git/a.jpg",
+        "__MACOSX/a.jpg",
+        "b/__MACOSX/._a.jpg",
+        "b/a.jpg",
+        "Thumbs.db",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "broken.jpg").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert photos.find(tmp_path) == [tmp_path / name for name in ("b/a.jpg", "broken.jpg", "pipe.jpg")]
+    assert photos.find(tmp_path / "broken.jpg") == [tmp_path / "broken.jpg"]  # reading says why not
+    for name in ("a\0b", "x" * 5000, "~nobody_at_all/x"):
+        with pytest.raises(UserError, match="no file or folder"):
+            photos.find(name)

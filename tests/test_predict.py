@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 
@@ -89,6 +90,12 @@ def test_folders_and_what_cannot_be_read(tiny_run, photos, tmp_path, capsys):
     """What is wrong is named and costs the exit status, and the rest goes on."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.jpg").write_text("not a photo")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "odd").mkdir()
+    os.mkfifo(tmp_path / "odd" / "pipe.jpg")
+    (tmp_path / "odd" / "broken.jpg").symlink_to("nowhere")
+    (tmp_path / "odd" / "folder.jpg").mkdir()
+    (tmp_path / "odd" / "._hidden.jpg").write_text("not a photo")
     folder = photos / "validation" / "red"
     given = [
         tmp_path / "text.jpg",
@@ -96,12 +103,17 @@ def test_folders_and_what_cannot_be_read(tiny_run, photos, tmp_path, capsys):
         tmp_path / "none.png",
         tmp_path / "empty",
         photos / "train" / "red" / "0.png",
+        tmp_path / "pipe.jpg",
+        tmp_path / "odd",
+        "~nobody_at_all/0.jpg",
     ]
     assert predict.main([f"--workdir={tiny_run}", "--json", *map(str, given)]) == 1
     found, said = lines(capsys)
-    assert [line["path"] for line in found] == [*map(str, sorted(folder.iterdir())), str(given[-1])]
+    assert [line["path"] for line in found] == [*map(str, sorted(folder.iterdir())), str(given[4])]
     named = {line.split(": ")[1]: line for line in said.splitlines() if line.startswith("unreadable: ")}
-    assert named.keys() == {str(given[i]) for i in (0, 2, 3)}
+    odd = {str(tmp_path / "odd" / name) for name in ("pipe.jpg", "broken.jpg", "folder.jpg")}
+    assert named.keys() == {str(given[i]) for i in (0, 2, 3, 5, 7)} | odd
+    assert all("no regular file" in line for name, line in named.items() if "pipe" in name)
     assert "no JPEG, PNG" in named[str(given[0])] and "No such file" in named[str(given[2])]
     assert "no photos" in named[str(given[3])]
 

@@ -1,7 +1,8 @@
 """Prepared sets on disk: any image at random, records TensorFlow accepts, damage that names the folder to delete."""
 
-import os
+import json
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,11 @@ def prepared(tmp_path_factory):
     source = tmp_path_factory.mktemp("source")
     rng = np.random.default_rng(0)
     for split, count in (("train", 12), ("validation", 3)):
-        (source / split / "ant").mkdir(parents=True)
         for i in range(count):
+            folder = source / split / ("ant", "bee")[i % 2]
+            folder.mkdir(parents=True, exist_ok=True)
             coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
-            coarse.resize((40, 36), Image.Resampling.BICUBIC).save(source / split / "ant" / f"{i}.png")
+            coarse.resize((40, 36), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
     config = paper.get_config().data
     config.update(name=str(source), prepared_dir=str(tmp_path_factory.mktemp("prepared")), size=32)
     return prepare(config)
@@ -41,21 +43,179 @@ def test_tensorflow_reads_the_same_records(prepared):
         assert [r.numpy() for r in records] == split.read(range(len(split)))
 
 
-def test_a_damaged_prepared_set_says_which_folder_to_delete(prepared, tmp_path):
-    def copy(name):
-        return Path(shutil.copytree(prepared.directory, tmp_path / name))
+def files(prepared):
+    return sorted(path.name for path in prepared.directory.iterdir())
 
-    for name in ("train.tfrecord", "validation.npz", "statistics.npz", "meta.json", "train.ids.txt"):
-        directory = copy(f"short_{name}")
-        os.truncate(directory / name, 100)
-        with pytest.raises(UserError, match=f"{directory} is damaged: delete"):
-            records.open_prepared(directory)
-    directory = copy("zeros")
+
+RNG = np.random.default_rng(0)
+CORRUPT = {  # the bytes that become of a file's
+    "emptied": lambda whole: b"",
+    "halved": lambda whole: whole[: len(whole) // 2],
+    "without its end": lambda whole: whole[:-1],
+    "longer": lambda whole: whole + b"\n",
+    "random": lambda whole: RNG.bytes(len(whole)),
+    "zeros": lambda whole: bytes(len(whole)),
+    "null": lambda whole: b"null",
+    "a list": lambda whole: b"[1, 2]",
+    "deep": lambda whole: b"[" * 10**5,
+    "no zip": lambda whole: b"PK\x03\x04" + RNG.bytes(300),
+    "a pickle": lambda whole: b"\x80\x04N.",
+    "no array": lambda whole: b"\x93NUMPY\x01\x00\x76\x00{'descr': '<f4', 'shape': (" + b"9" * 90,
+}
+
+
+def check_damaged(directory):
+    """Opening it, or reading all of it, says which folder to delete, in one line."""
+    with pytest.raises(UserError, match="is damaged: delete that folder") as caught:
+        made = records.open_prepared(directory)
+        made.train.images()
+        made.evaluation.images()
+    assert str(directory) in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+def test_a_damaged_file_says_which_folder_to_delete(prepared, tmp_path):
+    directory = Path(shutil.copytree(prepared.directory, tmp_path / "set"))
+    assert len(files(prepared)) == 8
+    for name in files(prepared):
+        whole = (directory / name).read_bytes()
+        for what, corrupt in CORRUPT.items():
+            if what == "longer" and not name.endswith((".tfrecord", ".txt")):  # which is no damage to JSON and zip
+                continue
+            (directory / name).write_bytes(corrupt(whole))
+            try:
+                check_damaged(directory)
+            except BaseException as error:
+                raise AssertionError(f"{name}, {what}") from error
+        (directory / name).unlink()
+        check_damaged(directory)
+        (directory / name).mkdir()
+        check_damaged(directory)
+        (directory / name).rmdir()
+        (directory / name).write_bytes(whole)
+    assert records.open_prepared(directory).classes == prepared.classes
+
+
+def test_a_bit_that_flips_in_an_image_is_seen(prepared, tmp_path):
+    """Most decode all the same."""
+    directory = Path(shutil.copytree(prepared.directory, tmp_path / "set"))
+    whole = (directory / "train.tfrecord").read_bytes()
+    for _ in range(40):
+        broken = bytearray(whole)
+        broken[RNG.integers(len(whole))] ^= 1 << RNG.integers(8)
+        (directory / "train.tfrecord").write_bytes(broken)
+        check_damaged(directory)
+
+
+def index(**changes):
+    """Changes of the arrays of train.npz."""
+    return lambda arrays: {name: changes.get(name, lambda a: a)(a) for name, a in arrays.items()}
+
+
+def put(at, value):
+    def change(array):
+        array = array.copy()
+        array[at] = value
+        return array
+
+    return change
+
+
+ARRAYS = {
+    "labels out of range": ("train.npz", index(labels=put(3, 2))),
+    "negative labels": ("train.npz", index(labels=put(3, -1))),
+    "labels of another type": ("train.npz", index(labels=lambda a: a.astype(np.float32))),
+    "fewer labels": ("train.npz", index(labels=lambda a: a[:-1])),
+    "labels in two dimensions": ("train.npz", index(labels=lambda a: a[:, None])),
+    "offsets that are negative": ("train.npz", index(offsets=put(0, -12))),
+    "offsets beyond the file": ("train.npz", index(offsets=put(-1, 10**12))),
+    "offsets within others": ("train.npz", index(offsets=put(5, 13))),
+    "other bytes' order": ("train.npz", index(offsets=lambda a: a.astype(">i8"))),
+    "lengths of none": ("train.npz", index(lengths=put(2, 0))),
+    "lengths below none": ("train.npz", index(lengths=put(2, -(2**62)))),
+    "lengths beyond all": ("train.npz", index(lengths=put(2, 2**62))),
+    "no images": ("train.npz", index(labels=lambda a: a[:0], offsets=lambda a: a[:0], lengths=lambda a: a[:0])),
+    "one array less": ("train.npz", lambda arrays: {"labels": arrays["labels"]}),
+    "one array more": ("train.npz", lambda arrays: arrays | {"more": np.zeros(1)}),
+    "objects": ("train.npz", index(labels=lambda a: a.astype(object))),
+    "a mean of another size": ("statistics.npz", index(mean=lambda a: a[:-1])),
+    "a mean of doubles": ("statistics.npz", index(mean=lambda a: a.astype(np.float64))),
+    "a mean of no number": ("statistics.npz", index(mean=put((0, 0, 0), np.nan))),
+    "vectors turned": ("statistics.npz", index(vectors=lambda a: a[:2])),
+    "infinite deviations": ("statistics.npz", index(stdevs=put(1, np.inf))),
+}
+META = {
+    "no size": {"size": None}, "a text": {"size": "32"}, "another": {"size": 31}, "huge": {"size": 10**9},
+    "no classes": {"classes": []}, "a number": {"classes": 2}, "numbers": {"classes": [1, 2]},
+    "one class less": {"classes": ["ant"]}, "no split": {"train_split": "test"}, "no text": {"train_split": 5},
+    "no splits": {"splits": {}}, "a list": {"splits": []}, "no count": {"splits": {"train": {}, "validation": {}}},
+    "another count": {"splits": {"train": {"count": 3}, "validation": {"count": 3}}},
+    "no whole count": {"splits": {"train": {"count": 12.0}, "validation": {"count": "3"}}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ARRAYS)
+def test_arrays_that_do_not_fit_are_damage(what, prepared, tmp_path):
+    directory = Path(shutil.copytree(prepared.directory, tmp_path / "set"))
+    name, change = ARRAYS[what]
+    with np.load(directory / name) as arrays:
+        changed = change(dict(arrays))
+    np.savez(directory / name, **changed)
+    check_damaged(directory)
+
+
+@pytest.mark.parametrize("what", META)
+def test_numbers_and_names_that_do_not_fit_are_damage(what, prepared, tmp_path):
+    directory = Path(shutil.copytree(prepared.directory, tmp_path / "set"))
+    meta = json.loads((directory / "meta.json").read_text())
+    (directory / "meta.json").write_text(json.dumps(meta | META[what]))
+    check_damaged(directory)
+
+
+def test_damage_in_one_image_leaves_the_others(prepared, tmp_path):
+    directory = Path(shutil.copytree(prepared.directory, tmp_path / "set"))
     offset, length = prepared.train.offsets[3], prepared.train.lengths[3]
     with open(directory / "train.tfrecord", "r+b") as file:
         file.seek(offset + length // 2)
         file.write(bytes(length // 2))
     split = records.open_prepared(directory).train
-    split.images([2, 4])
+    np.testing.assert_array_equal(split.images([2, 4]), prepared.train.images([2, 4]))
     with pytest.raises(UserError, match=f"{directory} is damaged: delete"):
         split.images()
+
+
+# ---------------------------------------------------------------- one process at a time
+
+
+def test_a_file_is_held_by_one_and_gone_when_it_is_let_go(tmp_path):
+    path = tmp_path / "lock"
+    path.write_text("left by a killed process")
+    with records.alone(path) as file:
+        assert path.read_bytes() == b""
+        file.write(b"mine")
+        with pytest.raises(BlockingIOError), records.alone(path):
+            pass
+    assert not path.exists()
+    with records.alone(path) as file:
+        path.rename(tmp_path / "kept")
+        path.write_text("another's")
+    assert path.read_text() == "another's" and (tmp_path / "kept").exists()
+
+
+def test_many_that_want_a_file_have_it_one_after_the_other(tmp_path):
+    inside, most, done = 0, 0, 0
+
+    def work():
+        nonlocal inside, most, done
+        for _ in range(50):
+            with records.alone(tmp_path / "lock", busy=lambda: None):
+                inside += 1
+                most = max(most, inside)
+                inside -= 1
+                done += 1
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (most, done) == (1, 300) and list(tmp_path.iterdir()) == []

@@ -1,6 +1,8 @@
 """Nearest neighbours against a float64 loop over all pairs, and what the command makes of a run."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -206,16 +208,38 @@ def test_finds_photos_from_outside(run, tiny_run, photos, tmp_path, capsys):
     assert first["neighbours"][0]["image"] == "green/5.png" and first["neighbours"][0]["class"] == "green"
     distances = [n["distance"] for n in first["neighbours"]]
     assert distances == sorted(distances)
-    retrieval.main(flags)
+    assert retrieval.main(flags) == 0
     assert "green/5.png" in capsys.readouterr().out
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_goes_on(tiny_run, photos, tmp_path, capsys):
+    """As predict and features do; the exit status says so."""
+    folder = tmp_path / "folder"
+    shutil.copytree(photos / "validation" / "red", folder)
+    whole = (folder / "3.png").read_bytes()
+    (folder / "3.png").write_bytes(whole[: len(whole) // 2])
+    os.mkfifo(folder / "pipe.png")
+    (tmp_path / "empty").mkdir()
+    given = [folder, tmp_path / "none.png", tmp_path / "empty"]
+    flags = ["--workdir", str(tiny_run), "--out", str(tmp_path / "a.png"), "--json", "--query"]
+    assert retrieval.main([*flags, *map(str, given)]) == 1
+    out, err = capsys.readouterr()
+    found = [photo["photo"] for photo in json.loads(out)["photos"]]
+    assert found == [str(path) for path in sorted(folder.iterdir()) if path.name not in ("3.png", "pipe.png")]
+    named = {line.split(": ")[1] for line in err.splitlines() if "unreadable: " in line}
+    assert named == {str(folder / "3.png"), str(folder / "pipe.png"), *map(str, given[1:])}
 
 
 def test_mistakes_end_in_one_line(tiny_run, tmp_path):
     (tmp_path / "no_photo.png").write_text("no photo")
+    (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     for flags, match in (
         (["--layer", "fc9"], "no layer fc9: its layers are .*fc7"),
-        (["--query", str(tmp_path / "none.jpg")], "no file or folder"),
-        (["--query", str(tmp_path / "no_photo.png")], "no_photo.png cannot be read"),
+        (["--query", str(tmp_path / "none.jpg")], "no photo to be read"),
+        (["--query", str(tmp_path / "no_photo.png")], "no photo to be read"),
+        (["--query", str(tmp_path / "empty")], "no photo to be read"),
+        (["--query", str(tmp_path / "pipe")], "no photo to be read"),
         (["--queries", "0"], "--queries"),
     ):
         with pytest.raises(UserError, match=match) as raised:
