@@ -169,7 +169,6 @@ def parse(argv: list[str]) -> list[str]:
 
 def settle():
     """What a process that trains does first: less talk from the libraries, and a cache of what it compiles."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if not jax.config.jax_compilation_cache_dir:  # $JAX_COMPILATION_CACHE_DIR
         cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "alexnet_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))

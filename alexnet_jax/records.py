@@ -173,9 +173,6 @@ def cores() -> int:
 
 def tensorflow():
     """Returns TensorFlow, kept off the accelerators, whose memory JAX needs. Raises UserError if it is missing."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read once, when imported; 0 brings all its lines back
-    # Decoding makes no use of oneDNN, whose greeting passes every log level.
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     try:
         import tensorflow as tf
     except ImportError as error:

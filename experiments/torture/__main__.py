@@ -19,7 +19,6 @@ import os
 # Before NumPy and JAX are imported: no threads, so that this process may fork, and no device to be held.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import argparse
 import datetime
