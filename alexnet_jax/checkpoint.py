@@ -1,14 +1,22 @@
-"""Save, restore, resume. A run is a workdir: config.json, statistics.npz, metrics.jsonl, checkpoints/.
+"""Save, restore, resume. A run is a workdir: config.json, statistics.npz, provenance.json, metrics.jsonl, checkpoints/.
 
-One that convert.py made has a converted.json in place of metrics.jsonl.
+One that convert.py made has a converted.json in place of metrics.jsonl and provenance.json.
+
+A run that was killed and resumed equals one that was not, and one whose epochs were raised later equals one that had
+them from the start. On one CPU type with as many cores that means: the checkpoints at the same step hold the same
+bits, parameters, velocity, plateau and running sums, and metrics.jsonl the same records but for images_per_second and,
+where epochs were raised, the last evaluation at the former end, which stays. TensorBoard's events may repeat steps.
 """
 
 import fcntl
 import json
 import logging
+import math
 import os
+import re
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +30,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 
-from alexnet_jax import UserError, augment, one_line, towers
+from alexnet_jax import UserError, augment, one_line, optimizer, provenance, towers
 from alexnet_jax.model import AlexNet, shapes
 from configs import paper
 
@@ -31,7 +39,11 @@ FREE = (
     "devices.", "checkpoint_every_steps", "log_every_steps", "evaluation.batch_size", "data.data_dir",
     "data.prepared_dir",
 )  # fmt: skip
+FOLDER = "checkpoints"
+CONFIG, STATISTICS, METRICS = "config.json", "statistics.npz", "metrics.jsonl"
 LOCK = ".lock"
+PARTIAL = "partial."  # before a file's name until it is whole
+FORMER = ("config.tmp", "statistics.tmp.npz")  # what version 0.1.0 called them
 CONVERTED = "converted.json"  # in the workdir of weights that come from elsewhere: where from
 
 
@@ -51,7 +63,13 @@ def manager(workdir: Path) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
         preservation_policy=keep, best_fn=lambda m: m["top1_error"], best_mode="min", step_prefix="step"
     )
-    return ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
+    directory = (workdir / FOLDER).absolute()
+    try:
+        return ocp.CheckpointManager(directory, options=options)
+    except Exception as e:  # orbax raises many kinds for a damaged one
+        raise UserError(
+            f"the checkpoints in {directory} cannot be listed ({one_line(e)}): {_way_out(workdir, None)}"
+        ) from e
 
 
 def save(checkpoints: ocp.CheckpointManager, step: int, state, host: dict, error: float | None = None):
@@ -67,7 +85,7 @@ def save(checkpoints: ocp.CheckpointManager, step: int, state, host: dict, error
             raise OSError(f"it takes {needed:,} bytes and the disk has {free:,} left")
         checkpoints.save(
             step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host)),
+            args=ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(_strict(host))),
             metrics=None if error is None else {"top1_error": error},
             force=True,
         )
@@ -92,59 +110,181 @@ def _write_error(checkpoints, e: Exception) -> UserError:
 
 
 def restore(checkpoints: ocp.CheckpointManager, like) -> tuple[int, object, dict] | None:
-    """The latest (step, state, host), or None. `like` gives the state's shapes, dtypes and shardings."""
+    """The latest (step, state, host), or None. `like` gives the state's shapes, dtypes and shardings.
+
+    Raises UserError, saying how to go on, if it cannot be read.
+    """
     step = checkpoints.latest_step()
     if step is None:
         return None
     args = ocp.args.Composite(state=ocp.args.StandardRestore(like), host=ocp.args.JsonRestore())
     try:
         found = checkpoints.restore(step, args=args)
+        host = _loose(found["host"])
+        if not isinstance(host, dict) or not all(isinstance(host.get(name), dict) for name in ("plateau", "window")):
+            raise ValueError("its host part is not what a run writes")
     except Exception as e:  # orbax raises many kinds for a damaged checkpoint
-        raise UserError(
-            f"checkpoint {step} in {checkpoints.directory} cannot be read ({str(e).splitlines()[0]}): "
-            f"remove its folder to resume from an earlier one, or start over in another --workdir"
-        ) from e
-    return step, found["state"], found["host"]
+        raise _unreadable(Path(checkpoints.directory).parent, step, e) from e
+    return step, found["state"], host
 
 
-def claim(workdir: Path, config: ConfigDict, statistics: dict, classes: list[str]) -> TextIO:
+def _strict(value):
+    """JSON with words in place of the numbers that it has none for: the plateau begins at infinity."""
+    if isinstance(value, dict):
+        return {name: _strict(v) for name, v in value.items()}
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _loose(value):
+    """What `_strict` took."""
+    if isinstance(value, dict):
+        return {name: _loose(v) for name, v in value.items()}
+    return float(value) if value in ("inf", "-inf", "nan") else value
+
+
+def trained(workdir: Path) -> int | None:
+    """The step of the latest checkpoint, from the names of folders alone; None if there is nothing to go on from."""
+    return max(_steps(workdir), default=None)
+
+
+def steps(workdir: Path) -> tuple[int, int]:
+    """The steps of a run's latest and best checkpoints."""
+    with manager(workdir) as checkpoints:
+        latest, best = checkpoints.latest_step(), checkpoints.best_step()
+    return latest, latest if best is None else best
+
+
+def _steps(workdir: Path) -> list[int]:
+    folder = workdir / FOLDER
+    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    return [int(found[1]) for name in names if (found := re.fullmatch(r"step_(\d+)", name))]
+
+
+def _unreadable(workdir: Path, step: int, e: Exception) -> UserError:
+    return UserError(f"checkpoint {step} of {workdir} cannot be read ({one_line(e)}): {_way_out(workdir, step)}")
+
+
+def _way_out(workdir: Path, damaged: int | None) -> str:
+    """What to do about a checkpoint that cannot be read, or, None, about some that cannot even be listed."""
+    for step in sorted(_steps(workdir), reverse=True):
+        if step != damaged and _is_whole(workdir / FOLDER / f"step_{step}"):
+            others = sorted(set(_steps(workdir)) - {step}) if damaged is None else [damaged]
+            folders = " and ".join(str(workdir / FOLDER / f"step_{s}") for s in others)
+            return f"step {step} is whole; remove {folders}, and the same command goes on from there"
+    return "no other is whole, so train it anew in another --workdir, or remove this one"
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether all of a checkpoint can be read, measured error included."""
+    try:
+        if (folder / "metrics").is_dir():
+            json.loads((folder / "metrics" / "metrics").read_text())["top1_error"]
+        json.loads((folder / "host" / "metadata").read_text())
+        with ocp.PyTreeCheckpointer() as reader:
+            state = (folder / "state").absolute()
+            as_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), dict(reader.metadata(state)))
+            reader.restore(state, restore_args=as_arrays)
+    except Exception:  # whatever it is, it cannot be read
+        return False
+    return True
+
+
+def claim(workdir: Path, config: ConfigDict, statistics: dict, classes: list[str], data: dict, machine: dict) -> TextIO:
     """Makes workdir this config's own, or checks that it is; returns the lock to hold while the run lasts.
 
-    Raises UserError if it holds a run of another config, naming the fields that differ, if another process trains in
-    it, or if it cannot be written.
+    A run without a checkpoint or a record has nothing to lose: any other may take its place. Nothing is written before
+    all is checked, and config.json, which makes it a run, last: a claim that is killed is made anew.
+
+    Args: data, machine: provenance.of_data and of_machine; converted weights have neither.
+    Raises UserError if it holds a run of another config, naming the fields that differ, or on other data, if another
+    process trains in it, or if it cannot be written.
     """
-    path = workdir / "config.json"
     mine = json.loads(config.to_json())
+    if strange := [name for name, value in flat(mine).items() if not _is_finite(value)]:
+        raise UserError(f"--config.{strange[0]} is {flat(mine)[strange[0]]} and must be finite")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if not path.exists() and any(p.name != LOCK for p in workdir.iterdir()):
-            raise UserError(f"{workdir} is not empty and holds no run: name another --workdir")
+        _refuse_strangers(workdir)
         lock = (workdir / LOCK).open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
             raise Busy(f"another process trains in {workdir}: wait for it, or name another --workdir") from e
-        if path.exists():
-            theirs = flat(read_config(workdir))
-            differ = [
-                f"{name}: {theirs.get(name)} there, {value} here"
-                for name, value in flat(mine).items()
-                if (name not in theirs or theirs[name] != value) and not name.startswith(FREE)
-            ]
-            if differ:
-                raise UserError(
-                    f"{workdir} holds a run of another config ({'; '.join(differ)}): "
-                    "name another --workdir, or remove it to start over"
-                )
-        whole = workdir / "statistics.tmp.npz"
-        np.savez(whole, **statistics, classes=np.array(classes))
-        os.replace(whole, workdir / "statistics.npz")
-        fresh = path.with_suffix(".tmp")
-        fresh.write_text(json.dumps(mine, indent=2) + "\n")
-        os.replace(fresh, path)
+        going_on, log = trained(workdir) is not None, workdir / METRICS
+        if going_on or log.exists() and log.stat().st_size:
+            _check_config(workdir, config, data)
+        if going_on and data:
+            provenance.check(data, workdir)
+        _write(workdir / STATISTICS, lambda file: np.savez(file, **statistics, classes=np.array(classes)))
+        if data:
+            text = provenance.text(data, machine, workdir, fresh=not going_on)
+            _write(workdir / provenance.FILE, lambda file: file.write(text.encode()))
+        text = json.dumps(mine, indent=2, allow_nan=False) + "\n"
+        _write(workdir / CONFIG, lambda file: file.write(text.encode()))
+        for name in FORMER:
+            (workdir / name).unlink(missing_ok=True)
         return lock
     except OSError as e:
         raise UserError(f"cannot write to the workdir {workdir} ({e.strerror or e}): name another --workdir") from e
+
+
+def _refuse_strangers(workdir: Path):
+    """Raises UserError if a folder that holds no run holds more than what a killed claim leaves."""
+    names, written = {p.name for p in workdir.iterdir()}, {STATISTICS, provenance.FILE}
+    ours = {LOCK, *FORMER, *(PARTIAL + name for name in (*written, CONFIG))} | (written if LOCK in names else set())
+    if CONFIG not in names and (strange := names - ours):
+        raise UserError(f"{workdir} is not empty ({min(strange)}) and holds no run: name another --workdir")
+
+
+def _write(path: Path, write: Callable):
+    """Writes a file that is whole or not there at all."""
+    partial = path.with_name(PARTIAL + path.name)
+    with partial.open("wb") as file:
+        write(file)
+    os.replace(partial, path)
+
+
+def _check_config(workdir: Path, config: ConfigDict, data: dict):
+    """Raises UserError if a config cannot go on with the run that workdir holds."""
+    theirs = read_config(workdir)
+    there, here = flat(theirs), flat(config)
+    differ = [
+        f"{name}: {there.get(name)} there, {value} here"
+        for name, value in here.items()
+        if (name not in there or there[name] != value) and not name.startswith(FREE) and name != "epochs"
+    ]
+    if differ:
+        raise UserError(
+            f"{workdir} holds a run of another config ({'; '.join(differ)}): "
+            "name another --workdir, or remove it to start over"
+        )
+    if theirs.epochs != config.epochs and trained(workdir) is not None:
+        _check_epochs(workdir, theirs, config, data)
+
+
+def _check_epochs(workdir: Path, theirs: ConfigDict, config: ConfigDict, data: dict):
+    """Raises UserError if the epochs run so far would have been others, had the run had the config's from the start."""
+    said = f"{workdir} holds a run of {theirs.epochs} epochs and --config.epochs is {config.epochs}"
+    anew = "take the number there, or name another --workdir"
+    if config.optimizer.rule == "stages":
+        raise UserError(f"{said}: with --config.optimizer.rule=stages the rates depend on it from the start; {anew}")
+    step, steps = trained(workdir), data["number of training images"] // config.batch_size
+    if config.epochs * steps <= step:
+        raise UserError(f"{said}, of which {step / steps:g} are trained already: ask for more, or {anew}")
+    layers = shapes(config.model, config.data.crop)
+    frozen, then = (optimizer.frozen(config.optimizer, layers, c.epochs) for c in (config, theirs))
+    if frozen != then:
+        changed = ", ".join(sorted(frozen ^ then))
+        raise UserError(
+            f"{said}: --config.optimizer.layer_rates freezes {changed} throughout the one and not the other, and what "
+            f"is frozen throughout has no velocity; {anew}"
+        )
+
+
+def _is_finite(value) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def flat(tree: dict | ConfigDict, prefix: str = "") -> dict:
@@ -240,26 +380,44 @@ def load(workdir: str | Path, which: str = "best", data: int = 1, tower: int = 1
     return Run(workdir, step, config, mesh, apply, params, statistics, classes)
 
 
-def holds_run(workdir: Path) -> bool:
-    """Whether a run was begun in the workdir."""
-    return (workdir / "config.json").exists()
-
-
 def read_config(workdir: Path) -> ConfigDict:
     """The config of a run; fields newer than the run have the paper's values, which leave it as it was.
 
     Raises UserError if workdir holds none, or none that is whole.
     """
-    path = workdir / "config.json"
-    if not holds_run(workdir):
+    path = workdir / CONFIG
+    if not path.exists():
         raise UserError(
             f"{workdir} holds no run (no config.json): train one with python -m alexnet_jax.main, or make one of "
             "weights with python -m alexnet_jax.convert"
         )
+    default = json.loads(paper.get_config().to_json())
     try:
-        return ConfigDict(_filled(json.loads(path.read_text()), json.loads(paper.get_config().to_json())))
-    except ValueError as e:
-        raise UserError(f"{path} is not whole ({e}): the workdir is no run; name another --workdir") from e
+        found = json.loads(path.read_text())
+        if wrong := _wrong(found, default):
+            raise ValueError(wrong)
+        return ConfigDict(_filled(found, default))
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path} is not whole ({one_line(e)}): the workdir is no run; name another --workdir") from e
+
+
+NEWER = ("start",)  # sections that a run of 0.1.0 may lack
+
+
+def _wrong(found, default, name: str = "") -> str | None:
+    """What is wrong with a config that was read from JSON, the paper's beside it: a section that lacks, or a type."""
+    kinds = {bool: bool, int: int, float: (int, float), str: str, list: list, dict: dict}[type(default)]
+    if not isinstance(found, kinds) or isinstance(found, bool) != isinstance(default, bool):
+        return f"{name or 'it'} is {json.dumps(found)[:40]} and not of the type {type(default).__name__}"
+    if isinstance(default, list):
+        pairs = [(f"an entry of {name}", value, default[0]) for value in found if default]
+    elif isinstance(default, dict):
+        if lacks := [n for n, value in default.items() if isinstance(value, dict) and n not in (*found, *NEWER)]:
+            return f"it lacks {f'{name}.' * bool(name)}{lacks[0]}"
+        pairs = [(f"{name}.{n}".lstrip("."), value, default[n]) for n, value in found.items() if n in default]
+    else:
+        return None
+    return next(filter(None, (_wrong(value, like, where) for where, value, like in pairs)), None)
 
 
 def _filled(theirs: dict, default: dict) -> dict:
@@ -271,14 +429,25 @@ def _filled(theirs: dict, default: dict) -> dict:
 def read_statistics(workdir: Path) -> tuple[dict[str, np.ndarray], list[str]]:
     """The statistics of a run's training set, float32 arrays by name, and the names of its classes.
 
-    Raises UserError if they cannot be read.
+    Raises UserError if they cannot be read, or are not those of the run's config.
     """
+    config = read_config(workdir)
+    side = config.data.size
+    wanted = {"mean": (side, side, 3), "channel_mean": (3,), "stdevs": (3,), "vectors": (3, 3)}
+    wanted["classes"] = (config.model.num_classes,)
     try:
-        with np.load(workdir / "statistics.npz", allow_pickle=False) as file:
-            statistics = dict(file)
-        return statistics, [str(c) for c in statistics.pop("classes")]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
-        raise UserError(f"{workdir}/statistics.npz cannot be read ({one_line(e)}): the workdir is no whole run") from e
+        with np.load(workdir / STATISTICS, allow_pickle=False) as file:
+            found = dict(file)
+        for name, shape in wanted.items():
+            array, kind = found[name], "U" if name == "classes" else "f"
+            if array.shape != shape or array.dtype.kind != kind:
+                raise ValueError(f"{name} is {array.dtype} {array.shape} where the run's is {shape}")
+    except (OSError, ValueError, KeyError, EOFError, AttributeError, zlib.error, zipfile.BadZipFile) as e:
+        raise UserError(
+            f"{workdir / STATISTICS} cannot be read ({one_line(e)}): the same command that trained the run, "
+            "python -m alexnet_jax.main, writes it anew"
+        ) from e
+    return {name: found[name] for name in wanted if name != "classes"}, [str(c) for c in found["classes"]]
 
 
 def read_params(workdir: Path, like: dict, which: str = "best") -> tuple[int, dict]:
@@ -287,15 +456,15 @@ def read_params(workdir: Path, like: dict, which: str = "best") -> tuple[int, di
     Args: like: shapes, dtypes and shardings, {layer: {"kernel", "bias"}}; of some layers, or of all. which: as in load.
     Raises UserError if there is no checkpoint yet, or if it cannot be read.
     """
+    if trained(workdir) is None:
+        raise UserError(f"{workdir} holds no checkpoint yet: let python -m alexnet_jax.main reach its first one")
     checkpoints = manager(workdir)
     step = checkpoints.best_step() if which == "best" else None
     step = checkpoints.latest_step() if step is None else step
-    if step is None:
-        raise UserError(f"{workdir} holds no checkpoint yet: let python -m alexnet_jax.main reach its first one")
     like = {"params": like}
     how = ocp.checkpoint_utils.construct_restore_args(like)
     args = ocp.args.Composite(state=ocp.args.PyTreeRestore(like, restore_args=how, partial_restore=True))
     try:
         return step, checkpoints.restore(step, args=args)["state"]["params"]
     except Exception as e:
-        raise UserError(f"checkpoint {step} of {workdir} cannot be read: {str(e).splitlines()[0]}") from e
+        raise _unreadable(workdir, step, e) from e

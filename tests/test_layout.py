@@ -13,11 +13,11 @@ import alexnet_jax
 PACKAGE = Path(alexnet_jax.__file__).parent
 # A file imports only from lower rows, or from its own row to its left.
 ROWS = [
-    ["classes", "formats"],
+    ["stopping", "journal", "classes", "formats"],
     ["records", "glyphs", "photos", "prepare", "augment", "layers", "towers", "data", "optimizer", "metrics"],
     ["plots", "curves"],
     ["model"],
-    ["checkpoint", "evaluate", "start"],
+    ["provenance", "checkpoint", "evaluate", "start"],
     ["features", "predict", "retrieval", "figures", "train", "export"],
     ["main", "summary", "convert"],
 ]
