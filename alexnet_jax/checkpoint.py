@@ -189,7 +189,10 @@ def _is_whole(folder: Path) -> bool:
     return True
 
 
-def claim(workdir: Path, config: ConfigDict, statistics: dict, classes: list[str], data: dict, machine: dict) -> TextIO:
+def claim(
+    workdir: Path, config: ConfigDict, statistics: dict, classes: list[str],
+    data: dict | None = None, machine: dict | None = None,
+) -> TextIO:  # fmt: skip
     """Makes workdir this config's own, or checks that it is; returns the lock to hold while the run lasts.
 
     A run without a checkpoint or a record has nothing to lose: any other may take its place. Nothing is written before
