@@ -9,17 +9,19 @@ where epochs were raised, the last evaluation at the former end, which stays. Te
 """
 
 import fcntl
+import gc
 import json
 import logging
 import math
 import os
 import re
 import shutil
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TextIO
 
@@ -64,12 +66,10 @@ def manager(workdir: Path) -> ocp.CheckpointManager:
         preservation_policy=keep, best_fn=lambda m: m["top1_error"], best_mode="min", step_prefix="step"
     )
     directory = (workdir / FOLDER).absolute()
-    try:
-        return ocp.CheckpointManager(directory, options=options)
-    except Exception as e:  # orbax raises many kinds for a damaged one
-        raise UserError(
-            f"the checkpoints in {directory} cannot be listed ({one_line(e)}): {_way_out(workdir, None)}"
-        ) from e
+    found, reason = _attempt(lambda: ocp.CheckpointManager(directory, options=options))
+    if reason is not None:
+        raise UserError(f"the checkpoints in {directory} cannot be listed ({reason}): {_way_out(workdir, None)}")
+    return found
 
 
 def save(checkpoints: ocp.CheckpointManager, step: int, state, host: dict, error: float | None = None):
@@ -118,14 +118,36 @@ def restore(checkpoints: ocp.CheckpointManager, like) -> tuple[int, object, dict
     if step is None:
         return None
     args = ocp.args.Composite(state=ocp.args.StandardRestore(like), host=ocp.args.JsonRestore())
-    try:
+
+    def read():
         found = checkpoints.restore(step, args=args)
         host = _loose(found["host"])
         if not isinstance(host, dict) or not all(isinstance(host.get(name), dict) for name in ("plateau", "window")):
             raise ValueError("its host part is not what a run writes")
-    except Exception as e:  # orbax raises many kinds for a damaged checkpoint
-        raise _unreadable(Path(checkpoints.directory).parent, step, e) from e
-    return step, found["state"], host
+        return step, found["state"], host
+
+    return _read(read, Path(checkpoints.directory).parent, step)
+
+
+def _read(read: Callable, workdir: Path, step: int):
+    """What `read` returns of a checkpoint. Raises UserError, saying how to go on, if it raises anything."""
+    found, reason = _attempt(read)
+    if reason is None:
+        return found
+    raise UserError(f"checkpoint {step} of {workdir} cannot be read ({reason}): {_way_out(workdir, step)}")
+
+
+def _attempt(read: Callable) -> tuple:
+    """(what `read` returns, None), or (None, why it failed): orbax raises many kinds for a damaged checkpoint."""
+    hook = sys.unraisablehook
+    try:
+        return read(), None
+    except Exception as e:
+        reason = one_line(e)
+    sys.unraisablehook = lambda _: None  # it leaves coroutines, each of which prints a traceback when it is collected
+    gc.collect()
+    sys.unraisablehook = hook
+    return None, reason
 
 
 def _strict(value):
@@ -160,33 +182,27 @@ def _steps(workdir: Path) -> list[int]:
     return [int(found[1]) for name in names if (found := re.fullmatch(r"step_(\d+)", name))]
 
 
-def _unreadable(workdir: Path, step: int, e: Exception) -> UserError:
-    return UserError(f"checkpoint {step} of {workdir} cannot be read ({one_line(e)}): {_way_out(workdir, step)}")
-
-
 def _way_out(workdir: Path, damaged: int | None) -> str:
     """What to do about a checkpoint that cannot be read, or, None, about some that cannot even be listed."""
-    for step in sorted(_steps(workdir), reverse=True):
-        if step != damaged and _is_whole(workdir / FOLDER / f"step_{step}"):
-            others = sorted(set(_steps(workdir)) - {step}) if damaged is None else [damaged]
-            folders = " and ".join(str(workdir / FOLDER / f"step_{s}") for s in others)
-            return f"step {step} is whole; remove {folders}, and the same command goes on from there"
+    there = {step: workdir / FOLDER / f"step_{step}" for step in sorted(_steps(workdir), reverse=True)}
+    for step, folder in there.items():
+        if step != damaged and _attempt(partial(read_whole, folder))[1] is None:
+            others = [folder for s, folder in there.items() if s == damaged or damaged is None and s != step]
+            remove = " and ".join(map(str, others))
+            return f"step {step} is whole; remove {remove}, and the same command goes on from there"
     return "no other is whole, so train it anew in another --workdir, or remove this one"
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether all of a checkpoint can be read, measured error included."""
-    try:
-        if (folder / "metrics").is_dir():
-            json.loads((folder / "metrics" / "metrics").read_text())["top1_error"]
-        json.loads((folder / "host" / "metadata").read_text())
-        with ocp.PyTreeCheckpointer() as reader:
-            state = (folder / "state").absolute()
-            as_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), dict(reader.metadata(state)))
-            reader.restore(state, restore_args=as_arrays)
-    except Exception:  # whatever it is, it cannot be read
-        return False
-    return True
+def read_whole(folder: Path) -> tuple[dict, dict]:
+    """A checkpoint's state, in NumPy arrays, and the host's part; raises whatever orbax does if any of it is damaged."""
+    if (folder / "metrics").is_dir():  # written at the end of an epoch
+        json.loads((folder / "metrics" / "metrics").read_text())["top1_error"]
+    host = json.loads((folder / "host" / "metadata").read_text())
+    with ocp.PyTreeCheckpointer() as reader:
+        state = (folder / "state").absolute()
+        tree = reader.metadata(state).item_metadata.tree
+        arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        return reader.restore(state, restore_args=arrays), _loose(host)
 
 
 def claim(
@@ -241,10 +257,10 @@ def _refuse_strangers(workdir: Path):
 
 def _write(path: Path, write: Callable):
     """Writes a file that is whole or not there at all."""
-    partial = path.with_name(PARTIAL + path.name)
-    with partial.open("wb") as file:
+    fresh = path.with_name(PARTIAL + path.name)
+    with fresh.open("wb") as file:
         write(file)
-    os.replace(partial, path)
+    os.replace(fresh, path)
 
 
 def _check_config(workdir: Path, config: ConfigDict, data: dict):
@@ -467,7 +483,4 @@ def read_params(workdir: Path, like: dict, which: str = "best") -> tuple[int, di
     like = {"params": like}
     how = ocp.checkpoint_utils.construct_restore_args(like)
     args = ocp.args.Composite(state=ocp.args.PyTreeRestore(like, restore_args=how, partial_restore=True))
-    try:
-        return step, checkpoints.restore(step, args=args)["state"]["params"]
-    except Exception as e:
-        raise _unreadable(workdir, step, e) from e
+    return step, _read(lambda: checkpoints.restore(step, args=args)["state"]["params"], workdir, step)
