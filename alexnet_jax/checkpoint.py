@@ -8,15 +8,16 @@ bits, parameters, velocity, plateau and running sums, and metrics.jsonl the same
 where epochs were raised, the last evaluation at the former end, which stays. TensorBoard's events may repeat steps.
 """
 
+import contextlib
 import fcntl
 import gc
+import io
 import json
 import logging
 import math
 import os
 import re
 import shutil
-import sys
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -139,14 +140,12 @@ def _read(read: Callable, workdir: Path, step: int):
 
 def _attempt(read: Callable) -> tuple:
     """(what `read` returns, None), or (None, why it failed): orbax raises many kinds for a damaged checkpoint."""
-    hook = sys.unraisablehook
-    try:
-        return read(), None
-    except Exception as e:
-        reason = one_line(e)
-    sys.unraisablehook = lambda _: None  # it leaves coroutines, each of which prints a traceback when it is collected
-    gc.collect()
-    sys.unraisablehook = hook
+    with contextlib.redirect_stderr(io.StringIO()):  # threads of its store print tracebacks when a read is given up
+        try:
+            return read(), None
+        except Exception as e:
+            reason = one_line(e)
+        gc.collect()  # so do coroutines that nobody waited for, when they are collected
     return None, reason
 
 
@@ -194,7 +193,7 @@ def _way_out(workdir: Path, damaged: int | None) -> str:
 
 
 def read_whole(folder: Path) -> tuple[dict, dict]:
-    """A checkpoint's state, in NumPy arrays, and the host's part; raises whatever orbax does if any of it is damaged."""
+    """A checkpoint's state, in NumPy arrays, and the host's part. Raises anything if it is damaged."""
     if (folder / "metrics").is_dir():  # written at the end of an epoch
         json.loads((folder / "metrics" / "metrics").read_text())["top1_error"]
     host = json.loads((folder / "host" / "metadata").read_text())
@@ -221,10 +220,10 @@ def claim(
     mine = json.loads(config.to_json())
     if strange := [name for name, value in flat(mine).items() if not _is_finite(value)]:
         raise UserError(f"--config.{strange[0]} is {flat(mine)[strange[0]]} and must be finite")
-    try:
+    with contextlib.ExitStack() as held, _writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         _refuse_strangers(workdir)
-        lock = (workdir / LOCK).open("w")
+        lock = held.enter_context((workdir / LOCK).open("w"))
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
@@ -242,7 +241,14 @@ def claim(
         _write(workdir / CONFIG, lambda file: file.write(text.encode()))
         for name in FORMER:
             (workdir / name).unlink(missing_ok=True)
+        held.pop_all()  # the lock outlives this only where nothing was raised
         return lock
+
+
+@contextlib.contextmanager
+def _writing(workdir: Path):
+    try:
+        yield
     except OSError as e:
         raise UserError(f"cannot write to the workdir {workdir} ({e.strerror or e}): name another --workdir") from e
 
