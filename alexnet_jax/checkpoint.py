@@ -168,11 +168,10 @@ def trained(workdir: Path) -> int | None:
     return max(_steps(workdir), default=None)
 
 
-def steps(workdir: Path) -> tuple[int, int]:
-    """The steps of a run's latest and best checkpoints."""
+def best_step(workdir: Path) -> int:
+    """The step of a run's checkpoint of the lowest validation error."""
     with manager(workdir) as checkpoints:
-        latest, best = checkpoints.latest_step(), checkpoints.best_step()
-    return latest, latest if best is None else best
+        return checkpoints.best_step()
 
 
 def _steps(workdir: Path) -> list[int]:

@@ -67,10 +67,11 @@ def run(config, workdir: Path) -> int:
         command = f"python -m alexnet_jax.main {shlex.join(sys.argv[1:])}"
         print(f"stopped and saved; the same command goes on from here: {command}")
         return stopping.STOPPED
-    drawn = {}
+    drawn, latest = {}, checkpoint.trained(workdir)
+    best = latest
     if jax.process_count() == 1:  # a run is read back, and drawn, by one process
         drawn = figures.draw_run(workdir, prepared.evaluation)
-    latest, best = checkpoint.steps(workdir)
+        best = checkpoint.best_step(workdir)
     print(
         f"validation, {result['views']} view(s), {result['images']} images, latest checkpoint (step {latest}): "
         f"top-1 error {result['top1_error']:.2%}, top-5 error {result['top5_error']:.2%}"
