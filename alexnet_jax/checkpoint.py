@@ -9,13 +9,11 @@ where epochs were raised, the last evaluation at the former end, which stays. Te
 """
 
 import contextlib
-import fcntl
 import gc
 import io
 import json
 import logging
 import math
-import os
 import re
 import shutil
 import zipfile
@@ -24,7 +22,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TextIO
 
 import jax
 import numpy as np
@@ -33,25 +30,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 
-from alexnet_jax import UserError, augment, one_line, optimizer, provenance, towers
+from alexnet_jax import UserError, augment, one_line, towers
 from alexnet_jax.model import AlexNet, shapes
 from configs import paper
 
-# Fields that a resumed run may change: they say how and where it runs, not what it computes.
-FREE = (
-    "devices.", "checkpoint_every_steps", "log_every_steps", "evaluation.batch_size", "data.data_dir",
-    "data.prepared_dir",
-)  # fmt: skip
 FOLDER = "checkpoints"
-CONFIG, STATISTICS, METRICS = "config.json", "statistics.npz", "metrics.jsonl"
-LOCK = ".lock"
-PARTIAL = "partial."  # before a file's name until it is whole
-FORMER = ("config.tmp", "statistics.tmp.npz")  # what version 0.1.0 called them
-CONVERTED = "converted.json"  # in the workdir of weights that come from elsewhere: where from
-
-
-class Busy(UserError):
-    """Another process trains in the workdir."""
+CONFIG, STATISTICS = "config.json", "statistics.npz"
 
 
 def manager(workdir: Path) -> ocp.CheckpointManager:
@@ -203,114 +187,6 @@ def read_whole(folder: Path) -> tuple[dict, dict]:
         return reader.restore(state, restore_args=arrays), _loose(host)
 
 
-def claim(
-    workdir: Path, config: ConfigDict, statistics: dict, classes: list[str],
-    data: dict | None = None, machine: dict | None = None,
-) -> TextIO:  # fmt: skip
-    """Makes workdir this config's own, or checks that it is; returns the lock to hold while the run lasts.
-
-    A run without a checkpoint or a record has nothing to lose: any other may take its place. Nothing is written before
-    all is checked, and config.json, which makes it a run, last: a claim that is killed is made anew.
-
-    Args: data, machine: provenance.of_data and of_machine; converted weights have neither.
-    Raises UserError if it holds a run of another config, naming the fields that differ, or on other data, if another
-    process trains in it, or if it cannot be written.
-    """
-    mine = json.loads(config.to_json())
-    if strange := [name for name, value in flat(mine).items() if not _is_finite(value)]:
-        raise UserError(f"--config.{strange[0]} is {flat(mine)[strange[0]]} and must be finite")
-    with contextlib.ExitStack() as held, _writing(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
-        _refuse_strangers(workdir)
-        lock = held.enter_context((workdir / LOCK).open("w"))
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            raise Busy(f"another process trains in {workdir}: wait for it, or name another --workdir") from e
-        going_on, log = trained(workdir) is not None, workdir / METRICS
-        if going_on or log.exists() and log.stat().st_size:
-            _check_config(workdir, config, data)
-        if going_on and data:
-            provenance.check(data, workdir)
-        _write(workdir / STATISTICS, lambda file: np.savez(file, **statistics, classes=np.array(classes)))
-        if data:
-            text = provenance.text(data, machine, workdir, fresh=not going_on)
-            _write(workdir / provenance.FILE, lambda file: file.write(text.encode()))
-        text = json.dumps(mine, indent=2, allow_nan=False) + "\n"
-        _write(workdir / CONFIG, lambda file: file.write(text.encode()))
-        for name in FORMER:
-            (workdir / name).unlink(missing_ok=True)
-        held.pop_all()  # the lock outlives this only where nothing was raised
-        return lock
-
-
-@contextlib.contextmanager
-def _writing(workdir: Path):
-    try:
-        yield
-    except OSError as e:
-        raise UserError(f"cannot write to the workdir {workdir} ({e.strerror or e}): name another --workdir") from e
-
-
-def _refuse_strangers(workdir: Path):
-    """Raises UserError if a folder that holds no run holds more than what a killed claim leaves."""
-    names, written = {p.name for p in workdir.iterdir()}, {STATISTICS, provenance.FILE}
-    ours = {LOCK, *FORMER, *(PARTIAL + name for name in (*written, CONFIG))} | (written if LOCK in names else set())
-    if CONFIG not in names and (strange := names - ours):
-        raise UserError(f"{workdir} is not empty ({min(strange)}) and holds no run: name another --workdir")
-
-
-def _write(path: Path, write: Callable):
-    """Writes a file that is whole or not there at all."""
-    fresh = path.with_name(PARTIAL + path.name)
-    with fresh.open("wb") as file:
-        write(file)
-    os.replace(fresh, path)
-
-
-def _check_config(workdir: Path, config: ConfigDict, data: dict):
-    """Raises UserError if a config cannot go on with the run that workdir holds."""
-    theirs = read_config(workdir)
-    there, here = flat(theirs), flat(config)
-    differ = [
-        f"{name}: {there.get(name)} there, {value} here"
-        for name, value in here.items()
-        if (name not in there or there[name] != value) and not name.startswith(FREE) and name != "epochs"
-    ]
-    if differ:
-        raise UserError(
-            f"{workdir} holds a run of another config ({'; '.join(differ)}): "
-            "name another --workdir, or remove it to start over"
-        )
-    if theirs.epochs != config.epochs and trained(workdir) is not None:
-        _check_epochs(workdir, theirs, config, data)
-
-
-def _check_epochs(workdir: Path, theirs: ConfigDict, config: ConfigDict, data: dict):
-    """Raises UserError if the epochs run so far would have been others, had the run had the config's from the start."""
-    said = f"{workdir} holds a run of {theirs.epochs} epochs and --config.epochs is {config.epochs}"
-    anew = "take the number there, or name another --workdir"
-    if config.optimizer.rule == "stages":
-        raise UserError(f"{said}: with --config.optimizer.rule=stages the rates depend on it from the start; {anew}")
-    step, steps = trained(workdir), data["number of training images"] // config.batch_size
-    if config.epochs * steps <= step:
-        raise UserError(f"{said}, of which {step / steps:g} are trained already: ask for more, or {anew}")
-    layers = shapes(config.model, config.data.crop)
-    frozen, then = (optimizer.frozen(config.optimizer, layers, c.epochs) for c in (config, theirs))
-    if frozen != then:
-        changed = ", ".join(sorted(frozen ^ then))
-        raise UserError(
-            f"{said}: --config.optimizer.layer_rates freezes {changed} throughout the one and not the other, and what "
-            f"is frozen throughout has no velocity; {anew}"
-        )
-
-
-def _is_finite(value) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_finite, value))
-    return not isinstance(value, float) or math.isfinite(value)
-
-
 def flat(tree: dict | ConfigDict, prefix: str = "") -> dict:
     """A config, or what was read from its JSON, as {dotted field: value}, the values as JSON has them."""
     tree = json.loads(tree.to_json()) if isinstance(tree, ConfigDict) else tree
@@ -319,30 +195,6 @@ def flat(tree: dict | ConfigDict, prefix: str = "") -> dict:
         name = f"{prefix}{key}"
         out |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
     return out
-
-
-def write_converted(
-    workdir: Path, config: ConfigDict, statistics: dict, classes: list[str], params: dict, origin: dict
-):
-    """Makes workdir a run whose weights, at step 0, come from elsewhere; origin (JSON) says where from.
-
-    Raises UserError if it cannot be written.
-    """
-    with claim(workdir, config, statistics, classes):
-        checkpoints = manager(workdir)
-        save(checkpoints, 0, {"params": params}, host={})
-        finish(checkpoints)
-        checkpoints.close()
-        (workdir / CONVERTED).write_text(json.dumps(origin, indent=2) + "\n")
-
-
-def refuse_converted(workdir: Path):
-    """Raises UserError if workdir holds converted weights: they are to be started from, not trained in place."""
-    if (workdir / CONVERTED).exists():
-        raise UserError(
-            f"{workdir} holds converted weights, which are not trained in place: start from them in another --workdir "
-            f"with --config configs/finetune.py:{workdir}"
-        )
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 import configs
-from alexnet_jax import UserError, checkpoint, classes, export, formats, main, model
+from alexnet_jax import UserError, checkpoint, claims, classes, export, formats, main, model
 from alexnet_jax.checkpoint import Run
 
 FROM = flags.DEFINE_enum("from", None, ["torchvision", "caffe", "npy", "safetensors"], "what the weights come from")
@@ -81,7 +81,7 @@ def bring(
     partial = workdir.absolute().with_name(f".{workdir.absolute().name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)  # what a killed conversion left
-        checkpoint.write_converted(partial, config, statistics, found, params, about)
+        claims.write_converted(partial, config, statistics, found, params, about)
         partial.rename(workdir.absolute())
     except OSError as error:
         raise UserError(f"cannot write {workdir} ({error.strerror or error}): name another --workdir") from error

@@ -27,7 +27,7 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from alexnet_jax import UserError, checkpoint, figures, model, one_line, optimizer, provenance, start, towers
+from alexnet_jax import UserError, checkpoint, claims, figures, model, one_line, optimizer, provenance, start, towers
 from alexnet_jax.prepare import prepare
 from alexnet_jax.train import train
 
@@ -44,7 +44,7 @@ LOST_AFTER = 20  # seconds without a sign of life; a process that waits for a lo
 def run(config, workdir: Path) -> int:
     """Prepares, trains or resumes, draws the figures and says where everything is. Returns the exit status."""
     check(config)
-    checkpoint.refuse_converted(workdir)
+    claims.refuse_converted(workdir)
     mesh = towers.make_mesh(config.devices, config.model.towers, config.batch_size)
     config, prepared, facts = together(lambda: ready(config, mesh, workdir))
     refuse_other_data(facts)
@@ -53,7 +53,7 @@ def run(config, workdir: Path) -> int:
         def claim():
             machine = provenance.of_machine(mesh)
             statistics, classes = prepared.statistics, prepared.classes
-            held.enter_context(checkpoint.claim(workdir, config, statistics, classes, facts, machine))
+            held.enter_context(claims.claim(workdir, config, statistics, classes, facts, machine))
             if checkpoint.trained(workdir) is not None and (warning := provenance.warning(machine, workdir)):
                 print(warning, file=sys.stderr)
 

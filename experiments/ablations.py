@@ -24,7 +24,7 @@ import submitit
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from alexnet_jax import UserError, checkpoint, main, one_line
+from alexnet_jax import UserError, claims, main, one_line
 from alexnet_jax.prepare import prepare
 from experiments import results
 from experiments.steps import stepper
@@ -130,7 +130,7 @@ def train_cell(config: str, workdir: str):
             if main.run(ConfigDict(json.loads(config)), path):
                 raise UserError("stopped by a signal")
             return
-        except checkpoint.Busy:
+        except claims.Busy:
             time.sleep(2)
         except Exception as e:
             with contextlib.suppress(OSError):  # then its output tells

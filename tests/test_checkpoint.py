@@ -11,7 +11,7 @@ import pytest
 from ml_collections import FrozenConfigDict
 from runs import Killed, kill_at
 
-from alexnet_jax import UserError, checkpoint, metrics, optimizer, prepare, provenance, start, towers
+from alexnet_jax import UserError, checkpoint, claims, metrics, optimizer, prepare, provenance, start, towers
 from alexnet_jax.model import AlexNet
 from alexnet_jax.train import program
 
@@ -60,7 +60,7 @@ def claim(config, tmp_path):
     workdir = tmp_path / "run"
 
     def make(facts=None, step=None):
-        checkpoint.claim(workdir, config, {"mean": np.zeros(3)}, ["a"], facts, MACHINE).close()
+        claims.claim(workdir, config, {"mean": np.zeros(3)}, ["a"], facts, MACHINE).close()
         if step is not None:
             (workdir / "checkpoints" / f"step_{step}").mkdir(parents=True)
         return workdir
@@ -241,7 +241,7 @@ def test_damaged_statistics_are_named_and_written_anew(config, copy):
         assert "\n" not in str(e.value)
         config.epochs, names = 2, [str(name) for name in arrays["classes"]]
         mine = {name: a for name, a in arrays.items() if name != "classes"}
-        checkpoint.claim(copy, config, mine, names).close()
+        claims.claim(copy, config, mine, names).close()
         assert checkpoint.load(copy).classes == names
 
 
@@ -301,7 +301,7 @@ def test_a_damaged_log_is_named_and_kept(copy, content):
 def test_a_workdir_that_is_a_file_is_refused(config, tmp_path):
     (tmp_path / "run").touch()
     with pytest.raises(UserError, match="cannot write to the workdir"):
-        checkpoint.claim(tmp_path / "run", config, {}, [])
+        claims.claim(tmp_path / "run", config, {}, [])
     with pytest.raises(UserError, match="holds no run"):
         checkpoint.load(tmp_path / "run")
 
@@ -336,5 +336,5 @@ def test_every_file_is_strict_json(config, tmp_path):
         assert checkpoint.restore(checkpoints, state)[2] == host
     config.optimizer.min_improvement = float("nan")
     with pytest.raises(UserError, match="optimizer.min_improvement is nan"):
-        checkpoint.claim(tmp_path / "run", config, {}, [])
+        claims.claim(tmp_path / "run", config, {}, [])
     assert not (tmp_path / "run").exists()

@@ -17,7 +17,7 @@ ROWS = [
     ["records", "glyphs", "photos", "prepare", "augment", "layers", "towers", "data", "optimizer", "metrics"],
     ["plots", "curves"],
     ["model"],
-    ["provenance", "checkpoint", "evaluate", "start"],
+    ["provenance", "checkpoint", "claims", "evaluate", "start"],
     ["features", "predict", "retrieval", "figures", "train", "export"],
     ["main", "summary", "convert"],
 ]

@@ -18,7 +18,7 @@ import pytest
 from conftest import tiny_config
 from runs import check_equal, check_same_checkpoint, records, run_until_killed, start
 
-from alexnet_jax import UserError, checkpoint, main, metrics, optimizer, prepare, train
+from alexnet_jax import UserError, checkpoint, claims, main, metrics, optimizer, prepare, train
 
 
 def test_it_learns_and_says_so(config, tmp_path, capsys):
@@ -200,7 +200,7 @@ def test_a_full_disk_stops_the_run_in_one_line(config, tmp_path, monkeypatch):
 
 
 def test_two_processes_do_not_share_a_workdir(config, tmp_path):
-    with checkpoint.claim(tmp_path / "run", config, {}, []), pytest.raises(UserError, match="another process"):
+    with claims.claim(tmp_path / "run", config, {}, []), pytest.raises(UserError, match="another process"):
         main.run(config, tmp_path / "run")
 
 
