@@ -1,19 +1,27 @@
-"""Save, restore, resume. A run is a workdir: config.json, statistics.npz, metrics.jsonl, checkpoints/.
+"""Save, restore, resume. A run is a workdir: config.json, statistics.npz, provenance.json, metrics.jsonl, checkpoints/.
 
-One that convert.py made has a converted.json in place of metrics.jsonl.
+One that convert.py made has a converted.json in place of metrics.jsonl and provenance.json.
+
+A run that was killed and resumed equals one that was not, and one whose epochs were raised later equals one that had
+them from the start. On one CPU type with as many cores that means: the checkpoints at the same step hold the same
+bits, parameters, velocity, plateau and running sums, and metrics.jsonl the same records but for images_per_second and,
+where epochs were raised, the last evaluation at the former end, which stays. TensorBoard's events may repeat steps.
 """
 
-import fcntl
+import contextlib
+import gc
+import io
 import json
 import logging
-import os
+import math
+import re
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TextIO
 
 import jax
 import numpy as np
@@ -26,17 +34,8 @@ from alexnet_jax import UserError, augment, one_line, towers
 from alexnet_jax.model import AlexNet, shapes
 from configs import paper
 
-# Fields that a resumed run may change: they say how and where it runs, not what it computes.
-FREE = (
-    "devices.", "checkpoint_every_steps", "log_every_steps", "evaluation.batch_size", "data.data_dir",
-    "data.prepared_dir",
-)  # fmt: skip
-LOCK = ".lock"
-CONVERTED = "converted.json"  # in the workdir of weights that come from elsewhere: where from
-
-
-class Busy(UserError):
-    """Another process trains in the workdir."""
+FOLDER = "checkpoints"
+CONFIG, STATISTICS = "config.json", "statistics.npz"
 
 
 def manager(workdir: Path) -> ocp.CheckpointManager:
@@ -51,7 +50,11 @@ def manager(workdir: Path) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
         preservation_policy=keep, best_fn=lambda m: m["top1_error"], best_mode="min", step_prefix="step"
     )
-    return ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
+    directory = (workdir / FOLDER).absolute()
+    found, reason = _attempt(lambda: ocp.CheckpointManager(directory, options=options))
+    if reason is not None:
+        raise UserError(f"the checkpoints in {directory} cannot be listed ({reason}): {_way_out(workdir, None)}")
+    return found
 
 
 def save(checkpoints: ocp.CheckpointManager, step: int, state, host: dict, error: float | None = None):
@@ -67,7 +70,7 @@ def save(checkpoints: ocp.CheckpointManager, step: int, state, host: dict, error
             raise OSError(f"it takes {needed:,} bytes and the disk has {free:,} left")
         checkpoints.save(
             step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host)),
+            args=ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(_strict(host))),
             metrics=None if error is None else {"top1_error": error},
             force=True,
         )
@@ -92,59 +95,96 @@ def _write_error(checkpoints, e: Exception) -> UserError:
 
 
 def restore(checkpoints: ocp.CheckpointManager, like) -> tuple[int, object, dict] | None:
-    """The latest (step, state, host), or None. `like` gives the state's shapes, dtypes and shardings."""
+    """The latest (step, state, host), or None. `like` gives the state's shapes, dtypes and shardings.
+
+    Raises UserError, saying how to go on, if it cannot be read.
+    """
     step = checkpoints.latest_step()
     if step is None:
         return None
     args = ocp.args.Composite(state=ocp.args.StandardRestore(like), host=ocp.args.JsonRestore())
-    try:
+
+    def read():
         found = checkpoints.restore(step, args=args)
-    except Exception as e:  # orbax raises many kinds for a damaged checkpoint
-        raise UserError(
-            f"checkpoint {step} in {checkpoints.directory} cannot be read ({str(e).splitlines()[0]}): "
-            f"remove its folder to resume from an earlier one, or start over in another --workdir"
-        ) from e
-    return step, found["state"], found["host"]
+        host = _loose(found["host"])
+        if not isinstance(host, dict):
+            raise ValueError("its host part is not what a run writes")
+        return step, found["state"], host
+
+    return _read(read, Path(checkpoints.directory).parent, step)
 
 
-def claim(workdir: Path, config: ConfigDict, statistics: dict, classes: list[str]) -> TextIO:
-    """Makes workdir this config's own, or checks that it is; returns the lock to hold while the run lasts.
+def _read(read: Callable, workdir: Path, step: int):
+    """What `read` returns of a checkpoint. Raises UserError, saying how to go on, if it raises anything."""
+    found, reason = _attempt(read)
+    if reason is None:
+        return found
+    raise UserError(f"checkpoint {step} of {workdir} cannot be read ({reason}): {_way_out(workdir, step)}")
 
-    Raises UserError if it holds a run of another config, naming the fields that differ, if another process trains in
-    it, or if it cannot be written.
-    """
-    path = workdir / "config.json"
-    mine = json.loads(config.to_json())
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if not path.exists() and any(p.name != LOCK for p in workdir.iterdir()):
-            raise UserError(f"{workdir} is not empty and holds no run: name another --workdir")
-        lock = (workdir / LOCK).open("w")
+
+def _attempt(read: Callable) -> tuple:
+    """(what `read` returns, None), or (None, why it failed): orbax raises many kinds for a damaged checkpoint."""
+    with contextlib.redirect_stderr(io.StringIO()):  # threads of its store print tracebacks when a read is given up
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            raise Busy(f"another process trains in {workdir}: wait for it, or name another --workdir") from e
-        if path.exists():
-            theirs = flat(read_config(workdir))
-            differ = [
-                f"{name}: {theirs.get(name)} there, {value} here"
-                for name, value in flat(mine).items()
-                if (name not in theirs or theirs[name] != value) and not name.startswith(FREE)
-            ]
-            if differ:
-                raise UserError(
-                    f"{workdir} holds a run of another config ({'; '.join(differ)}): "
-                    "name another --workdir, or remove it to start over"
-                )
-        whole = workdir / "statistics.tmp.npz"
-        np.savez(whole, **statistics, classes=np.array(classes))
-        os.replace(whole, workdir / "statistics.npz")
-        fresh = path.with_suffix(".tmp")
-        fresh.write_text(json.dumps(mine, indent=2) + "\n")
-        os.replace(fresh, path)
-        return lock
-    except OSError as e:
-        raise UserError(f"cannot write to the workdir {workdir} ({e.strerror or e}): name another --workdir") from e
+            return read(), None
+        except Exception as e:
+            reason = one_line(e)
+        gc.collect()  # so do coroutines that nobody waited for, when they are collected
+    return None, reason
+
+
+def _strict(value):
+    """JSON with words in place of the numbers that it has none for: the plateau begins at infinity."""
+    if isinstance(value, dict):
+        return {name: _strict(v) for name, v in value.items()}
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _loose(value):
+    """What `_strict` took."""
+    if isinstance(value, dict):
+        return {name: _loose(v) for name, v in value.items()}
+    return float(value) if value in ("inf", "-inf", "nan") else value
+
+
+def trained(workdir: Path) -> int | None:
+    """The step of the latest checkpoint, from the names of folders alone; None if there is nothing to go on from."""
+    return max(_steps(workdir), default=None)
+
+
+def best_step(workdir: Path) -> int:
+    """The step of a run's checkpoint of the lowest validation error."""
+    with manager(workdir) as checkpoints:
+        return checkpoints.best_step()
+
+
+def _steps(workdir: Path) -> list[int]:
+    folder = workdir / FOLDER
+    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    return [int(found[1]) for name in names if (found := re.fullmatch(r"step_(\d+)", name))]
+
+
+def _way_out(workdir: Path, damaged: int | None) -> str:
+    """What to do about a checkpoint that cannot be read, or, None, about some that cannot even be listed."""
+    there = {step: workdir / FOLDER / f"step_{step}" for step in sorted(_steps(workdir), reverse=True)}
+    for step, folder in there.items():
+        if step != damaged and _attempt(partial(read_whole, folder))[1] is None:
+            others = [folder for s, folder in there.items() if s == damaged or damaged is None and s != step]
+            remove = " and ".join(map(str, others))
+            return f"step {step} is whole; remove {remove}, and the same command goes on from there"
+    return "no other is whole, so train it anew in another --workdir, or remove this one"
+
+
+def read_whole(folder: Path) -> tuple[dict, dict]:
+    """A checkpoint's state, in NumPy arrays, and the host's part. Raises anything if it is damaged."""
+    if (folder / "metrics").is_dir():  # written at the end of an epoch
+        json.loads((folder / "metrics" / "metrics").read_text())["top1_error"]
+    host = json.loads((folder / "host" / "metadata").read_text())
+    with ocp.PyTreeCheckpointer() as reader:
+        state = (folder / "state").absolute()
+        tree = reader.metadata(state).item_metadata.tree
+        arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        return reader.restore(state, restore_args=arrays), _loose(host)
 
 
 def flat(tree: dict | ConfigDict, prefix: str = "") -> dict:
@@ -155,30 +195,6 @@ def flat(tree: dict | ConfigDict, prefix: str = "") -> dict:
         name = f"{prefix}{key}"
         out |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
     return out
-
-
-def write_converted(
-    workdir: Path, config: ConfigDict, statistics: dict, classes: list[str], params: dict, origin: dict
-):
-    """Makes workdir a run whose weights, at step 0, come from elsewhere; origin (JSON) says where from.
-
-    Raises UserError if it cannot be written.
-    """
-    with claim(workdir, config, statistics, classes):
-        checkpoints = manager(workdir)
-        save(checkpoints, 0, {"params": params}, host={})
-        finish(checkpoints)
-        checkpoints.close()
-        (workdir / CONVERTED).write_text(json.dumps(origin, indent=2) + "\n")
-
-
-def refuse_converted(workdir: Path):
-    """Raises UserError if workdir holds converted weights: they are to be started from, not trained in place."""
-    if (workdir / CONVERTED).exists():
-        raise UserError(
-            f"{workdir} holds converted weights, which are not trained in place: start from them in another --workdir "
-            f"with --config configs/finetune.py:{workdir}"
-        )
 
 
 @dataclass(frozen=True)
@@ -240,27 +256,44 @@ def load(workdir: str | Path, which: str = "best", data: int = 1, tower: int = 1
     return Run(workdir, step, config, mesh, apply, params, statistics, classes)
 
 
-def holds_run(workdir: Path) -> bool:
-    """Whether a run was begun in the workdir."""
-    return (workdir / "config.json").exists()
-
-
 def read_config(workdir: Path) -> ConfigDict:
     """The config of a run; fields newer than the run have the paper's values, which leave it as it was.
 
     Raises UserError if workdir holds none, or none that is whole.
     """
-    path = workdir / "config.json"
-    if not holds_run(workdir):
+    path = workdir / CONFIG
+    if not path.exists():
         raise UserError(
             f"{workdir} holds no run (no config.json): train one with python -m alexnet_jax.main, or make one of "
             "weights with python -m alexnet_jax.convert"
         )
+    default = json.loads(paper.get_config().to_json())
     try:
-        held = _filled(json.loads(path.read_text()), json.loads(paper.get_config().to_json()))
-        return ConfigDict(paper.renewed(held))
-    except ValueError as e:
-        raise UserError(f"{path} is not whole ({e}): the workdir is no run; name another --workdir") from e
+        found = paper.renewed(json.loads(path.read_text()))
+        if wrong := _wrong(found, default):
+            raise ValueError(wrong)
+        return ConfigDict(_filled(found, default))
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path} is not whole ({one_line(e)}): the workdir is no run; name another --workdir") from e
+
+
+NEWER = ("start",)  # sections that a run of 0.1.0 may lack
+
+
+def _wrong(found, default, name: str = "") -> str | None:
+    """What is wrong with a config that was read from JSON, the paper's beside it: a section that lacks, or a type."""
+    kinds = {bool: bool, int: int, float: (int, float), str: str, list: list, dict: dict}[type(default)]
+    if not isinstance(found, kinds) or isinstance(found, bool) != isinstance(default, bool):
+        return f"{name or 'it'} is {json.dumps(found)[:40]} and not of the type {type(default).__name__}"
+    if isinstance(default, list):
+        pairs = [(f"an entry of {name}", value, default[0]) for value in found if default]
+    elif isinstance(default, dict):
+        if lacks := [n for n, value in default.items() if isinstance(value, dict) and n not in (*found, *NEWER)]:
+            return f"it lacks {f'{name}.' * bool(name)}{lacks[0]}"
+        pairs = [(f"{name}.{n}".lstrip("."), value, default[n]) for n, value in found.items() if n in default]
+    else:
+        return None
+    return next(filter(None, (_wrong(value, like, where) for where, value, like in pairs)), None)
 
 
 def _filled(theirs: dict, default: dict) -> dict:
@@ -272,14 +305,25 @@ def _filled(theirs: dict, default: dict) -> dict:
 def read_statistics(workdir: Path) -> tuple[dict[str, np.ndarray], list[str]]:
     """The statistics of a run's training set, float32 arrays by name, and the names of its classes.
 
-    Raises UserError if they cannot be read.
+    Raises UserError if they cannot be read, or are not those of the run's config.
     """
+    config = read_config(workdir)
+    side = config.data.size
+    wanted = {"mean": (side, side, 3), "channel_mean": (3,), "stdevs": (3,), "vectors": (3, 3)}
+    wanted["classes"] = (config.model.num_classes,)
     try:
-        with np.load(workdir / "statistics.npz", allow_pickle=False) as file:
-            statistics = dict(file)
-        return statistics, [str(c) for c in statistics.pop("classes")]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
-        raise UserError(f"{workdir}/statistics.npz cannot be read ({one_line(e)}): the workdir is no whole run") from e
+        with np.load(workdir / STATISTICS, allow_pickle=False) as file:
+            found = dict(file)
+        for name, shape in wanted.items():
+            array, kind = found[name], "U" if name == "classes" else "f"
+            if array.shape != shape or array.dtype.kind != kind:
+                raise ValueError(f"{name} is {array.dtype} {array.shape} where the run's is {shape}")
+    except (OSError, ValueError, KeyError, EOFError, AttributeError, zlib.error, zipfile.BadZipFile) as e:
+        raise UserError(
+            f"{workdir / STATISTICS} cannot be read ({one_line(e)}): the same command that trained the run, "
+            "python -m alexnet_jax.main, writes it anew"
+        ) from e
+    return {name: found[name] for name in wanted if name != "classes"}, [str(c) for c in found["classes"]]
 
 
 def read_params(workdir: Path, like: dict, which: str = "best") -> tuple[int, dict]:
@@ -288,15 +332,12 @@ def read_params(workdir: Path, like: dict, which: str = "best") -> tuple[int, di
     Args: like: shapes, dtypes and shardings, {layer: {"kernel", "bias"}}; of some layers, or of all. which: as in load.
     Raises UserError if there is no checkpoint yet, or if it cannot be read.
     """
+    if trained(workdir) is None:
+        raise UserError(f"{workdir} holds no checkpoint yet: let python -m alexnet_jax.main reach its first one")
     checkpoints = manager(workdir)
     step = checkpoints.best_step() if which == "best" else None
     step = checkpoints.latest_step() if step is None else step
-    if step is None:
-        raise UserError(f"{workdir} holds no checkpoint yet: let python -m alexnet_jax.main reach its first one")
     like = {"params": like}
     how = ocp.checkpoint_utils.construct_restore_args(like)
     args = ocp.args.Composite(state=ocp.args.PyTreeRestore(like, restore_args=how, partial_restore=True))
-    try:
-        return step, checkpoints.restore(step, args=args)["state"]["params"]
-    except Exception as e:
-        raise UserError(f"checkpoint {step} of {workdir} cannot be read: {str(e).splitlines()[0]}") from e
+    return step, _read(lambda: checkpoints.restore(step, args=args)["state"]["params"], workdir, step)

@@ -28,7 +28,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 import configs
-from alexnet_jax import UserError, checkpoint, classes, command, export, formats, main, model
+from alexnet_jax import UserError, checkpoint, claims, classes, command, export, formats, main, model
 from alexnet_jax.checkpoint import Run
 from alexnet_jax.config import check as check_config
 
@@ -82,7 +82,7 @@ def bring(
     partial = workdir.absolute().with_name(f".{workdir.absolute().name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)  # what a killed conversion left
-        checkpoint.write_converted(partial, config, statistics, found, params, about)
+        claims.write_converted(partial, config, statistics, found, params, about)
         partial.rename(workdir.absolute())
     except OSError as error:
         raise UserError(f"cannot write {workdir} ({error.strerror or error}): name another --workdir") from error

@@ -1,9 +1,8 @@
 """Training curves, from what a run's log holds.
 
-curves({"paper": read_metrics("run/metrics.jsonl")}, "curves.png")
+curves({"paper": journal.read_metrics("run/metrics.jsonl")}, "curves.png")
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,29 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
-from alexnet_jax import UserError
 from alexnet_jax.plots import COLORS, DPI, GREY, WIDTH, save
 
 MARKERS = "os^Dv"  # as many as share no factor with COLORS: 35 runs before two look the same
-
-
-def read_metrics(path: str | Path) -> list[dict]:
-    """The records of a metrics.jsonl, in its order. A last line that a killed run left unfinished is ignored."""
-    try:
-        lines = Path(path).read_bytes().split(b"\n")
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}): name the metrics.jsonl of a run") from error
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if isinstance(record, dict):
-            records.append(record)
-        elif number < len(lines):  # behind the last newline there is nothing, or what a kill cut off
-            raise UserError(f"line {number} of {path} is damaged: delete that line")
-    return records
 
 
 def _kind(record: Mapping) -> str:

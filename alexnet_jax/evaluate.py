@@ -6,7 +6,8 @@
     python -m alexnet_jax.evaluate --workdir runs/caffe --data imagenette/160px-v2    # other images of classes it knows
 
 Several runs can be of different networks, sizes and inputs, of the same images. The last line on standard output is one
-JSON object: split, views (or dense, the images' sides), images, loss, top1_error, top5_error, runs.
+JSON object: split, views (or dense, the images' sides), images, loss, top1_error, top5_error, which (best or latest),
+runs, and the step of each one's checkpoint. What a run says at its end is of the latest checkpoint: --which latest.
 """
 
 import argparse
@@ -161,15 +162,15 @@ def images_for(run: Run, split: str, source: str | None = None, size: int = 0) -
 
 
 def evaluate_runs(
-    workdirs: list[str], views: int, split: str, dense: int | None = None, data: str | None = None
+    workdirs: list[str], views: int, split: str, dense: int | None = None, data: str | None = None, which: str = "best"
 ) -> dict:
     """Evaluates one run, or the mean of several, on "validation" or "train" (without augmentation).
 
     dense: the side of the images that the networks slide over, 0 that of their own prepared ones; None: `views`, 1 or
-    10. data: another set than the runs' own, see images_for. Raises UserError if the runs do not share their classes or
-    their images, if a network is larger than `dense`, or if one gives no numbers.
+    10. data: another set than the runs' own, see images_for. which: "best" or "latest" checkpoints. Raises UserError if
+    the runs do not share classes or images, if a network is larger than `dense`, or if one gives no numbers.
     """
-    runs = [checkpoint.load(w) for w in workdirs]
+    runs = [checkpoint.load(w, which) for w in workdirs]
     predictors, sets = [], []
     for run in runs:
         if dense and dense < run.config.data.crop:
@@ -189,7 +190,8 @@ def evaluate_runs(
         names = [f"step {run.step} of {run.workdir}" for run in runs]
         found = evaluate(predictors, [eval_batches(images, size) for images in sets], progress, names)
     named = {"data": data} if data else {}
-    return named | {"split": split} | how | found | {"runs": [str(r.workdir) for r in runs]}
+    whose = {"which": which, "runs": [str(r.workdir) for r in runs], "step": [r.step for r in runs]}
+    return named | {"split": split} | how | found | whose
 
 
 def main(argv: list[str]) -> None:
@@ -206,10 +208,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--data", help="a TFDS name or a folder, of classes that the run knows, in place of its own set"
     )
+    parser.add_argument("--which", choices=("best", "latest"), default="best", help="the checkpoint (default: best)")
     flags = parser.parse_args(argv)
     if not 0 <= (flags.dense or 0) <= LARGEST:
         raise UserError(f"--dense is {flags.dense} and must be from the run's crop to {LARGEST} pixels a side")
-    found = evaluate_runs(flags.workdir, flags.views, flags.split, flags.dense, flags.data)
+    found = evaluate_runs(flags.workdir, flags.views, flags.split, flags.dense, flags.data, flags.which)
     print(json.dumps(found, allow_nan=False))
 
 

@@ -20,9 +20,10 @@ import numpy as np
 
 from alexnet_jax import UserError, checkpoint, command, metrics, one_line, retrieval
 from alexnet_jax.checkpoint import Run
-from alexnet_jax.curves import curves, read_metrics
+from alexnet_jax.curves import curves
 from alexnet_jax.data import eval_batches
 from alexnet_jax.evaluate import NO_NUMBERS, images_for, make_probabilities
+from alexnet_jax.journal import read_metrics
 from alexnet_jax.plots import confusion, kernels, mistakes, predictions, towers_colors
 from alexnet_jax.prepare import prepare
 from alexnet_jax.records import Split

@@ -3,7 +3,15 @@
 python -m alexnet_jax.main --config configs/quickstart.py [--workdir DIR] [--config.FIELD=VALUE ...]
 
 Several processes, on one machine or many, train together with --distributed: see "Several processes" in the README.
+
+Exit status: 0 when the run has come to its end, 130 when SIGTERM or Ctrl-C stopped it, in any of the processes, and 1
+when something is to be mended or another process is lost. The same command goes on from the last checkpoint.
 """
+
+from alexnet_jax import stopping
+
+if __name__ == "__main__":
+    stopping.watch()  # first of all: what is imported below takes seconds
 
 import contextlib
 import dataclasses
@@ -11,13 +19,15 @@ import io
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from alexnet_jax import UserError, checkpoint, figures, model, overrides, start, towers
+from alexnet_jax import UserError, checkpoint, claims, figures, model, one_line, overrides, provenance, start, towers
 from alexnet_jax.config import check
 from alexnet_jax.data import steps_per_epoch
 from alexnet_jax.prepare import prepare
@@ -31,40 +41,46 @@ PROCESS = flags.DEFINE_integer("process", None, "which of them this is, from 0")
 WORKDIR = flags.DEFINE_string("workdir", None, "where the run lives; default: runs/ and the config's name")
 
 MOST_STEPS = 2**31  # a state counts them in int32
+LOST_AFTER = 20  # seconds without a sign of life; a process that waits for a lost one in a step learns of it at once
 
 
 def run(config, workdir: Path) -> int:
     """Prepares, trains or resumes, draws the figures and says where everything is. Returns the exit status."""
     check(config)
-    checkpoint.refuse_converted(workdir)
+    claims.refuse_converted(workdir)
     mesh = towers.make_mesh(config.devices, config.model.towers, config.batch_size)
-    prepared = prepare(config.data, config.model.num_classes)
-    config = config.copy_and_resolve_references()  # the caller's stays as it is
-    config.model.num_classes = len(prepared.classes)
-    check_against_data(config, prepared, mesh)
-    if config.start.workdir:
-        if not checkpoint.holds_run(workdir):
-            start.check(config)  # before anything is written
-        prepared = dataclasses.replace(prepared, statistics=start.statistics(config, workdir, prepared.statistics))
+    config, prepared, facts = together(lambda: ready(config, mesh, workdir))
+    refuse_other_data(facts)
     with contextlib.ExitStack() as held:
+
+        def claim():
+            machine = provenance.of_machine(mesh)
+            statistics, classes = prepared.statistics, prepared.classes
+            held.enter_context(claims.claim(workdir, config, statistics, classes, facts, machine))
+            if checkpoint.trained(workdir) is not None and (warning := provenance.warning(machine, workdir)):
+                print(warning, file=sys.stderr)
+
+        together(claim if towers.leads() else lambda: None)  # nobody goes on before the workdir is ours
         if towers.leads():
-            held.enter_context(checkpoint.claim(workdir, config, prepared.statistics, prepared.classes))
             introduce(config, prepared, mesh, workdir)
-        towers.any_process(False)  # nobody goes on before the workdir is ours
         result = train(config, prepared, mesh, workdir)
     if not towers.leads():
-        return 130 if result is None else 0
+        return stopping.STOPPED if result is None else 0
     if result is None:
         command = f"python -m alexnet_jax.main {shlex.join(sys.argv[1:])}"
         print(f"stopped and saved; the same command goes on from here: {command}")
-        return 130
-    drawn = {}
+        return stopping.STOPPED
+    drawn, latest = {}, checkpoint.trained(workdir)
+    best = latest
     if jax.process_count() == 1:  # a run is read back, and drawn, by one process
         drawn = figures.draw_run(workdir, prepared.evaluation)
+        best = checkpoint.best_step(workdir)
     print(
-        f"validation, {result['views']} view(s), {result['images']} images: "
+        f"validation, {result['views']} view(s), {result['images']} images, latest checkpoint (step {latest}): "
         f"top-1 error {result['top1_error']:.2%}, top-5 error {result['top5_error']:.2%}"
     )
+    if best != latest:
+        print(f"  the best in one view is step {best}: evaluate takes it unless told --which latest")
     for what, path in {"checkpoints": workdir / "checkpoints", "metrics": workdir / "metrics.jsonl", **drawn}.items():
         print(f"  {what + ':':22} {path}")
     if not drawn:
@@ -72,17 +88,62 @@ def run(config, workdir: Path) -> int:
     return 0
 
 
+def ready(config, mesh, workdir: Path):
+    """All that can be checked before anything is written to the workdir.
+
+    Returns: the config with its number of classes; the prepared set, with the statistics that the network takes from
+    images; what tells the set from others (provenance.of_data). Raises UserError.
+    """
+    prepared = prepare(config.data, config.model.num_classes)
+    facts = provenance.of_data(prepared)
+    config = config.copy_and_resolve_references()  # the caller's stays as it is
+    config.model.num_classes = len(prepared.classes)
+    check_against_data(config, prepared, mesh)
+    if config.start.workdir:
+        if checkpoint.trained(workdir) is None:
+            start.check(config)
+        prepared = dataclasses.replace(prepared, statistics=start.statistics(config, workdir, prepared.statistics))
+    return config, prepared, facts
+
+
+def refuse_other_data(facts: dict):
+    """Raises UserError in all processes if one has prepared another data set than process 0."""
+    digests = towers.gather(np.frombuffer(provenance.digest(facts), np.uint8))
+    if other := [str(i) for i, digest in enumerate(digests) if (digest != digests[0]).any()]:
+        raise UserError(
+            f"process {', '.join(other)} has prepared another data set than process 0, from other images or by another "
+            "Pillow: give all the same --config.data.prepared_dir, or a copy of one's folder there"
+        )
+
+
+def together(step: Callable):
+    """What a step returns. Raises UserError in all processes if it does in one: none waits for it in vain."""
+    if jax.process_count() == 1:
+        return step()
+    found, failure = None, None
+    try:
+        found = step()
+    except UserError as e:
+        failure = e
+    if towers.any_process(failure is not None):
+        raise failure or UserError("another process cannot start: mend what it says, then start all again")
+    return found
+
+
 def join():
     """Meets the other processes. Raises UserError if they do not come, or if nothing tells where they are."""
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
+    known = COORDINATOR.value, PROCESSES.value, PROCESS.value
     try:
-        jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+        jax.distributed.initialize(*known, heartbeat_timeout_seconds=LOST_AFTER, shutdown_timeout_seconds=LOST_AFTER)
     except (ValueError, RuntimeError) as e:
         reason = str(e).strip().splitlines()[0]
         raise UserError(
             f"the processes cannot meet ({reason}): start them under SLURM, Open MPI, Kubernetes or on a TPU slice, "
             "or give each --coordinator=HOST:PORT --processes=N --process=I"
         ) from e
+    stopping.expect_losses()
 
 
 def check_against_data(config, prepared, mesh):
@@ -127,6 +188,7 @@ def main(argv: list[str]):
     """absl's main; the user's mistakes end in one line."""
     if len(argv) > 1:
         sys.exit(f"error: '{argv[1]}' is not a flag; flags start with --, as in --config.batch_size=64")
+    several = False
     try:
         if CONFIG.value is None:
             raise UserError("name a config: python -m alexnet_jax.main --config configs/quickstart.py")
@@ -134,20 +196,28 @@ def main(argv: list[str]):
         own_classes(config, config_flags.get_override_values(flags.FLAGS["config"]))
         if DISTRIBUTED.value:
             join()
+            several = True
         elif (COORDINATOR.value, PROCESSES.value, PROCESS.value) != (None, None, None):
             raise UserError("--coordinator, --processes and --process want --distributed beside them")
         sys.exit(run(config, Path(WORKDIR.value or Path("runs") / config.name).expanduser()))
     except UserError as e:
-        sys.exit(f"error: {e}")
+        end(f"error: {e}", several)
     except OSError as e:  # a full disk, a folder that went away
-        sys.exit(f"error: {e}: mend that, and the same command goes on from the last checkpoint")
+        end(f"error: {e}: mend that, and the same command goes on from the last checkpoint", several)
     except jax.errors.JaxRuntimeError as e:
-        if not DISTRIBUTED.value:
+        if not several:
             raise
-        reason = str(e).strip().splitlines()[0][:200]
-        sys.exit(f"error: another process is lost ({reason}): start all again, they go on from the last checkpoint")
+        end(stopping.LOST.format(f" ({one_line(e)[:200]})"), several)
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on from the last checkpoint")
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(stopping.STOPPED)
+
+
+def end(text: str, several: bool):
+    """Ends this process with a line and status 1; of several each ends by itself, as others may be lost."""
+    if several:
+        stopping.leave(text, towers.leads())
+    sys.exit(text)
 
 
 def parse(argv: list[str]) -> list[str]:

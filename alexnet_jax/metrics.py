@@ -1,7 +1,7 @@
 """What a run reports: top-1 and top-5 errors, JSON lines, TensorBoard, the progress line."""
 
-import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from tensorboard.summary import Writer
 from tqdm import tqdm
+
+from alexnet_jax.journal import line, read_metrics
 
 TOP = 5  # section 2: top-1 and top-5 error
 
@@ -49,7 +51,10 @@ class Log:
     """Writes a run's records to metrics.jsonl and TensorBoard, and keeps its progress line."""
 
     def __init__(self, workdir: Path | None, *, step: int, steps: int, batch_size: int, steps_per_epoch: int):
-        """Goes on at `step` of `steps`: records after it, which a killed run left, are dropped. No workdir, no word."""
+        """Goes on at `step` of `steps`: records after it, which a killed run left, are dropped. No workdir, no word.
+
+        Raises UserError if the records before it are damaged.
+        """
         self.steps_per_epoch = steps_per_epoch
         self.batch_size = batch_size
         self.silent = workdir is None
@@ -66,18 +71,10 @@ class Log:
         self.resume_clock(step)
 
     def _drop_after(self, step: int):
-        if not self.path.exists():
-            return
-        kept = []
-        for line in self.path.read_text().splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:  # a line that the kill cut short is the last
-                break
-            if record["step"] <= step:
-                kept.append(line + "\n")
-        fresh = self.path.with_suffix(".tmp")
-        fresh.write_text("".join(kept))
+        """Raises UserError if a record is damaged; from the beginning there is nothing to keep, and none is read."""
+        kept = [r for r in read_metrics(self.path) if r["step"] <= step] if step and self.path.exists() else []
+        fresh = self.path.with_name(f"partial.{self.path.name}")
+        fresh.write_text("".join(map(line, kept)))
         os.replace(fresh, self.path)
 
     def resume_clock(self, step: int):
@@ -100,13 +97,14 @@ class Log:
         """Prints a line above the progress line."""
         if not self.silent:
             self.progress.write(text)
+            sys.stdout.flush()  # a signal or a lost process may end this one past Python's buffers
 
     def write(self, step: int, split: str, values: dict):
         """Adds a record: step, epoch, split and the values."""
         if self.silent:
             return
         record = {"step": step, "epoch": round(step / self.steps_per_epoch, 4), "split": split} | values
-        self.file.write(json.dumps(record) + "\n")
+        self.file.write(line(record))
         self.file.flush()
         group = split if values.get("views", 1) == 1 else f"{split}_{values['views']}_views"
         for name, value in values.items():

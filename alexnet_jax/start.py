@@ -57,13 +57,17 @@ def check(config: ConfigDict):
 def statistics(config: ConfigDict, workdir: Path, own: dict) -> dict:
     """What is taken from images before this network sees them: the start's, for that is what its kernels know.
 
-    A workdir that holds a run already, which is to go on, has them too, whatever became of the start since.
+    A workdir that has trained already, and is to go on, has them too, whatever became of the start since.
 
     Args: own: those of the new images, float32 arrays by name; they stand in for what the start does not have.
     Raises UserError if they cannot be read.
     """
-    holder = workdir if checkpoint.holds_run(workdir) else Path(config.start.workdir).expanduser()
-    return own | checkpoint.read_statistics(holder)[0]
+    if checkpoint.trained(workdir) is not None:
+        try:
+            return own | checkpoint.read_statistics(workdir)[0]
+        except UserError:  # damaged: they were the start's
+            pass
+    return own | checkpoint.read_statistics(Path(config.start.workdir).expanduser())[0]
 
 
 def parameters(config: ConfigDict, like: dict) -> dict:

@@ -149,7 +149,12 @@ def leads() -> bool:
 
 def any_process(flag: bool) -> bool:
     """Whether a flag is up in any process; waits for all to ask."""
-    return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
+    return flag if jax.process_count() == 1 else bool(gather(np.array(flag)).any())
+
+
+def gather(array: np.ndarray) -> np.ndarray:
+    """The arrays of all processes, stacked; waits for all to ask."""
+    return array[None] if jax.process_count() == 1 else multihost_utils.process_allgather(array)
 
 
 def compiler_options(platform: str) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """The training step and the loop around it (section 5)."""
 
 import contextlib
-import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from alexnet_jax.evaluate import evaluate, make_log_probabilities
 from alexnet_jax.model import AlexNet, shapes
 from alexnet_jax.records import Prepared
 from alexnet_jax.start import parameters as inherited
+from alexnet_jax.stopping import Stop
 
 
 def train_step(
@@ -104,29 +104,12 @@ def prefetch(batches: Iterable[dict], sharding, ahead: int = 2) -> Iterator[dict
     yield from queue
 
 
-class Stop:
-    """Whether SIGTERM or Ctrl-C has asked the run to finish its step and stop; a second Ctrl-C stops at once."""
-
-    signal = None
-
-    def __enter__(self):
-        self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def _ask(self, number, frame):
-        self.signal = signal.Signals(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def __exit__(self, *_):
-        for s, handler in self.before.items():
-            signal.signal(s, handler)
-
-
 def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> dict | None:
     """Trains, evaluates each epoch, checkpoints; goes on from the workdir's latest checkpoint if there is one.
 
     Returns: the last validation result, or None if SIGTERM or Ctrl-C stopped the run, which is then saved.
-    Raises UserError if the loss is not finite, if a file cannot be written, or if config.start.workdir is no start.
+    Raises UserError if the loss is not finite, if a file cannot be written or is damaged, or if config.start.workdir is
+    no start.
     """
     batch_size, seed = config.batch_size, config.seed
     steps_per_epoch = data.steps_per_epoch(len(prepared.train), batch_size)
@@ -139,6 +122,7 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
     host = {"plateau": optimizer.new_plateau(), "window": {}, "result": None}
     if found := checkpoint.restore(checkpoints, net.state):
         start, state, host = found
+        host["plateau"] = optimizer.new_plateau() | host["plateau"]
     else:
         start, state = 0, net.start()
         if config.start.workdir:
@@ -216,13 +200,15 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
             if step % steps_per_epoch == 0:
                 settle(pending)
                 pending, error = None, None
-                if (epoch + 1) % config.evaluation.every_epochs == 0 or step == steps:
+                due = (epoch + 1) % config.evaluation.every_epochs == 0
+                if due or step == steps:
                     result = validate(1)
-                    passed = epoch % config.evaluation.every_epochs + 1  # epochs since the last evaluation
-                    host["plateau"] = optimizer.watch(config.optimizer, host["plateau"], result["top1_error"], passed)
+                    error = result["top1_error"]
+                    if due:  # a run that ends in between and is extended goes on as if it had not been evaluated
+                        passed = config.evaluation.every_epochs
+                        host["plateau"] = optimizer.watch(config.optimizer, host["plateau"], error, passed)
                     host["result"] = {"views": 1} | result
                     log.write(step, "validation", host["result"] | {"learning_rate": rate})
-                    error = result["top1_error"]
                     log.say(
                         f"epoch {epoch + 1}: validation loss {result['loss']:.3f}, top-1 error {error:.2%}, "
                         f"top-5 error {result['top5_error']:.2%}"
@@ -239,5 +225,5 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
                 checkpoint.save(checkpoints, step, state, host)
             if stopping:
                 break
-    checkpoint.finish(checkpoints)
+        checkpoint.finish(checkpoints)
     return None if stopping else host["result"]

@@ -12,6 +12,8 @@ Error in the paper, ten views: ILSVRC-2012 validation (table 2, "1 CNN") 40.7 % 
 Where the paper is silent the value is marked "ours"; where the 2012 code differs, see configs/source.py.
 """
 
+import contextlib
+
 from ml_collections import ConfigDict
 
 from configs import variants
@@ -121,8 +123,12 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def renewed(config: dict) -> dict:
-    """A run's config.json with lrn.after_pool as it is now: it was true or false, for all norms at once."""
-    lrn = config["model"]["lrn"]
-    if isinstance(after := lrn.get("after_pool"), bool):
-        lrn["after_pool"] = [name for name in lrn["layers"] if after and name not in lrn["before_activation"]]
+    """A run's config.json with lrn.after_pool as it is now: it was true or false, for all norms at once.
+
+    What is no config comes back as it is.
+    """
+    with contextlib.suppress(KeyError, TypeError):
+        lrn = config["model"]["lrn"]
+        if isinstance(after := lrn["after_pool"], bool):
+            lrn["after_pool"] = [name for name in lrn["layers"] if after and name not in lrn["before_activation"]]
     return config

@@ -25,7 +25,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from alexnet_jax import UserError, checkpoint, command, main, one_line, overrides
+from alexnet_jax import UserError, claims, command, main, one_line, overrides
 from alexnet_jax.config import check
 from alexnet_jax.prepare import prepare
 from experiments import results
@@ -144,7 +144,7 @@ def train_cell(config: str, workdir: str):
             if main.run(ConfigDict(json.loads(config)), path):
                 raise UserError("stopped by a signal")
             return
-        except checkpoint.Busy:
+        except claims.Busy:
             time.sleep(2)
         except Exception as e:
             with contextlib.suppress(OSError):  # then its output tells

@@ -1,13 +1,15 @@
-"""Runs in processes of their own: starting them, and reading what they left."""
+"""Runs in processes of their own: starting them, and reading what they left. Kills in this one, at an exact place."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
+import pytest
 
-from alexnet_jax import checkpoint
+from alexnet_jax import checkpoint, main
 
 
 def write_config(config, path):
@@ -26,6 +28,29 @@ def start(config, workdir, *flags, **kwargs):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
 
 
+class Killed(BaseException):
+    """What no code catches."""
+
+
+def kill_at(monkeypatch, module, name, call):
+    """Lets a function of a module raise Killed in place of its call number `call`, from 1."""
+    real, calls = getattr(module, name), iter(range(1, sys.maxsize))
+
+    def until(*args, **kwargs):
+        if next(calls) == call:
+            raise Killed
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, until)
+
+
+def run_until_killed(monkeypatch, config, workdir, module, name, call):
+    """Trains until a function of a module is called for the `call`th time."""
+    with monkeypatch.context() as m, pytest.raises(Killed):
+        kill_at(m, module, name, call)
+        main.run(config, workdir)
+
+
 def records(workdir, but=("images_per_second",)):
     """The records of a run's metrics.jsonl, without the fields that differ from run to run."""
     lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
@@ -33,10 +58,16 @@ def records(workdir, but=("images_per_second",)):
 
 
 def check_equal(one, other, step):
-    """Two runs have the same records, and at `step` the same weights, bit for bit."""
+    """Two runs have the same records, and their last checkpoint, of `step`, is the same bit for bit."""
     assert records(one) == records(other)
-    a, b = (checkpoint.load(w, "latest") for w in (one, other))
-    assert a.step == b.step == step
-    for layer in a.params:
-        for kind in ("kernel", "bias"):
-            np.testing.assert_array_equal(a.params[layer][kind], b.params[layer][kind], err_msg=f"{layer} {kind}")
+    check_same_checkpoint(one, other, step)
+
+
+def check_same_checkpoint(one, other, step):
+    """The last checkpoint of two runs is of `step` and holds the same bits: parameters, velocity, plateau and all."""
+    assert checkpoint.trained(Path(one)) == checkpoint.trained(Path(other)) == step
+    (a, host), (b, other_host) = (checkpoint.read_whole(Path(w) / "checkpoints" / f"step_{step}") for w in (one, other))
+    assert host == other_host
+    assert jax.tree.structure(a) == jax.tree.structure(b) and {"params", "velocity", "step"} <= set(a)
+    for (path, x), y in zip(jax.tree.leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y, err_msg=jax.tree_util.keystr(path))

@@ -1,11 +1,19 @@
-"""A run that is read back is the network that was trained, on any devices."""
+"""A run that is read back is the network that was trained, on any devices; a workdir is one run's, whole or refused."""
 
+import itertools
+import json
+import os
+import shutil
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import FrozenConfigDict
+from runs import Killed, kill_at
 
-from alexnet_jax import UserError, checkpoint
+from alexnet_jax import UserError, checkpoint, claims, metrics, optimizer, prepare, provenance, start, towers
 from alexnet_jax.model import AlexNet
+from alexnet_jax.train import program
 
 
 @pytest.fixture
@@ -39,3 +47,294 @@ def test_on_more_devices_it_says_the_same(tiny_run, images, data, tower):
 def test_too_few_devices_are_named(tiny_run):
     with pytest.raises(UserError, match="devices"):
         checkpoint.load(tiny_run, data=8, tower=2)
+
+
+# --- Whose a workdir is -----------------------------------------------------------------------------------------------
+
+MACHINE = {"CPU": "80486", "cores": 1}
+
+
+@pytest.fixture
+def claim(config, tmp_path):
+    """claim(facts, step): claims tmp_path / "run" for the config and lets go of it; a step: it has trained so far."""
+    workdir = tmp_path / "run"
+
+    def make(facts=None, step=None):
+        claims.claim(workdir, config, {"mean": np.zeros(3)}, ["a"], facts, MACHINE).close()
+        if step is not None:
+            (workdir / "checkpoints" / f"step_{step}").mkdir(parents=True)
+        return workdir
+
+    return make
+
+
+def test_a_claim_that_is_killed_is_made_anew(config, claim, tmp_path, monkeypatch):
+    """Before each of its three files takes its name; what version 0.1.0 left is its own too."""
+    for call in (1, 2, 3):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        with monkeypatch.context() as m, pytest.raises(Killed):
+            kill_at(m, os, "replace", call)
+            claim({"classes": "x"})
+        config.batch_size += 1  # nor has anybody else's config come to stay
+        workdir = claim({"classes": "x"})
+        assert {p.name for p in workdir.iterdir()} == {".lock", "config.json", "statistics.npz", "provenance.json"}
+        assert checkpoint.read_config(workdir).batch_size == config.batch_size
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "statistics.tmp.npz").touch()
+    assert not (claim() / "statistics.tmp.npz").exists()
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "statistics.npz", "checkpoints"])
+def test_files_of_others_are_refused_and_left(claim, tmp_path, name):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text("dear")
+    with pytest.raises(UserError, match=f"not empty .{name}. and holds no run"):
+        claim()
+    assert [p.name for p in (tmp_path / "run").iterdir()] == [name] and (tmp_path / "run" / name).read_text() == "dear"
+
+
+def test_a_run_that_has_nothing_yet_gives_way_to_another_config(config, claim):
+    claim()
+    config.batch_size = 3
+    workdir = claim()
+    (workdir / "metrics.jsonl").write_text("{}\n")
+    config.batch_size = 4
+    with pytest.raises(UserError, match="batch_size: 3 there, 4 here"):
+        claim()
+
+
+def test_other_data_is_refused(config, claim, photos, tmp_path, monkeypatch):
+    """A photo less, a photo that moved, or another Pillow; an older run, which has no record of its data, goes on."""
+    root = shutil.copytree(photos, tmp_path / "photos")
+    config.data.name = str(root)
+    kept = iter(range(9))
+
+    def facts():
+        config.data.prepared_dir = str(tmp_path / f"prepared{next(kept)}")
+        return provenance.of_data(prepare.prepare(config.data))
+
+    first = facts()
+    workdir = claim(first, step=6)
+    claim(facts())
+    with monkeypatch.context() as m:
+        m.setattr(prepare, "_to_jpeg", lambda *a, real=prepare._to_jpeg: real(*a)[:-2] + b"\xff\xd9")
+        m.setattr(prepare, "decode", lambda jpeg, real=prepare.decode: real(jpeg) // 2)
+        other = facts()
+    with pytest.raises(UserError, match=rf"{workdir} was trained on \(statistics\): put .*prepared_dir says, or"):
+        claim(other)
+    (root / "validation" / "red" / "0.png").rename(root / "validation" / "blue" / "99.png")
+    with pytest.raises(UserError, match=r"\(names of validation images; labels of validation images\)"):
+        claim(facts())
+    (root / "validation" / "blue" / "99.png").unlink()
+    with pytest.raises(UserError, match="number of validation images: 33 there, 32 here") as e:
+        claim(facts())
+    assert "\n" not in str(e.value)
+    (workdir / "provenance.json").unlink()
+    claim(facts())
+
+
+def test_another_machine_is_warned_of_for_good(claim):
+    workdir = claim({"classes": "x"}, step=6)
+    assert provenance.warning(MACHINE, workdir) is None
+    two = MACHINE | {"cores": 2}
+    said = provenance.warning(two, workdir)
+    assert "cores: 1 there, 2 here" in said and "bit for bit" in said and "\n" not in said and "CPU" not in said
+    (workdir / "provenance.json").write_text(provenance.text({}, two, workdir, fresh=False))
+    assert provenance.warning(MACHINE, workdir)
+    (workdir / "provenance.json").write_text("[]")
+    with pytest.raises(UserError, match=r"provenance.json is damaged .*remove it"):
+        claim({"classes": "x"})
+
+
+@pytest.mark.parametrize(
+    ("fields", "epochs", "says"),
+    [
+        ({}, 9, None),
+        ({"optimizer.rule": "plateau"}, 9, None),
+        ({}, 3, None),
+        ({"optimizer.layer_rates": ((0, "conv1", 0.0), (3, "conv1", 1.0))}, 9, None),
+        ({"optimizer.rule": "stages"}, 9, "rates depend on it"),
+        ({}, 2, "2 are trained already"),
+        ({"optimizer.layer_rates": ((0, "conv1", 0.0), (6, "conv1", 1.0))}, 9, "freezes conv1"),
+    ],
+)
+def test_epochs_may_change_where_those_trained_do_not(config, claim, fields, epochs, says):
+    """Of four, two are trained."""
+    config.update_from_flattened_dict(fields)
+    facts = {"number of training images": 96}
+    workdir = claim(facts, step=12)
+    config.epochs = epochs
+    if says is None:
+        claim(facts)
+        assert checkpoint.read_config(workdir).epochs == epochs
+        return
+    with pytest.raises(UserError, match=says) as e:
+        claim(facts)
+    assert "\n" not in str(e.value) and "--config.epochs" in str(e.value)
+    assert checkpoint.read_config(workdir).epochs == 4
+
+
+# --- Damage -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copy(tiny_run, tmp_path):
+    """A copy of tiny_run."""
+    return shutil.copytree(tiny_run, tmp_path / "copy")
+
+
+def changed(workdir, field, value):
+    """A run's config.json with a field changed; None: taken out."""
+    tree = json.loads((workdir / "config.json").read_text())
+    *sections, name = field.split(".")
+    inner = tree
+    for section in sections:
+        inner = inner[section]
+    inner.pop(name) if value is None else inner.update({name: value})
+    return json.dumps(tree)
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "null", "7", '"x"', '{"name": "pap', "{}", "\xff"])
+def test_a_config_that_is_none_is_named(copy, content):
+    (copy / "config.json").write_text(content, encoding="latin-1")
+    with pytest.raises(UserError, match=r"copy/config\.json is not whole .*name another --workdir") as e:
+        checkpoint.load(copy)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model", None), ("model.lrn", None), ("data", []), ("batch_size", "many"), ("epochs", 1.5), ("name", 3),
+        ("model.conv_widths", ["a"] * 5), ("model.towers", True), ("data.flip", "yes"), ("model.lrn.k", {}),
+    ],
+)  # fmt: skip
+def test_a_field_of_the_wrong_type_is_named(copy, field, value):
+    (copy / "config.json").write_text(changed(copy, field, value))
+    with pytest.raises(UserError, match=rf"config\.json is not whole .*{field}"):
+        checkpoint.load(copy)
+
+
+def test_a_run_older_than_a_field_is_read(copy):
+    for field in ("start", "data.divide_by_noise"):
+        (copy / "config.json").write_text(changed(copy, field, None))
+    found = checkpoint.load(copy).config
+    assert found.start.workdir == "" and not found.data.divide_by_noise
+
+
+def test_damaged_statistics_are_named_and_written_anew(config, copy):
+    path = copy / "statistics.npz"
+    with np.load(path) as file:
+        arrays = dict(file)
+    contents = [b"", path.read_bytes()[:300], os.urandom(300), None]
+    contents += [arrays | {"mean": np.zeros((8, 8, 3))}, {n: a for n, a in arrays.items() if n != "stdevs"}]
+    contents += [arrays | {"classes": np.arange(3)}]
+    for content in contents:
+        path.unlink()
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        elif content:
+            np.savez(path, **content)
+        with pytest.raises(UserError, match=r"statistics\.npz cannot be read .*writes it anew") as e:
+            checkpoint.load(copy)
+        assert "\n" not in str(e.value)
+        config.epochs, names = 2, [str(name) for name in arrays["classes"]]
+        mine = {name: a for name, a in arrays.items() if name != "classes"}
+        claims.claim(copy, config, mine, names).close()
+        assert checkpoint.load(copy).classes == names
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # coroutines that orbax leaves
+def test_a_checkpoint_that_is_damaged_anywhere_says_how_to_go_on(config, copy):
+    """Each file of the latest emptied, cut short, or noise, with an earlier one beside it: one line, or no harm."""
+    latest = copy / "checkpoints" / "step_12"
+    shutil.copytree(latest, copy / "checkpoints" / "step_6")
+    shutil.rmtree(latest)
+    shutil.copytree(copy / "checkpoints" / "step_6", latest)
+    like = program(config, towers.make_mesh(config.devices, 2, 16)).state
+    expected, _ = checkpoint.read_whole(latest)
+    refused = set()
+    reads = itertools.cycle(
+        [
+            lambda: checkpoint.load(copy, "latest").params,
+            lambda: checkpoint.restore(checkpoint.manager(copy), like)[1]["params"],
+        ]
+    )
+    for path in sorted(p for p in latest.rglob("*") if p.is_file()):
+        whole = path.read_bytes()
+        for bad in (b"", whole[: len(whole) // 2], os.urandom(len(whole))):
+            path.write_bytes(bad)
+            try:
+                found = next(reads)()
+            except UserError as e:
+                assert f"step 6 is whole; remove {latest}, and the same command" in str(e), e
+                assert "\n" not in str(e)
+                refused.add(path.relative_to(latest).parts[0])
+            else:
+                np.testing.assert_array_equal(found["fc8"]["kernel"], expected["params"]["fc8"]["kernel"])
+        path.write_bytes(whole)
+    assert {"host", "metrics", "state"} <= refused
+    shutil.rmtree(copy / "checkpoints" / "step_6")
+    (latest / "state" / "_METADATA").write_bytes(b"")
+    with pytest.raises(UserError, match="no other is whole"):
+        checkpoint.load(copy)
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        checkpoint.load(copy)
+    assert not (copy / "checkpoints").exists()  # who reads writes nothing
+
+
+@pytest.mark.parametrize("content", [b"5\n", b"null\n", b"[1]\n", b'{"step": 1}\n', b"\xff\xfe\n", b'{"ste\n', b"\n"])
+def test_a_damaged_log_is_named_and_kept(copy, content):
+    path = copy / "metrics.jsonl"
+    first, rest = path.read_bytes().split(b"\n", 1)
+    path.write_bytes(first + b"\n" + content + rest)
+    with pytest.raises(UserError, match=r"line 2 of .*metrics\.jsonl is damaged: delete that line"):
+        metrics.Log(copy, step=6, steps=12, batch_size=16, steps_per_epoch=6)
+    assert path.read_bytes() == first + b"\n" + content + rest
+    path.write_bytes(first + b"\n" + content[:-1])  # the last line, cut short by a kill
+    metrics.Log(copy, step=6, steps=12, batch_size=16, steps_per_epoch=6).close()
+    assert path.read_bytes() == first + b"\n"
+
+
+def test_a_workdir_that_is_a_file_is_refused(config, tmp_path):
+    (tmp_path / "run").touch()
+    with pytest.raises(UserError, match="cannot write to the workdir"):
+        claims.claim(tmp_path / "run", config, {}, [])
+    with pytest.raises(UserError, match="holds no run"):
+        checkpoint.load(tmp_path / "run")
+
+
+def test_a_start_resumes_where_its_copy_of_the_statistics_is_damaged(config, tiny_run, copy):
+    config.start.workdir = str(tiny_run)
+    expected = checkpoint.read_statistics(copy)[0]
+    (copy / "statistics.npz").write_bytes(b"")
+    found = start.statistics(config, copy, {})
+    assert all((found[name] == expected[name]).all() for name in expected)
+
+
+def test_every_file_is_strict_json(config, tmp_path):
+    """A number that is not finite: null in the log, a word in a checkpoint, refused in a config."""
+
+    def strict(text):
+        return json.loads(text, parse_constant=pytest.fail)
+
+    log = metrics.Log(tmp_path, step=0, steps=2, batch_size=1, steps_per_epoch=1)
+    log.write(1, "train", {"loss": float("nan"), "top1_error": float("inf"), "learning_rate": 0.1})
+    log.close()
+    record = strict((tmp_path / "metrics.jsonl").read_text())
+    assert record["loss"] is None and record["top1_error"] is None and record["learning_rate"] == 0.1
+    state, host = {"step": jnp.int32(1)}, {"plateau": optimizer.new_plateau(), "window": {}, "result": None}
+    with checkpoint.manager(tmp_path) as checkpoints:
+        checkpoint.save(checkpoints, 1, state, host)
+        checkpoint.finish(checkpoints)
+        path = tmp_path / "checkpoints" / "step_1" / "host" / "metadata"
+        strict(path.read_text())
+        assert checkpoint.restore(checkpoints, state)[2] == host
+        path.write_text(json.dumps(host))  # as version 0.1.0 wrote it, with Infinity
+        assert checkpoint.restore(checkpoints, state)[2] == host
+    config.optimizer.min_improvement = float("nan")
+    with pytest.raises(UserError, match="optimizer.min_improvement is nan"):
+        claims.claim(tmp_path / "run", config, {}, [])
+    assert not (tmp_path / "run").exists()

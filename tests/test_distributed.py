@@ -1,6 +1,7 @@
 """Several processes on loopback, each with its own devices, train one network."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,13 +18,13 @@ from alexnet_jax import checkpoint
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
 
 
-def start_together(config, workdir, environment, count=2):
-    """Starts `count` processes that train a config together."""
+def start_together(config, workdir, environment, count=2, own=((), ())):
+    """Starts `count` processes that train a config together, each with flags of its `own`."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     together = ["--distributed", f"--coordinator=127.0.0.1:{port}", f"--processes={count}"]
-    return [start(config, workdir, *together, f"--process={i}", env=environment) for i in range(count)]
+    return [start(config, workdir, *together, f"--process={i}", *own[i], env=environment) for i in range(count)]
 
 
 def outputs(processes):
@@ -57,7 +58,7 @@ def test_a_tower_in_each_process(config, tiny_run, tmp_path, environment):
 def test_lost_or_stopped_all_restart_and_end_bit_for_bit_equal(config, tiny_run, tmp_path, environment):
     """A copy of the network each: each reads its share, the validation set counts once, one speaks.
 
-    Then the same, stopped by SIGTERM at one of them, and by SIGKILL of one mid-epoch.
+    Then the same, stopped by SIGTERM at one of them, and by SIGKILL of either: the other ends soon and says so last.
     """
     config.epochs, config.devices.data, config.log_every_steps = 2, 2, 1
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -68,25 +69,43 @@ def test_lost_or_stopped_all_restart_and_end_bit_for_bit_equal(config, tiny_run,
     assert "epoch" not in said[1]
     check_same(whole, tiny_run)
 
-    for number, logged in ((signal.SIGTERM, 2), (signal.SIGKILL, 8)):
+    for told, number, logged in ((1, signal.SIGTERM, 2), (1, signal.SIGKILL, 6), (0, signal.SIGKILL, 9)):
         processes = start_together(config, broken, environment)
         while not (broken / "metrics.jsonl").exists() or len(records(broken)) < logged:
             assert all(p.poll() is None for p in processes), outputs(processes)
             time.sleep(0.02)
-        processes[1].send_signal(number)
+        processes[told].send_signal(number)
         if number == signal.SIGTERM:
             said = outputs(processes)
             assert [p.returncode for p in processes] == [130, 130], said
-        else:  # the other notices in a minute or two; whoever started it ends it
-            processes[1].wait()
-            processes[0].kill()
-            outputs(processes)
+        else:
+            said = processes[1 - told].communicate(timeout=30)[0]
+            assert processes[1 - told].returncode == 1, said
+            assert said.strip().splitlines()[-1].startswith("error: another process is lost"), said
+            processes[told].communicate()
 
     processes = start_together(config, broken, environment)
     said = outputs(processes)
     assert [p.returncode for p in processes] == [0, 0], said
     assert "resumed at step" in said[0]
     check_equal(whole, broken, step=12)
+
+
+def test_processes_with_other_data_end_together(config, tiny_run, tmp_path, environment):
+    """The second reads a copy of the prepared set whose labels were changed."""
+    prepared = shutil.copytree(config.data.prepared_dir, tmp_path / "prepared")
+    [path] = prepared.glob("*/train.npz")
+    with np.load(path) as file:
+        arrays = dict(file)
+    np.savez(path, **arrays | {"labels": arrays["labels"][::-1].copy()})
+    config.devices.data = 2
+    own = [[], [f"--config.data.prepared_dir={prepared}"]]
+    processes = start_together(config, tmp_path / "run", environment, own=own)
+    said = outputs(processes)
+    assert [p.returncode for p in processes] == [1, 1], said
+    for text in said:
+        assert text.strip().splitlines()[-1].startswith("error: process 1 has prepared another data set than"), said
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

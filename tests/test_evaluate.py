@@ -223,12 +223,15 @@ def test_the_last_line_is_json(tiny_run):
         "1",
         "--split",
         "train",
+        "--which",
+        "latest",
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.strip().splitlines()[-1])
     assert found["split"] == "train" and found["views"] == 1 and found["images"] == 96
     assert {"top1_error", "top5_error", "loss"} <= set(found)
+    assert found["which"] == "latest" and found["step"] == [12]
 
 
 def test_no_run_is_one_line(tmp_path):

@@ -13,24 +13,13 @@ import alexnet_jax
 PACKAGE = Path(alexnet_jax.__file__).parent
 # A file imports only from lower rows, or from its own row to its left.
 ROWS = [
-    ["classes", "formats"],
-    [
-        "records",
-        "glyphs",
-        "photos",
-        "sources",
-        "prepare",
-        "augment",
-        "layers",
-        "towers",
-        "data",
-        "optimizer",
-        "metrics",
-    ],
+    ["stopping", "journal", "classes", "formats"],
+    ["records", "glyphs", "photos", "sources", "prepare"],
+    ["augment", "layers", "towers", "data", "optimizer", "metrics"],
     ["plots", "curves"],
     ["model"],
     ["config"],
-    ["checkpoint", "evaluate", "start"],
+    ["provenance", "checkpoint", "claims", "evaluate", "start"],
     ["features", "predict", "retrieval", "figures", "train", "export"],
     ["overrides", "main", "summary", "convert"],
 ]

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -14,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import check_equal, records, start
+from conftest import tiny_config
+from runs import check_equal, check_same_checkpoint, records, run_until_killed, start
 
-from alexnet_jax import UserError, checkpoint, main, metrics, towers
-from alexnet_jax.train import program
+from alexnet_jax import UserError, checkpoint, claims, main, metrics, optimizer, prepare, towers, train
 
 
 def test_it_learns_and_says_so(config, tmp_path, capsys):
@@ -39,6 +40,7 @@ def test_it_learns_and_says_so(config, tmp_path, capsys):
     said = capsys.readouterr().out
     for fact in ("2 tower(s)", "96 training and 33 validation", "12 epochs x 6 steps", "metrics.jsonl", "checkpoints"):
         assert fact in said
+    assert "latest checkpoint (step 72)" in said
     assert list((tmp_path / "run").glob("events.out.tfevents.*"))
 
 
@@ -78,6 +80,72 @@ def test_killed_and_resumed_ends_bit_for_bit_equal(config, tmp_path, on_device):
     check_equal(whole, broken, step=24)
 
 
+@pytest.fixture(scope="module")
+def whole(photos, tmp_path_factory):
+    """A config of the plateau rule that drops soon, evaluates every other epoch and crops in chunks; its run."""
+    c = tiny_config(photos)
+    c.optimizer.rule, c.optimizer.patience, c.optimizer.min_improvement = "plateau", 1, 1.0
+    c.evaluation.every_epochs, c.data.crop_chunk = 2, 32
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    main.run(c, workdir)
+    assert optimizer_drops(workdir) > 0
+    return c, workdir
+
+
+def optimizer_drops(workdir):
+    return checkpoint.read_whole(workdir / "checkpoints" / f"step_{checkpoint.trained(workdir)}")[1]["plateau"]["drops"]
+
+
+def test_killed_in_its_last_evaluation_it_ends_bit_for_bit_equal(whole, tmp_path, monkeypatch):
+    """And before that in the middle of an epoch; with what plateau, every_epochs and crop_chunk have to remember."""
+    config, workdir = whole
+    run_until_killed(monkeypatch, config, tmp_path / "run", optimizer, "rates", call=3)  # anew after each checkpoint
+    run_until_killed(monkeypatch, config, tmp_path / "run", train, "evaluate", call=3)  # ten views, at the end
+    assert records(tmp_path / "run")[-1].get("views") == 1
+    assert main.run(config, tmp_path / "run") == 0
+    check_equal(tmp_path / "run", workdir, step=24)
+
+
+def test_an_extended_run_equals_one_that_was_to_be_longer_from_the_start(whole, tmp_path):
+    """Its former end, an epoch without an evaluation in the other, leaves two records and nothing else."""
+    config, workdir = whole
+    config = config.copy_and_resolve_references()
+    config.epochs = 3
+    main.run(config, tmp_path / "run")
+    config.epochs = 4
+    assert main.run(config, tmp_path / "run") == 0
+    check_same_checkpoint(tmp_path / "run", workdir, step=24)
+    found = [r for r in records(tmp_path / "run") if r["split"] != "validation" or r["step"] != 18]
+    assert found == records(workdir) and len(records(tmp_path / "run")) == len(found) + 2
+
+
+def test_other_data_stops_a_run_before_it_goes_on(config, tiny_run, tmp_path, monkeypatch):
+    workdir = shutil.copytree(tiny_run, tmp_path / "run")
+    config.epochs, config.data.prepared_dir = 3, str(tmp_path / "prepared")
+    monkeypatch.setattr(prepare, "decode", lambda jpeg, real=prepare.decode: real(jpeg) // 2)  # as another Pillow might
+    with pytest.raises(UserError, match=r"not the one .* was trained on \(statistics\)"):
+        main.run(config, workdir)
+    assert records(workdir, but=()) == records(tiny_run, but=()) and checkpoint.read_config(workdir).epochs == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_before_its_first_step_it_says_so(tmp_path, number):
+    """While it imports: nothing is there yet, and the line is all it says."""
+    command = [sys.executable, "-m", "alexnet_jax.main", "--config=configs/paper.py:smoke", f"--workdir={tmp_path}/run"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    status = Path(f"/proc/{process.pid}/status")
+    wanted = 1 << (signal.SIGTERM - 1)
+    while not int(re.search(r"SigCgt:\s*(\w+)", status.read_text())[1], 16) & wanted:  # it has begun to watch
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.send_signal(number)
+    out, err = process.communicate()
+    assert process.returncode == 130 and out == ""
+    assert f"stopped by {number.name}: the same command" in err and len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_keeps_the_latest_and_the_best(config, tmp_path):
     config.optimizer.rule = "plateau"
     main.run(config, tmp_path / "run")
@@ -90,22 +158,29 @@ def test_keeps_the_latest_and_the_best(config, tmp_path):
 
 
 def test_patience_is_of_epochs_where_evaluations_are_rarer(config, tmp_path):
-    """Evaluated after epochs 2, 4 and, the last, 5: no fall in two epochs is a drop, and one epoch is not two."""
+    """Evaluated after epochs 2 and 4: no fall in two epochs is a drop. The last evaluation, after 5, is not one more."""
     config.epochs, config.evaluation.every_epochs, config.evaluation.views = 5, 2, 1
     config.optimizer.update({"rule": "plateau", "patience": 2, "min_improvement": 1.0})
     main.run(config, tmp_path / "run")
     rates = {r["epoch"]: r["learning_rate"] for r in records(tmp_path / "run") if r["split"] == "train"}
     assert [rates[epoch] for epoch in (1, 2, 3, 4, 5)] == pytest.approx([0.003] * 4 + [0.0003])
-    like = program(config, towers.make_mesh(config.devices, config.model.towers, config.batch_size)).state
-    plateau = checkpoint.restore(checkpoint.manager(tmp_path / "run"), like)[2]["plateau"]
-    assert (plateau["waited"], plateau["drops"]) == (1, 1)
+    mesh = towers.make_mesh(config.devices, config.model.towers, config.batch_size)
+    plateau = checkpoint.restore(checkpoint.manager(tmp_path / "run"), train.program(config, mesh).state)[2]["plateau"]
+    assert (plateau["waited"], plateau["drops"]) == (0, 1)
 
 
-def test_a_finished_run_is_left_as_it_is(config, tmp_path):
+def test_a_finished_run_is_left_as_it_is(config, tmp_path, capsys):
     main.run(config, tmp_path / "run")
     before = records(tmp_path / "run", but=())
+    path = tmp_path / "run" / "provenance.json"
+    made = json.loads(path.read_text())
+    made["machines"][0]["cores"] = 4096
+    path.write_text(json.dumps(made))
+    capsys.readouterr()
     assert main.run(config, tmp_path / "run") == 0
     assert records(tmp_path / "run", but=()) == before
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert len(said) == 1 and "cores: 4096 there" in said[0]
 
 
 def test_a_workdir_of_another_config_is_refused(config, tmp_path):
@@ -137,7 +212,7 @@ def test_a_full_disk_stops_the_run_in_one_line(config, tmp_path, monkeypatch):
 
 
 def test_two_processes_do_not_share_a_workdir(config, tmp_path):
-    with checkpoint.claim(tmp_path / "run", config, {}, []), pytest.raises(UserError, match="another process"):
+    with claims.claim(tmp_path / "run", config, {}, []), pytest.raises(UserError, match="another process"):
         main.run(config, tmp_path / "run")
 
 
