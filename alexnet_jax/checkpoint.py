@@ -86,7 +86,9 @@ def finish(checkpoints: ocp.CheckpointManager):
         raise _write_error(checkpoints, e) from e
 
 
-def _write_error(checkpoints, e: Exception) -> UserError:
+def _write_error(checkpoints, e: Exception) -> Exception:
+    if towers.lost(e):  # no fault of the disk
+        return jax.errors.JaxRuntimeError(str(e))
     reason = str(e).splitlines()[0]
     return UserError(
         f"the checkpoint could not be written to {checkpoints.directory}: {reason}; make room, then start the same "

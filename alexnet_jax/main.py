@@ -204,8 +204,8 @@ def main(argv: list[str]):
         end(f"error: {e}", several)
     except OSError as e:  # a full disk, a folder that went away
         end(f"error: {e}: mend that, and the same command goes on from the last checkpoint", several)
-    except jax.errors.JaxRuntimeError as e:
-        if not several:
+    except (jax.errors.JaxRuntimeError, ValueError) as e:
+        if not (several and towers.lost(e)):
             raise
         end(stopping.LOST.format(f" ({one_line(e)[:200]})"), several)
     except KeyboardInterrupt:

@@ -152,6 +152,11 @@ def any_process(flag: bool) -> bool:
     return flag if jax.process_count() == 1 else bool(gather(np.array(flag)).any())
 
 
+def lost(error: Exception) -> bool:
+    """Whether an error is that of a process that lost another; jaxlib raises some of gloo's as ValueError."""
+    return isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
+
+
 def gather(array: np.ndarray) -> np.ndarray:
     """The arrays of all processes, stacked; waits for all to ask."""
     return array[None] if jax.process_count() == 1 else multihost_utils.process_allgather(array)

@@ -4,7 +4,9 @@ import itertools
 import json
 import os
 import shutil
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -312,6 +314,19 @@ def test_a_start_resumes_where_its_copy_of_the_statistics_is_damaged(config, tin
     (copy / "statistics.npz").write_bytes(b"")
     found = start.statistics(config, copy, {})
     assert all((found[name] == expected[name]).all() for name in expected)
+
+
+def test_a_lost_process_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
+    """jaxlib raises some of gloo's errors as ValueError, as tensorstore does where the disk is full."""
+    with checkpoint.manager(tmp_path) as checkpoints:
+
+        def fail(text, *args, **kwargs):
+            raise ValueError(text)
+
+        for text, kind in (("UNKNOWN: Gloo AllGather failed", jax.errors.JaxRuntimeError), ("no space", UserError)):
+            monkeypatch.setattr(checkpoints, "save", partial(fail, text))
+            with pytest.raises(kind, match=text):
+                checkpoint.save(checkpoints, 1, {"step": jnp.int32(1)}, {})
 
 
 def test_every_file_is_strict_json(config, tmp_path):
