@@ -1,6 +1,9 @@
-"""Runs in processes of their own: starting them, and reading what they left. Kills in this one, at an exact place."""
+"""Runs in processes of their own, what they left, kills in this one at an exact place, and a disk that is full."""
 
+import contextlib
+import io
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +58,19 @@ def records(workdir, but=("images_per_second",)):
     """The records of a run's metrics.jsonl, without the fields that differ from run to run."""
     lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in but} for line in lines]
+
+
+@contextlib.contextmanager
+def full_disk(room):
+    """Files of this process grow no further than `room` bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # pytest's standard error is a file too, and tqdm keeps its lock for good when it cannot write there.
+    with contextlib.redirect_stderr(io.StringIO()):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def check_equal(one, other, step):

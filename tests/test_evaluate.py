@@ -198,7 +198,7 @@ def astray(run, value):
 def test_a_network_that_gives_no_numbers_is_refused(tiny_run, run, monkeypatch, capsys, value, dense):
     """In one line that names the run, not in a JSON object that holds NaN or Infinity."""
     broken = astray(run, value)
-    monkeypatch.setattr(checkpoint, "load", lambda workdir: broken if "broken" in workdir else run)
+    monkeypatch.setattr(checkpoint, "load", lambda workdir, which="best": broken if "broken" in workdir else run)
     flags = ["--dense"] if dense == 0 else ["--views=1"]
     with pytest.raises(UserError, match=f"step {run.step} of {run.workdir} gives no numbers") as e:
         evaluate.main([f"--workdir={tiny_run}", "--workdir=broken", *flags])

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import resource
 import subprocess
 import sys
 import weakref
@@ -12,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from runs import full_disk
 
 from alexnet_jax import UserError, checkpoint, features, photos, records
 from alexnet_jax.prepare import prepare
@@ -223,13 +223,8 @@ def test_interrupted_it_leaves_what_was_there(tmp_path, monkeypatch, raised, whe
 @pytest.mark.parametrize("room", [4_000, 12_000])
 def test_a_disk_that_fills_up_is_one_line(tmp_path, room):
     """Within the parts, and while they are joined: 100 x (30 + 6) x 4 bytes."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
-    try:
-        with pytest.raises(UserError, match=r"cannot write .*f\.npz \(File too large\)"):
-            features.write(tmp_path / "f.npz", ["conv1", "fc7"], some_rows(25), {})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with full_disk(room), pytest.raises(UserError, match=r"cannot write .*f\.npz \(File too large\)"):
+        features.write(tmp_path / "f.npz", ["conv1", "fc7"], some_rows(25), {})
     assert names(tmp_path) == []
 
 

@@ -1,7 +1,6 @@
 """The embedded data set: drawn alike everywhere, balanced, legible in every face, and a TFDS set as any other."""
 
 import io
-import resource
 import shutil
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 from PIL import Image
+from runs import full_disk
 
 from alexnet_jax import UserError, glyphs, records
 
@@ -174,14 +174,9 @@ def test_unwritable_folder_says_so(tmp_path):
 def test_a_full_disk_is_one_line_and_with_room_the_same_call_goes_through(tmp_path, monkeypatch):
     pytest.importorskip("tensorflow_datasets")
     monkeypatch.setitem(glyphs.SPLITS, "tiny", {"train": 20, "validation": 10})
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     for room in (0, 100_000):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
-        try:
-            with pytest.raises(UserError, match="make room, or .*--config.data.prepared_dir=") as caught:
-                glyphs.builder("tiny", str(tmp_path))
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        with full_disk(room), pytest.raises(UserError, match="room, or .*--config.data.prepared_dir=") as caught:
+            glyphs.builder("tiny", str(tmp_path))
         assert len(str(caught.value).splitlines()) == 1
         assert list((tmp_path / "glyphs/tiny").iterdir()) == []
     assert glyphs.builder("tiny", str(tmp_path)).info.splits["train"].num_examples == 20

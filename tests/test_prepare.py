@@ -1,10 +1,8 @@
 """Preparing: what becomes of every kind of image, exact statistics, a whole set or none, and no nonsense."""
 
-import contextlib
 import errno
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -13,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from runs import full_disk
 
 from alexnet_jax import UserError, main, records
 from alexnet_jax.prepare import prepare
@@ -56,7 +55,7 @@ def run(code, *args):
     header = (
         "import os, signal, sys, time\nfrom alexnet_jax import prepare\nfrom tests.test_prepare import data_config\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     command = [sys.executable, "-c", header + code, *map(str, args)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
@@ -246,17 +245,6 @@ def test_of_two_processes_one_prepares_and_the_other_waits(photos, prepared, tmp
     Path(f"{tmp_path}.go").touch()
     assert second.communicate(timeout=60)[0] == f"{len(prepared.train)}\n"
     assert first.communicate(timeout=60)[0] == f"{len(prepared.train)}\n"
-
-
-@contextlib.contextmanager
-def full_disk(room):
-    """Files of this process grow no further than `room` bytes."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def message(name, prepared_dir, num_classes=None, **changes):

@@ -158,7 +158,7 @@ def test_keeps_the_latest_and_the_best(config, tmp_path):
 
 
 def test_patience_is_of_epochs_where_evaluations_are_rarer(config, tmp_path):
-    """Evaluated after epochs 2 and 4: no fall in two epochs is a drop. The last evaluation, after 5, is not one more."""
+    """Evaluated after epochs 2 and 4: no fall in two is a drop. The last evaluation, after 5, is no more."""
     config.epochs, config.evaluation.every_epochs, config.evaluation.views = 5, 2, 1
     config.optimizer.update({"rule": "plateau", "patience": 2, "min_improvement": 1.0})
     main.run(config, tmp_path / "run")
