@@ -41,6 +41,10 @@ PROCESS = flags.DEFINE_integer("process", None, "which of them this is, from 0")
 WORKDIR = flags.DEFINE_string("workdir", None, "where the run lives; default: runs/ and the config's name")
 
 MOST_STEPS = 2**31  # a state counts them in int32
+LESS_MEMORY = (
+    "lower --config.batch_size or --config.evaluation.batch_size, keep the images off the device by "
+    "--config.data.on_device=False, or give the towers a device each"
+)
 LOST_AFTER = 20  # seconds without a sign of life; a process that waits for a lost one in a step learns of it at once
 
 
@@ -199,12 +203,14 @@ def main(argv: list[str]):
             several = True
         elif (COORDINATOR.value, PROCESSES.value, PROCESS.value) != (None, None, None):
             raise UserError("--coordinator, --processes and --process want --distributed beside them")
-        sys.exit(run(config, Path(WORKDIR.value or Path("runs") / config.name).expanduser()))
+        sys.exit(run(config, Path(WORKDIR.value or Path("runs") / str(config.get("name"))).expanduser()))
     except UserError as e:
         end(f"error: {e}", several)
     except OSError as e:  # a full disk, a folder that went away
         end(f"error: {e}: mend that, and the same command goes on from the last checkpoint", several)
     except (jax.errors.JaxRuntimeError, ValueError) as e:
+        if isinstance(e, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(e):
+            end(f"error: the memory does not suffice ({one_line(e)[:200]}): {LESS_MEMORY}", several)
         if not (several and towers.lost(e)):
             raise
         end(stopping.LOST.format(f" ({one_line(e)[:200]})"), several)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -257,6 +258,21 @@ def test_what_a_user_gets_wrong_names_the_field(config, tmp_path, field, value, 
         main.run(config, tmp_path / "run")
     assert says in str(e.value)
     assert "\n" not in str(e.value)
+
+
+def test_memory_that_does_not_suffice_ends_in_one_line(config, tmp_path, monkeypatch):
+    def train(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes.")
+
+    monkeypatch.setattr(main, "train", train)
+    monkeypatch.setattr(main.config_flags, "get_override_values", lambda _: {})
+    for flag, value in (("CONFIG", config), ("WORKDIR", str(tmp_path / "run")), ("DISTRIBUTED", False)):
+        monkeypatch.setattr(main, flag, SimpleNamespace(value=value))
+    for flag in ("COORDINATOR", "PROCESSES", "PROCESS"):
+        monkeypatch.setattr(main, flag, SimpleNamespace(value=None))
+    with pytest.raises(SystemExit) as e:
+        main.main(["main"])
+    assert "17179869184" in str(e.value) and "lower --config.batch_size" in str(e.value) and "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize(
