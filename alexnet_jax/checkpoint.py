@@ -18,7 +18,7 @@ import re
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -79,11 +79,27 @@ def save(checkpoints: ocp.CheckpointManager, step: int, state, host: dict, error
 
 
 def finish(checkpoints: ocp.CheckpointManager):
-    """Waits for saves that are under way. Raises UserError if one failed."""
+    """Waits for saves that are under way, and removes what a kill between a save and its tidying left behind.
+
+    Raises UserError if one failed.
+    """
     try:
         checkpoints.wait_until_finished()
+        for step in set(checkpoints.all_steps()) - {checkpoints.latest_step(), checkpoints.best_step()}:
+            checkpoints.delete(step)
     except (OSError, ValueError) as e:
         raise _write_error(checkpoints, e) from e
+
+
+@contextlib.contextmanager
+def ending(checkpoints: ocp.CheckpointManager) -> Iterator[None]:
+    """Lets a save under way come to its end where an error ends the run: cut off, its threads would complain."""
+    try:
+        yield
+    except Exception:
+        if jax.process_count() == 1:  # of several, a lost one would be waited for
+            _attempt(checkpoints.close)  # the error has said what is wrong
+        raise
 
 
 def _write_error(checkpoints, e: Exception) -> Exception:

@@ -183,7 +183,7 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
 
     # --- the loop -----------------------------------------------------------------------------------------------
     pending, stopping = None, False
-    with Stop() as stop, contextlib.closing(log), contextlib.closing(batches):
+    with Stop() as stop, contextlib.closing(log), contextlib.closing(batches), checkpoint.ending(checkpoints):
         for step, batch in enumerate(prefetch(batches, towers.batch_sharding(mesh)), start + 1):
             epoch = (step - 1) // steps_per_epoch
             if pending is None or (step - 1) % steps_per_epoch == 0:

@@ -329,6 +329,28 @@ def test_a_lost_process_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
                 checkpoint.save(checkpoints, 1, {"step": jnp.int32(1)}, {})
 
 
+def test_what_a_kill_kept_from_being_removed_is_removed_at_the_end(tmp_path):
+    """Killed between the last save and its tidying, a run that is done already has nothing more to save."""
+    with checkpoint.manager(tmp_path) as checkpoints:
+        for step, error in ((1, 0.2), (2, 0.4), (3, 0.3)):
+            checkpoint.save(checkpoints, step, {"step": jnp.int32(step)}, {}, error)
+        checkpoint.finish(checkpoints)
+        folder = tmp_path / "checkpoints"
+        assert sorted(p.name for p in folder.iterdir()) == ["step_1", "step_3"]
+        shutil.copytree(folder / "step_3", folder / "step_2")
+    with checkpoint.manager(tmp_path) as checkpoints:
+        checkpoint.finish(checkpoints)
+        assert sorted(p.name for p in folder.iterdir()) == ["step_1", "step_3"]
+
+
+def test_an_error_waits_for_the_save_that_is_under_way(tmp_path):
+    checkpoints = checkpoint.manager(tmp_path)
+    with pytest.raises(UserError, match="the loss"), checkpoint.ending(checkpoints):
+        checkpoint.save(checkpoints, 1, {"step": jnp.int32(1)}, {})
+        raise UserError("the loss is nan")
+    assert checkpoint.read_whole(tmp_path / "checkpoints" / "step_1")[0]["step"] == 1
+
+
 def test_every_file_is_strict_json(config, tmp_path):
     """A number that is not finite: null in the log, a word in a checkpoint, refused in a config."""
 
