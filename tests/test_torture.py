@@ -17,7 +17,7 @@ from PIL import Image
 
 from experiments.torture import compare, disk, files, images, kills, trials
 from experiments.torture.cases import Case, Outcome, kills_by_phase, markdown, read, rows, run_all
-from experiments.torture.processes import crash, refusal
+from experiments.torture.processes import bereft, crash, refusal
 
 ROOT = Path(__file__).parents[1]
 
@@ -230,3 +230,10 @@ def test_the_command_refuses_another_seed_and_names_itself(tmp_path):
     command = [sys.executable, "-m", "experiments.torture", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+
+
+def test_a_process_whose_other_was_killed_ends_with_a_line_of_its_own():
+    ours = "error: another process is lost (UNAVAILABLE): start all again"
+    assert bereft(1, f"F1124 client.h:80] Terminating process\n*** Check failure stack trace: ***\n\n{ours}\n") == ""
+    assert "status -6" in bereft(-6, ours) and "Terminating" in bereft(1, f"{ours}\nF1124 Terminating process\n")
+    assert "it said nothing" in bereft(1, "")

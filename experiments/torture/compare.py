@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from PIL import Image
 
 FREE = ("images_per_second",)
-LEFT = ("*.tmp", "*.tmp.*", "*.partial", "incomplete.*", "*orbax-checkpoint-tmp*")
+LEFT = ("partial.*", "*.tmp", "*.tmp.*", "*.partial", "incomplete.*", "*orbax-checkpoint-tmp*")
 
 
 def leftovers(*folders: Path) -> list[str]:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from experiments.torture.cases import Case, Outcome
-from experiments.torture.processes import lines, refusal
+from experiments.torture.processes import bereft, lines
 from experiments.torture.trials import Failed, Kind, Trial, compared, reference
 
 # phase: the longest delay after its sign, in seconds; in the order in which a run goes through them
@@ -112,7 +112,7 @@ def kill(trial: Trial, phase: str, rng: random.Random) -> Generator[None, None, 
         in_time = yield from p.wait(at - p.begun + SURVIVOR)
         if not in_time:
             troubles.append(f"{who} still ran after {SURVIVOR} s")
-        elif p.status and (why := refusal(p.status, p.text())):
+        elif p.status and (why := bereft(p.status, p.text())):
             troubles.append(f"{who}: {why}")
     return troubles
 

@@ -123,6 +123,14 @@ def crash(status: int | None, text: str) -> str:
     return ""
 
 
+def bereft(status: int, text: str) -> str:
+    """Why a process whose other was killed has ended badly; else "". JAX's own farewell may come before our line."""
+    said = lines(text)
+    if status == 1 and said and said[-1].startswith("error:"):
+        return ""
+    return f"status {status}: {said[-1] if said else 'it said nothing'}"
+
+
 def refusal(status: int, text: str) -> str:
     """Why a failed command is no decent refusal, which ends in the one line "error: ..."; else ""."""
     if bad := crash(status, text):
