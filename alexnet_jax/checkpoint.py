@@ -16,6 +16,7 @@ import logging
 import math
 import re
 import shutil
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -40,7 +41,8 @@ CONFIG, STATISTICS = "config.json", "statistics.npz"
 
 def manager(workdir: Path) -> ocp.CheckpointManager:
     """The run's checkpoints: the latest and the one of the lowest validation error are kept."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports each save in twenty lines
+    # Orbax reports each save in twenty lines, and each error in a hundred before it raises it, for us to say.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     keep = policies.AnyPreservationPolicy(
         [
             policies.LatestN(1),
@@ -147,8 +149,15 @@ def _attempt(read: Callable) -> tuple:
             return read(), None
         except Exception as e:
             reason = one_line(e)
+        sys.unraisablehook = _but_late_reads
         gc.collect()  # so do coroutines that nobody waited for, when they are collected
     return None, reason
+
+
+def _but_late_reads(unraisable, others=sys.unraisablehook):
+    """Other threads of the store go on for a while and find that nobody waits for what they have read."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        others(unraisable)
 
 
 def _strict(value):

@@ -1,8 +1,10 @@
 """What a run reports: top-1 and top-5 errors, JSON lines, TensorBoard, the progress line."""
 
+import contextlib
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -10,6 +12,7 @@ import jax.numpy as jnp
 from tensorboard.summary import Writer
 from tqdm import tqdm
 
+from alexnet_jax import UserError, one_line
 from alexnet_jax.journal import line, read_metrics
 
 TOP = 5  # section 2: top-1 and top-5 error
@@ -53,7 +56,7 @@ class Log:
     def __init__(self, workdir: Path | None, *, step: int, steps: int, batch_size: int, steps_per_epoch: int):
         """Goes on at `step` of `steps`: records after it, which a killed run left, are dropped. No workdir, no word.
 
-        Raises UserError if the records before it are damaged.
+        Raises UserError if the records before it are damaged, OSError if files cannot be written.
         """
         self.steps_per_epoch = steps_per_epoch
         self.batch_size = batch_size
@@ -62,7 +65,8 @@ class Log:
             self.path = workdir / "metrics.jsonl"
             self._drop_after(step)
             self.file = self.path.open("a")
-            self.tensorboard = Writer(str(workdir))
+            with _tensorboard(workdir):
+                self.tensorboard = Writer(str(workdir))
         self.progress = tqdm(
             disable=self.silent,
             total=steps * batch_size, initial=step * batch_size, unit=" images", unit_scale=True, dynamic_ncols=True,
@@ -71,8 +75,16 @@ class Log:
         self.resume_clock(step)
 
     def _drop_after(self, step: int):
-        """Raises UserError if a record is damaged; from the beginning there is nothing to keep, and none is read."""
+        """Keeps the records up to a step; from the beginning there is nothing to keep, and none is read.
+
+        Raises UserError if a record is damaged, or if the last epoch before the step has none.
+        """
         kept = [r for r in read_metrics(self.path) if r["step"] <= step] if step and self.path.exists() else []
+        if self.path.exists() and max((r["step"] for r in kept), default=0) < step - step % self.steps_per_epoch:
+            raise UserError(
+                f"{self.path} lacks records before step {step}, where the run goes on: put the whole file back, "
+                "or remove it to go on without them"
+            )
         fresh = self.path.with_name(f"partial.{self.path.name}")
         fresh.write_text("".join(map(line, kept)))
         os.replace(fresh, self.path)
@@ -107,12 +119,23 @@ class Log:
         self.file.write(line(record))
         self.file.flush()
         group = split if values.get("views", 1) == 1 else f"{split}_{values['views']}_views"
-        for name, value in values.items():
-            self.tensorboard.add_scalar(f"{group}/{name}", value, step)
+        with _tensorboard(self.path.parent):
+            for name, value in values.items():
+                self.tensorboard.add_scalar(f"{group}/{name}", value, step)
 
     def close(self):
         """Leaves the files whole."""
         self.progress.close()
         if not self.silent:
             self.file.close()
-            self.tensorboard.close()
+            with _tensorboard(self.path.parent):
+                self.tensorboard.close()
+
+
+@contextlib.contextmanager
+def _tensorboard(workdir: Path) -> Iterator[None]:
+    """TensorBoard's errors as OSError: they are TensorFlow's own kinds, and all of them are of a file."""
+    try:
+        yield
+    except Exception as e:
+        raise OSError(f"TensorBoard's events cannot be written to {workdir} ({one_line(e)})") from e

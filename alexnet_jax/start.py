@@ -26,7 +26,10 @@ def check(config: ConfigDict):
     Reads no weights.
     """
     workdir = Path(config.start.workdir).expanduser()
-    theirs = checkpoint.read_config(workdir)
+    try:
+        theirs = checkpoint.read_config(workdir)
+    except UserError as e:
+        raise UserError(f"--config.start.workdir={config.start.workdir}: {e}") from e
     there, here = (checkpoint.flat(c) for c in (theirs, config))
     differ = {
         name: there.get(name)

@@ -48,10 +48,17 @@ def kill_at(monkeypatch, module, name, call):
 
 
 def run_until_killed(monkeypatch, config, workdir, module, name, call):
-    """Trains until a function of a module is called for the `call`th time."""
+    """Trains until a function of a module is called for the `call`th time.
+
+    A save under way then ends before this returns: it would die with its process, and not go on beside the next run.
+    """
+    opened, manager = [], checkpoint.manager
     with monkeypatch.context() as m, pytest.raises(Killed):
+        m.setattr(checkpoint, "manager", lambda *args: opened.append(manager(*args)) or opened[-1])
         kill_at(m, module, name, call)
         main.run(config, workdir)
+    for checkpoints in opened:
+        checkpoints.close()
 
 
 def records(workdir, but=("images_per_second",)):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorflow as tf
 from ml_collections import FrozenConfigDict
 from runs import Killed, kill_at
 
@@ -295,8 +296,8 @@ def test_a_damaged_log_is_named_and_kept(copy, content):
     with pytest.raises(UserError, match=r"line 2 of .*metrics\.jsonl is damaged: delete that line"):
         metrics.Log(copy, step=6, steps=12, batch_size=16, steps_per_epoch=6)
     assert path.read_bytes() == first + b"\n" + content + rest
-    path.write_bytes(first + b"\n" + content[:-1])  # the last line, cut short by a kill
-    metrics.Log(copy, step=6, steps=12, batch_size=16, steps_per_epoch=6).close()
+    path.write_bytes(first + b"\n" + content[:-1])  # the last line, cut short by a kill, in the first epoch
+    metrics.Log(copy, step=5, steps=12, batch_size=16, steps_per_epoch=6).close()
     assert path.read_bytes() == first + b"\n"
 
 
@@ -327,6 +328,32 @@ def test_a_lost_process_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
             monkeypatch.setattr(checkpoints, "save", partial(fail, text))
             with pytest.raises(kind, match=text):
                 checkpoint.save(checkpoints, 1, {"step": jnp.int32(1)}, {})
+
+
+def test_records_that_are_missing_are_not_passed_over(tiny_run, tmp_path):
+    """The file lost its end, or all of it; removed by hand, it begins anew."""
+    workdir = shutil.copytree(tiny_run, tmp_path / "run")
+    path, goes_on = workdir / "metrics.jsonl", {"steps": 18, "batch_size": 16, "steps_per_epoch": 6}
+    lines = path.read_text().splitlines(keepends=True)
+    for content in ("", "null", lines[0], "".join(line for line in lines if json.loads(line)["step"] < 12)):
+        path.write_text(content)
+        with pytest.raises(UserError, match=r"metrics\.jsonl lacks records before step 13"):
+            metrics.Log(workdir, step=13, **goes_on)
+        assert path.read_text() == content
+    path.unlink()
+    metrics.Log(workdir, step=13, **goes_on).close()
+    assert path.read_text() == ""
+
+
+def test_tensorboards_full_disk_is_one_line(tmp_path, monkeypatch):
+    class Full:
+        def __init__(self, *_):
+            raise tf.errors.ResourceExhaustedError(None, None, "events.out: No space left on device")
+
+    monkeypatch.setattr(metrics, "Writer", Full)
+    with pytest.raises(OSError, match="TensorBoard's events cannot be written .*No space left") as e:
+        metrics.Log(tmp_path, step=0, steps=2, batch_size=1, steps_per_epoch=1)
+    assert "\n" not in str(e.value)
 
 
 def test_what_a_kill_kept_from_being_removed_is_removed_at_the_end(tmp_path):
