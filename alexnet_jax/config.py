@@ -15,6 +15,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from alexnet_jax import UserError, augment, model, optimizer
+from alexnet_jax.prepare import MAX_SIZE
 
 CONVOLUTIONS = ("conv1", "conv2", "conv3", "conv4", "conv5", "conv6")
 LAYERS = (*CONVOLUTIONS, *model.FULLY_CONNECTED)
@@ -160,9 +161,9 @@ FIELDS = {
     "data.validation_fraction": number(0, 1, above=True, below=True),
     "data.data_dir": text(empty=True),
     "data.prepared_dir": text(empty=True),
-    "data.size": whole(1, 4096),
+    "data.size": whole(1, MAX_SIZE),
     "data.resize": one_of("shorter", "warp"),
-    "data.crop": whole(1, 4096),
+    "data.crop": whole(1, MAX_SIZE),
     "data.random_crop": FLAG,
     "data.flip": FLAG,
     "data.crop_chunk": whole(1, 2**20),
