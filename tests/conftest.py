@@ -4,7 +4,7 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile much and run little: without optimization they take a third of the time; your flags win. Those marked
-# as_shipped, the numerical core, run once more with it: ALEXNET_JAX_TESTS=shipped, see the Makefile.
+# as_shipped, the numerical core, are to run with it: ALEXNET_JAX_TESTS=shipped, see the Makefile.
 if os.environ["JAX_PLATFORMS"] == "cpu" and os.environ.get("ALEXNET_JAX_TESTS") != "shipped":
     quick = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = f"{quick} {os.environ.get('XLA_FLAGS', '')}".strip()
