@@ -25,6 +25,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
@@ -37,6 +38,7 @@ from configs import paper
 
 FOLDER = "checkpoints"
 CONFIG, STATISTICS = "config.json", "statistics.npz"
+CHECKSUMS = "checksums"  # in the host's part of a checkpoint
 
 
 def manager(workdir: Path) -> ocp.CheckpointManager:
@@ -53,7 +55,13 @@ def manager(workdir: Path) -> ocp.CheckpointManager:
         preservation_policy=keep, best_fn=lambda m: m["top1_error"], best_mode="min", step_prefix="step"
     )
     directory = (workdir / FOLDER).absolute()
-    found, reason = _attempt(lambda: ocp.CheckpointManager(directory, options=options))
+
+    def opened():
+        found = ocp.CheckpointManager(directory, options=options)
+        found.best_step()  # which reads the errors of all
+        return found
+
+    found, reason = _attempt(opened)
     if reason is not None:
         raise UserError(f"the checkpoints in {directory} cannot be listed ({reason}): {_way_out(workdir, None)}")
     return found
@@ -63,9 +71,11 @@ def save(checkpoints: ocp.CheckpointManager, step: int, state, host: dict, error
     """Writes a training state and the host's own (JSON) at `step`, in the background.
 
     `error` is the validation top-1 error where the step ends an epoch. A kill while it writes leaves the previous
-    checkpoint as the latest. Raises UserError if the disk is full or not writable.
+    checkpoint as the latest. With the host's part goes a checksum of every array: the store has none. Raises UserError
+    if the disk is full or not writable.
     """
     needed = sum(x.nbytes for x in jax.tree.leaves(state))
+    host = host | {CHECKSUMS: checksums(state)}
     try:
         free = shutil.disk_usage(checkpoints.directory).free
         if free < needed:  # asked beforehand: orbax's threads fail in a hundred lines
@@ -129,9 +139,33 @@ def restore(checkpoints: ocp.CheckpointManager, like) -> tuple[int, object, dict
         host = _loose(found["host"])
         if not isinstance(host, dict):
             raise ValueError("its host part is not what a run writes")
+        _compare(found["state"], host.pop(CHECKSUMS, {}))
         return step, found["state"], host
 
     return _read(read, Path(checkpoints.directory).parent, step)
+
+
+def checksums(state) -> dict[str, int]:
+    """A number for each array of a tree of 4-byte numbers, {path: number}, of whatever devices it lies on."""
+    named = jax.tree_util.tree_flatten_with_path(_sums(state))[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): int(number) for path, number in named}
+
+
+@jax.jit
+def _sums(state):
+    """Of each array's bits, each number times its place: sums modulo 2^32 are the same in any order."""
+
+    def one(x):
+        bits = jax.lax.bitcast_convert_type(x, jnp.uint32).ravel()
+        return jnp.sum(bits * (2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
+
+    return jax.tree.map(one, state)
+
+
+def _compare(state, saved: dict[str, int]):
+    """Raises ValueError if arrays are not those that were saved; an older checkpoint, without checksums, passes."""
+    if changed := [name for name, number in checksums(state).items() if saved.get(name, number) != number]:
+        raise ValueError(f"{changed[0]} is not what was saved")
 
 
 def _read(read: Callable, workdir: Path, step: int):
@@ -204,6 +238,8 @@ def _way_out(workdir: Path, damaged: int | None) -> str:
 
 def read_whole(folder: Path) -> tuple[dict, dict]:
     """A checkpoint's state, in NumPy arrays, and the host's part. Raises anything if it is damaged."""
+    if not isinstance(json.loads((folder / "_CHECKPOINT_METADATA").read_text()), dict):
+        raise ValueError("_CHECKPOINT_METADATA is none")
     if (folder / "metrics").is_dir():  # written at the end of an epoch
         json.loads((folder / "metrics" / "metrics").read_text())["top1_error"]
     host = json.loads((folder / "host" / "metadata").read_text())
@@ -211,7 +247,9 @@ def read_whole(folder: Path) -> tuple[dict, dict]:
         state = (folder / "state").absolute()
         tree = reader.metadata(state).item_metadata.tree
         arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        return reader.restore(state, restore_args=arrays), _loose(host)
+        found = reader.restore(state, restore_args=arrays)
+    _compare(found, host.pop(CHECKSUMS, {}))
+    return found, _loose(host)
 
 
 def flat(tree: dict | ConfigDict, prefix: str = "") -> dict:
@@ -366,5 +404,12 @@ def read_params(workdir: Path, like: dict, which: str = "best") -> tuple[int, di
     step = checkpoints.latest_step() if step is None else step
     like = {"params": like}
     how = ocp.checkpoint_utils.construct_restore_args(like)
-    args = ocp.args.Composite(state=ocp.args.PyTreeRestore(like, restore_args=how, partial_restore=True))
-    return step, _read(lambda: checkpoints.restore(step, args=args)["state"]["params"], workdir, step)
+    state = ocp.args.PyTreeRestore(like, restore_args=how, partial_restore=True)
+    args = ocp.args.Composite(state=state, host=ocp.args.JsonRestore())
+
+    def read():
+        found = checkpoints.restore(step, args=args)
+        _compare(found["state"], found["host"].get(CHECKSUMS, {}))
+        return found["state"]["params"]
+
+    return step, _read(read, workdir, step)

@@ -250,7 +250,7 @@ def test_damaged_statistics_are_named_and_written_anew(config, copy):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # coroutines that orbax leaves
 def test_a_checkpoint_that_is_damaged_anywhere_says_how_to_go_on(config, copy):
-    """Each file of the latest emptied, cut short, or noise, with an earlier one beside it: one line, or no harm."""
+    """Each file of the latest emptied, cut short, noise or other JSON, beside an earlier one: one line, or no harm."""
     latest = copy / "checkpoints" / "step_12"
     shutil.copytree(latest, copy / "checkpoints" / "step_6")
     shutil.rmtree(latest)
@@ -261,12 +261,13 @@ def test_a_checkpoint_that_is_damaged_anywhere_says_how_to_go_on(config, copy):
     reads = itertools.cycle(
         [
             lambda: checkpoint.load(copy, "latest").params,
+            lambda: checkpoint.load(copy, "best").params,
             lambda: checkpoint.restore(checkpoint.manager(copy), like)[1]["params"],
         ]
     )
     for path in sorted(p for p in latest.rglob("*") if p.is_file()):
         whole = path.read_bytes()
-        for bad in (b"", whole[: len(whole) // 2], os.urandom(len(whole))):
+        for bad in (b"", whole[: len(whole) // 2], os.urandom(len(whole)), b"{}", b"5"):
             path.write_bytes(bad)
             try:
                 found = next(reads)()
@@ -328,6 +329,33 @@ def test_a_lost_process_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
             monkeypatch.setattr(checkpoints, "save", partial(fail, text))
             with pytest.raises(kind, match=text):
                 checkpoint.save(checkpoints, 1, {"step": jnp.int32(1)}, {})
+
+
+def test_a_checksum_sees_any_change_and_no_split(tiny_run):
+    """A bit, two numbers that change places, a sign of zero; of the same numbers over two devices it is the same."""
+    params = checkpoint.load(tiny_run).params
+    expected = checkpoint.checksums({"params": params})
+    assert checkpoint.checksums({"params": checkpoint.load(tiny_run, data=2, tower=2).params}) == expected
+    kernel = np.array(params["conv2"]["kernel"])
+    bit, swapped = kernel.copy(), kernel.copy()
+    bit.view(np.uint32)[0, 0, 0, 0] ^= 1 << 31
+    swapped[0, 0, 0, :2] = swapped[0, 0, 0, 1::-1]
+    for other in (bit, swapped):
+        found = checkpoint.checksums({"params": params | {"conv2": params["conv2"] | {"kernel": other}}})
+        assert [name for name in found if found[name] != expected[name]] == ["params/conv2/kernel"]
+
+
+def test_numbers_that_are_not_those_that_were_saved_are_refused(copy):
+    """As an older run's, without checksums, they would be believed."""
+    [path] = (copy / "checkpoints").glob("step_*/host/metadata")
+    host = json.loads(path.read_text())
+    host["checksums"]["params/conv2/kernel"] ^= 1
+    path.write_text(json.dumps(host))
+    with pytest.raises(UserError, match="params/conv2/kernel is not what was saved"):
+        checkpoint.load(copy)
+    del host["checksums"]
+    path.write_text(json.dumps(host))
+    assert checkpoint.load(copy).params
 
 
 def test_records_that_are_missing_are_not_passed_over(tiny_run, tmp_path):
