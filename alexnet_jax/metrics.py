@@ -85,6 +85,8 @@ class Log:
                 f"{self.path} lacks records before step {step}, where the run goes on: put the whole file back, "
                 "or remove it to go on without them"
             )
+        if step and not self.path.exists():
+            print(f"warning: {self.path} is not there: it begins anew at step {step}", file=sys.stderr)
         fresh = self.path.with_name(f"partial.{self.path.name}")
         fresh.write_text("".join(map(line, kept)))
         os.replace(fresh, self.path)

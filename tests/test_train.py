@@ -278,11 +278,7 @@ def test_memory_that_does_not_suffice_ends_in_one_line(config, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ([], "--config"),
-        (["--config=configs/nothing.py"], "configs/nothing.py"),
-        (["--config=configs/paper.py:mnist"], "mnist"),
         (["--config=configs/paper.py:smoke", "--config.optimizer.learing_rate=1"], "learing_rate"),
-        (["--config=configs/paper.py:smoke", "--config.batch_size=many"], "batch_size"),
         (["--config=configs/paper.py:smoke", "stray"], "stray"),
     ],
 )
