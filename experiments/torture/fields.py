@@ -85,6 +85,7 @@ def rehearse(trial: Trial, field: str, value: str, cache: Path, out: Path):
     from alexnet_jax import main
 
     os.environ["XDG_CACHE_HOME"] = str(cache)
+    os.chdir(trial.workdir.parent)  # a value may be taken for a folder's name
     main.settle()
     main.train = before_training
     troubles = []
