@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from alexnet_jax import UserError, augment, model, optimizer
-from alexnet_jax.prepare import MAX_SIZE
+from alexnet_jax import UserError, model, optimizer
+from alexnet_jax.data import augment
+from alexnet_jax.data.prepare import MAX_SIZE
 
 CONVOLUTIONS = ("conv1", "conv2", "conv3", "conv4", "conv5", "conv6")
 LAYERS = (*CONVOLUTIONS, *model.FULLY_CONNECTED)

@@ -1,9 +1,9 @@
 """Top-1 and top-5 error over a whole split: centre crop, ten views, or dense; of one run or several together.
 
-    python -m alexnet_jax.evaluate --workdir runs/paper --views 10
-    python -m alexnet_jax.evaluate --workdir runs/paper --dense           # over all of each image; --dense 320: larger
-    python -m alexnet_jax.evaluate --workdir runs/a --workdir runs/b      # the mean of their probabilities (table 2)
-    python -m alexnet_jax.evaluate --workdir runs/caffe --data imagenette/160px-v2    # other images of classes it knows
+    alexnet evaluate --workdir runs/paper --views 10
+    alexnet evaluate --workdir runs/paper --dense           # over all of each image; --dense 320: larger
+    alexnet evaluate --workdir runs/a --workdir runs/b      # the mean of their probabilities (table 2)
+    alexnet evaluate --workdir runs/caffe --data imagenette/160px-v2    # other images of classes it knows
 
 Several runs can be of different networks, sizes and inputs, of the same images. The last line on standard output is one
 JSON object: split, views (or dense, the images' sides), images, loss, top1_error, top5_error, which (best or latest),
@@ -22,12 +22,14 @@ import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 from tqdm import tqdm
 
-from alexnet_jax import UserError, augment, checkpoint, command, metrics, towers
-from alexnet_jax.checkpoint import Run
-from alexnet_jax.data import eval_batches, filled
+from alexnet_jax import UserError, metrics, towers
+from alexnet_jax.cli.commands import command
+from alexnet_jax.data import augment
+from alexnet_jax.data.batches import eval_batches, filled
+from alexnet_jax.data.prepare import prepare
+from alexnet_jax.data.records import Split
 from alexnet_jax.model import AlexNet, fc6_side
-from alexnet_jax.prepare import prepare
-from alexnet_jax.records import Split
+from alexnet_jax.runs.run import Run, load_run
 
 LARGEST = 1024  # pixels a side: of 128 such images conv1's 96 maps are 3.2 GB
 NO_NUMBERS = (
@@ -170,7 +172,7 @@ def evaluate_runs(
     10. data: another set than the runs' own, see images_for. which: "best" or "latest" checkpoints. Raises UserError if
     the runs do not share classes or images, if a network is larger than `dense`, or if one gives no numbers.
     """
-    runs = [checkpoint.load(w, which) for w in workdirs]
+    runs = [load_run(w, which) for w in workdirs]
     predictors, sets = [], []
     for run in runs:
         if dense and dense < run.config.data.crop:
@@ -196,7 +198,7 @@ def evaluate_runs(
 
 def main(argv: list[str]) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m alexnet_jax.evaluate", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="alexnet evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", action="append", required=True, help="a run; several are averaged")
     crops = parser.add_mutually_exclusive_group()
     crops.add_argument("--views", type=int, choices=(1, 10), default=10, help="crops of each (default: 10)")

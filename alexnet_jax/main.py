@@ -8,7 +8,7 @@ Exit status: 0 when the run has come to its end, 130 when SIGTERM or Ctrl-C stop
 when something is to be mended or another process is lost. The same command goes on from the last checkpoint.
 """
 
-from alexnet_jax import stopping
+from alexnet_jax.cli import stopping
 
 if __name__ == "__main__":
     stopping.watch()  # first of all: what is imported below takes seconds
@@ -27,10 +27,13 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from alexnet_jax import UserError, checkpoint, claims, figures, model, one_line, overrides, provenance, start, towers
+from alexnet_jax import UserError, checkpoint, model, one_line, towers
+from alexnet_jax.analysis import figures
+from alexnet_jax.cli import config_file
 from alexnet_jax.config import check
-from alexnet_jax.data import steps_per_epoch
-from alexnet_jax.prepare import prepare
+from alexnet_jax.data.batches import steps_in_epoch
+from alexnet_jax.data.prepare import prepare
+from alexnet_jax.runs import claims, finetune, provenance
 from alexnet_jax.train import train
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "the config's file, e.g. configs/paper.py", lock_config=True)
@@ -88,7 +91,7 @@ def run(config, workdir: Path) -> int:
     for what, path in {"checkpoints": workdir / "checkpoints", "metrics": workdir / "metrics.jsonl", **drawn}.items():
         print(f"  {what + ':':22} {path}")
     if not drawn:
-        print(f"  pictures:              python -m alexnet_jax.figures --workdir {workdir}")
+        print(f"  pictures:              alexnet figures --workdir {workdir}")
     return 0
 
 
@@ -105,8 +108,8 @@ def ready(config, mesh, workdir: Path):
     check_against_data(config, prepared, mesh)
     if config.start.workdir:
         if checkpoint.trained(workdir) is None:
-            start.check(config)
-        prepared = dataclasses.replace(prepared, statistics=start.statistics(config, workdir, prepared.statistics))
+            finetune.check(config)
+        prepared = dataclasses.replace(prepared, statistics=finetune.statistics(config, workdir, prepared.statistics))
     return config, prepared, facts
 
 
@@ -153,7 +156,7 @@ def join():
 def check_against_data(config, prepared, mesh):
     """Raises UserError, naming the field, on what only the images and the devices tell; nothing is written yet."""
     images = len(prepared.train)
-    steps = config.epochs * steps_per_epoch(images, config.batch_size)
+    steps = config.epochs * steps_in_epoch(images, config.batch_size)
     if steps >= MOST_STEPS:
         raise UserError(f"--config.epochs={config.epochs} makes {steps:,} steps, of {MOST_STEPS:,} at most: lower it")
     towers.share(mesh)
@@ -161,7 +164,7 @@ def check_against_data(config, prepared, mesh):
 
 def introduce(config, prepared, mesh, workdir: Path):
     """Says what is about to run, and where things go."""
-    steps = steps_per_epoch(len(prepared.train), config.batch_size)
+    steps = steps_in_epoch(len(prepared.train), config.batch_size)
     parameters = model.parameter_count(model.shapes(config.model, config.data.crop))
     kind = mesh.devices.flat[0].device_kind
     fresh = f", {', '.join(config.start.fresh)} anew" if config.start.fresh else ""
@@ -229,18 +232,18 @@ def end(text: str, several: bool):
 def parse(argv: list[str]) -> list[str]:
     """Parses the flags; what is wrong with them ends in one line. CONFIG then is None or a ConfigDict."""
     try:
-        argv = overrides.located(argv)
+        argv = config_file.located(argv)
     except UserError as e:
         sys.exit(f"error: {e}")
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # ml_collections prints a traceback of its own
             rest = flags.FLAGS(argv)
-        named = overrides.given(argv)[0] is not None
+        named = config_file.given(argv)[0] is not None
         if named and not isinstance(CONFIG.value, ConfigDict):  # None, or how ml_collections says OSError
             raise TypeError("the config cannot be read")
         return rest
     except Exception as e:  # ml_collections raises whatever the config file or an override raises
-        sys.exit(f"error: {overrides.explain(argv, e)}")
+        sys.exit(f"error: {config_file.explain(argv, e)}")
 
 
 def settle():

@@ -1,6 +1,8 @@
 """What a run reports: top-1 and top-5 errors, JSON lines, TensorBoard, the progress line."""
 
 import contextlib
+import json
+import math
 import os
 import sys
 import time
@@ -13,7 +15,6 @@ from tensorboard.summary import Writer
 from tqdm import tqdm
 
 from alexnet_jax import UserError, one_line
-from alexnet_jax.journal import line, read_metrics
 
 TOP = 5  # section 2: top-1 and top-5 error
 
@@ -48,6 +49,47 @@ def means(totals: dict) -> dict[str, float]:
 def bar(images: int, text: str, quiet: bool = False) -> tqdm:
     """A progress line over a number of images that goes when it is done."""
     return tqdm(total=images, desc=text, unit=" images", leave=False, dynamic_ncols=True, disable=quiet)
+
+
+def read_metrics(path: str | Path) -> list[dict]:
+    """The records of a metrics.jsonl, in its order. A last line that a killed run left unfinished is ignored.
+
+    Raises UserError, naming the line, if another one is no record, or if the file cannot be read.
+    """
+    try:
+        lines = Path(path).read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}): name the metrics.jsonl of a run") from error
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except ValueError:  # no JSON, or not even UTF-8
+            record = None
+        if _is_record(record):
+            records.append(record)
+        elif number < len(lines):  # behind the last newline there is nothing, or what a kill cut off
+            raise UserError(f"line {number} of {path} is damaged: delete that line")
+    return records
+
+
+def line(record: dict) -> str:
+    """A record as it is written, in strict JSON."""
+
+    def finite(value):
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps({name: finite(value) for name, value in record.items()}, allow_nan=False) + "\n"
+
+
+def _is_record(record) -> bool:
+    return (
+        isinstance(record, dict)
+        and type(record.get("step")) is int
+        and type(record.get("epoch")) in (int, float)
+        and isinstance(record.get("split"), str)
+        and all(v is None or type(v) in (int, float) for name, v in record.items() if name != "split")
+    )
 
 
 class Log:

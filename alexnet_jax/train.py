@@ -13,12 +13,14 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from alexnet_jax import UserError, augment, checkpoint, data, metrics, optimizer, towers
+from alexnet_jax import UserError, checkpoint, metrics, optimizer, towers
+from alexnet_jax.cli.stopping import Stop
+from alexnet_jax.data import augment
+from alexnet_jax.data.batches import eval_batches, filled, resident_batches, steps_in_epoch, train_batches
+from alexnet_jax.data.records import Prepared
 from alexnet_jax.evaluate import evaluate, make_log_probabilities
 from alexnet_jax.model import AlexNet, shapes
-from alexnet_jax.records import Prepared
-from alexnet_jax.start import parameters as inherited
-from alexnet_jax.stopping import Stop
+from alexnet_jax.runs.finetune import parameters as inherited
 
 
 def train_step(
@@ -29,7 +31,7 @@ def train_step(
 
     Args:
       state: step int32, params, velocity; donated.
-      batch: data.train_batches's arrays, or data.resident_batches's with `index` in place of `image`.
+      batch: train_batches's arrays, or resident_batches's with `index` in place of `image`.
       epoch: what changes between epochs: rates, a tree like params (optimizer.rates); noise, of the colours.
       constants: statistics of the training set; key, of the run's dropout; images uint8 (n, size, size, 3) or None.
       frozen: layers that are constants here: nothing is computed backwards for them alone.
@@ -112,7 +114,7 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
     no start.
     """
     batch_size, seed = config.batch_size, config.seed
-    steps_per_epoch = data.steps_per_epoch(len(prepared.train), batch_size)
+    steps_per_epoch = steps_in_epoch(len(prepared.train), batch_size)
     steps = config.epochs * steps_per_epoch
 
     # --- the network, from the start or from where a checkpoint left it ------------------------------------------
@@ -134,10 +136,10 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
     span = {"shard": part, "seed": seed, "batch_size": batch_size, "first_step": start, "last_step": steps}
     if config.data.on_device:
         images = towers.place(prepared.train.images(progress=towers.leads()), everywhere)
-        batches = data.resident_batches(len(prepared.train), prepared.train.labels, config.data, **span)
+        batches = resident_batches(len(prepared.train), prepared.train.labels, config.data, **span)
     else:
         images = None
-        batches = data.train_batches(prepared.train, config.data, **span)
+        batches = train_batches(prepared.train, config.data, **span)
     statistics = towers.place(prepared.statistics, everywhere)
     key = jax.jit(lambda: jax.random.fold_in(jax.random.key(seed), 1), out_shardings=everywhere)()
     constants = {"statistics": statistics, "key": key, "images": images}
@@ -148,8 +150,8 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
         log.say(f"resumed at step {start} of {steps}")
 
     def validate(views: int) -> dict:
-        size = data.filled(config.evaluation.batch_size, len(prepared.evaluation), mesh.shape[towers.DATA])
-        batches = data.eval_batches(prepared.evaluation, size, part)
+        size = filled(config.evaluation.batch_size, len(prepared.evaluation), mesh.shape[towers.DATA])
+        batches = eval_batches(prepared.evaluation, size, part)
         shards = (towers.place(b, towers.batch_sharding(mesh)) for b in batches)
         with metrics.bar(
             len(prepared.evaluation), f"validation, {views} view(s)", quiet=not towers.leads()

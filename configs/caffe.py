@@ -1,7 +1,7 @@
 """Caffe's AlexNet, bvlc_alexnet: the weights that most of the world has known by this name.
 
     python -m alexnet_jax.main --config configs/caffe.py
-    python -m alexnet_jax.convert --from caffe --weights bvlc_alexnet.caffemodel --workdir runs/caffe
+    alexnet convert --from caffe --weights bvlc_alexnet.caffemodel --workdir runs/caffe
 
 What differs from configs/paper.py; files are of BVLC/caffe, models/bvlc_alexnet. Error noted there on ILSVRC-2012
 validation (readme.md): 42.9 % top-1, 19.8 % top-5, centre. Here: not run.

@@ -1,7 +1,7 @@
 """torchvision's AlexNet, after Krizhevsky's "One weird trick" (arXiv 1404.5997): the PyTorch world's.
 
     python -m alexnet_jax.main --config configs/one_weird_trick.py
-    python -m alexnet_jax.convert --from torchvision --weights alexnet.pth --workdir runs/torchvision
+    alexnet convert --from torchvision --weights alexnet.pth --workdir runs/torchvision
 
 One tower, fewer kernels in conv1 and conv2, no normalization, dropout on inputs (pytorch/vision#549). What differs
 from configs/paper.py, after pytorch/vision: torchvision/models/alexnet.py, references/classification. conv4 has 256

@@ -25,9 +25,12 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from alexnet_jax import UserError, claims, command, main, one_line, overrides
+from alexnet_jax import UserError, main, one_line
+from alexnet_jax.cli import config_file
+from alexnet_jax.cli.commands import command
 from alexnet_jax.config import check
-from alexnet_jax.prepare import prepare
+from alexnet_jax.data.prepare import prepare
+from alexnet_jax.runs import claims
 from experiments import results
 from experiments.changes import Change
 from experiments.steps import stepper
@@ -67,8 +70,8 @@ def read_sweep(name: str) -> tuple[ConfigDict, dict[str, Change]]:
         what = f"{path} is a folder, and no sweep" if path.is_dir() else f"there is no sweep '{name}'"
         whole = Path(f"{name}.py").expanduser()
         raise UserError(f"{what}: there are {known}, or give {whole if whole.is_file() else 'a file.py'}")
-    module = overrides.load(path)
-    base = overrides.call(module, path, arg)
+    module = config_file.load(path)
+    base = config_file.call(module, path, arg)
     ablations = getattr(module, "ABLATIONS", None)
     if not isinstance(ablations, dict) or not all(isinstance(c, Change) for c in ablations.values()):
         raise UserError(f"{path} must have ABLATIONS, a dict of experiments.changes.Change by name")
@@ -101,7 +104,7 @@ def make_cells(base: ConfigDict, ablations: dict, seeds: int, workdir: Path) -> 
             try:
                 fields = ablations[name].fields(base) if name != "base" else {}
                 if strange := [field for field in fields if field not in known]:
-                    raise UserError(f"{strange[0]}: {overrides.unknown(str(strange[0]), known, 'the base')}")
+                    raise UserError(f"{strange[0]}: {config_file.unknown(str(strange[0]), known, 'the base')}")
                 config.lock().update_from_flattened_dict(fields | {"seed": seed})
                 check(config)
             except UserError as e:

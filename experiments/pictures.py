@@ -11,8 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from alexnet_jax import UserError, checkpoint, one_line, plots
-from alexnet_jax.records import slug
+from alexnet_jax import UserError, one_line
+from alexnet_jax.analysis import plots
+from alexnet_jax.data.records import slug
+from alexnet_jax.runs.run import load_run
 from experiments.results import printable
 
 if TYPE_CHECKING:  # report.py imports this file
@@ -184,7 +186,7 @@ def read_kernels(run: "Run") -> tuple[np.ndarray, int]:
     if not (run.folder / "checkpoints").is_dir():
         raise UserError("no checkpoint")
     try:
-        loaded = checkpoint.load(run.folder, "latest")
+        loaded = load_run(run.folder, "latest")
         return np.asarray(loaded.params["conv1"]["kernel"]), loaded.config.model.towers
     except UserError:
         raise

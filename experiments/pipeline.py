@@ -3,7 +3,7 @@
 python -m experiments.pipeline [--data imagenette/160px-v2] [--seconds 10] [--repeats 5]
 
 The three take turns, each on all cores, with batches of 128 crops of 224 x 224 in bytes and files in the page cache:
-- prepared: data.train_batches, as in training;
+- prepared: train_batches, as in training;
 - torch, source photos: decode, shorter side to 256, random crop, flip, as AlexNet is usually fed;
 - torch, prepared images: the same on the prepared set's 256 x 256 JPEGs, which need no scaling.
 Prints a table, then a line of JSON. It copies the training split into a temporary folder, so take a small set, which
@@ -24,10 +24,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from alexnet_jax import UserError, command, data
-from alexnet_jax.prepare import prepare
-from alexnet_jax.records import Prepared, cores
-from alexnet_jax.sources import open_source
+from alexnet_jax import UserError
+from alexnet_jax.cli.commands import command
+from alexnet_jax.data.batches import train_batches
+from alexnet_jax.data.prepare import prepare
+from alexnet_jax.data.records import Prepared, cores
+from alexnet_jax.data.sources import open_source
 from configs import paper
 
 BATCH, SIZE, CROP = 128, 256, 224
@@ -103,7 +105,7 @@ def measure(args: argparse.Namespace):
     with tempfile.TemporaryDirectory() as source, tempfile.TemporaryDirectory() as square:
         write_photos(config, prepared, Path(source), Path(square))
         paths = {
-            "prepared": lambda: data.train_batches(prepared.train, config, **span),
+            "prepared": lambda: train_batches(prepared.train, config, **span),
             "torch, source photos": lambda: torch_batches(Photos(Path(source))),
             "torch, prepared images": lambda: torch_batches(Photos(Path(square))),
         }

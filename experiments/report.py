@@ -20,7 +20,8 @@ from typing import NamedTuple
 import jax
 from scipy import stats
 
-from alexnet_jax import UserError, command
+from alexnet_jax import UserError
+from alexnet_jax.cli.commands import command
 from experiments import page, pictures, results
 from experiments.changes import CHANGES, Change
 from experiments.results import Group, Run

@@ -12,8 +12,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from alexnet_jax import UserError, one_line
-from alexnet_jax.claims import FREE
-from alexnet_jax.journal import read_metrics
+from alexnet_jax.metrics import read_metrics
+from alexnet_jax.runs.claims import FREE
 from experiments.changes import CHANGES, Change
 
 FAILED = "failed.txt"  # in the folder of a run that failed: why

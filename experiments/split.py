@@ -13,7 +13,8 @@ import time
 from absl import app, flags, logging
 from tqdm import tqdm
 
-from alexnet_jax import UserError, command, main
+from alexnet_jax import UserError, main
+from alexnet_jax.cli.commands import command
 from alexnet_jax.config import check
 from experiments.steps import stepper
 

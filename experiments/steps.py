@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from alexnet_jax import summary, towers
+from alexnet_jax import towers
+from alexnet_jax.analysis import summary
 from alexnet_jax.train import program
 
 

@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import records
+from helpers.runs import records
 
 from alexnet_jax import UserError
-from alexnet_jax.checkpoint import flat
 from alexnet_jax.config import check
 from alexnet_jax.model import parameter_count, shapes
+from alexnet_jax.runs.run import flat
 from configs import source
 from experiments import ablations
 from experiments.changes import CHANGES, Change

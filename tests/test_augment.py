@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from alexnet_jax import augment
+from alexnet_jax.data import augment
 from configs import paper
 
 SIZE, CROP = 10, 6

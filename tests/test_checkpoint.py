@@ -11,11 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.runs import Killed, kill_at
 from ml_collections import FrozenConfigDict
-from runs import Killed, kill_at
 
-from alexnet_jax import UserError, checkpoint, claims, metrics, optimizer, prepare, provenance, start, towers
+from alexnet_jax import UserError, checkpoint, metrics, optimizer, towers
+from alexnet_jax.data import prepare
 from alexnet_jax.model import AlexNet
+from alexnet_jax.runs import claims, finetune, provenance
+from alexnet_jax.runs.run import load_run, read_config, read_statistics
 from alexnet_jax.train import program
 
 
@@ -26,7 +29,7 @@ def images():
 
 def test_a_run_is_called_on_images(tiny_run, images):
     """Logits and activations of the centre crop, the mean removed at its place, in three lines."""
-    run = checkpoint.load(tiny_run)
+    run = load_run(tiny_run)
     logits, activations = run(images)
     centre = (images - run.statistics["mean"])[:, 4:68, 4:68]
     plain = AlexNet(FrozenConfigDict(run.config.model)).apply({"params": run.params}, centre)
@@ -39,7 +42,7 @@ def test_a_run_is_called_on_images(tiny_run, images):
 
 @pytest.mark.parametrize("data, tower", [(1, 2), (2, 1), (2, 2)])
 def test_on_more_devices_it_says_the_same(tiny_run, images, data, tower):
-    one, many = checkpoint.load(tiny_run), checkpoint.load(tiny_run, data=data, tower=tower)
+    one, many = load_run(tiny_run), load_run(tiny_run, data=data, tower=tower)
     assert many.mesh.devices.size == data * tower
     expected, found = one(images)[1], many(images)[1]
     for name in expected:
@@ -49,7 +52,7 @@ def test_on_more_devices_it_says_the_same(tiny_run, images, data, tower):
 
 def test_too_few_devices_are_named(tiny_run):
     with pytest.raises(UserError, match="devices"):
-        checkpoint.load(tiny_run, data=8, tower=2)
+        load_run(tiny_run, data=8, tower=2)
 
 
 # --- Whose a workdir is -----------------------------------------------------------------------------------------------
@@ -81,7 +84,7 @@ def test_a_claim_that_is_killed_is_made_anew(config, claim, tmp_path, monkeypatc
         config.batch_size += 1  # nor has anybody else's config come to stay
         workdir = claim({"classes": "x"})
         assert {p.name for p in workdir.iterdir()} == {".lock", "config.json", "statistics.npz", "provenance.json"}
-        assert checkpoint.read_config(workdir).batch_size == config.batch_size
+        assert read_config(workdir).batch_size == config.batch_size
     shutil.rmtree(tmp_path / "run")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "statistics.tmp.npz").touch()
@@ -170,12 +173,12 @@ def test_epochs_may_change_where_those_trained_do_not(config, claim, fields, epo
     config.epochs = epochs
     if says is None:
         claim(facts)
-        assert checkpoint.read_config(workdir).epochs == epochs
+        assert read_config(workdir).epochs == epochs
         return
     with pytest.raises(UserError, match=says) as e:
         claim(facts)
     assert "\n" not in str(e.value) and "--config.epochs" in str(e.value)
-    assert checkpoint.read_config(workdir).epochs == 4
+    assert read_config(workdir).epochs == 4
 
 
 # --- Damage -----------------------------------------------------------------------------------------------------------
@@ -202,7 +205,7 @@ def changed(workdir, field, value):
 def test_a_config_that_is_none_is_named(copy, content):
     (copy / "config.json").write_text(content, encoding="latin-1")
     with pytest.raises(UserError, match=r"copy/config\.json is not whole .*name another --workdir") as e:
-        checkpoint.load(copy)
+        load_run(copy)
     assert "\n" not in str(e.value)
 
 
@@ -216,13 +219,13 @@ def test_a_config_that_is_none_is_named(copy, content):
 def test_a_field_of_the_wrong_type_is_named(copy, field, value):
     (copy / "config.json").write_text(changed(copy, field, value))
     with pytest.raises(UserError, match=rf"config\.json is not whole .*{field}"):
-        checkpoint.load(copy)
+        load_run(copy)
 
 
 def test_a_run_older_than_a_field_is_read(copy):
     for field in ("start", "data.divide_by_noise"):
         (copy / "config.json").write_text(changed(copy, field, None))
-    found = checkpoint.load(copy).config
+    found = load_run(copy).config
     assert found.start.workdir == "" and not found.data.divide_by_noise
 
 
@@ -240,12 +243,12 @@ def test_damaged_statistics_are_named_and_written_anew(config, copy):
         elif content:
             np.savez(path, **content)
         with pytest.raises(UserError, match=r"statistics\.npz cannot be read .*writes it anew") as e:
-            checkpoint.load(copy)
+            load_run(copy)
         assert "\n" not in str(e.value)
         config.epochs, names = 2, [str(name) for name in arrays["classes"]]
         mine = {name: a for name, a in arrays.items() if name != "classes"}
         claims.claim(copy, config, mine, names).close()
-        assert checkpoint.load(copy).classes == names
+        assert load_run(copy).classes == names
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # coroutines that orbax leaves
@@ -260,8 +263,8 @@ def test_a_checkpoint_that_is_damaged_anywhere_says_how_to_go_on(config, copy):
     refused = set()
     reads = itertools.cycle(
         [
-            lambda: checkpoint.load(copy, "latest").params,
-            lambda: checkpoint.load(copy, "best").params,
+            lambda: load_run(copy, "latest").params,
+            lambda: load_run(copy, "best").params,
             lambda: checkpoint.restore(checkpoint.manager(copy), like)[1]["params"],
         ]
     )
@@ -284,10 +287,10 @@ def test_a_checkpoint_that_is_damaged_anywhere_says_how_to_go_on(config, copy):
     shutil.rmtree(copy / "checkpoints" / "step_6")
     (latest / "state" / "_METADATA").write_bytes(b"")
     with pytest.raises(UserError, match="no other is whole"):
-        checkpoint.load(copy)
+        load_run(copy)
     shutil.rmtree(copy / "checkpoints")
     with pytest.raises(UserError, match="no checkpoint yet"):
-        checkpoint.load(copy)
+        load_run(copy)
     assert not (copy / "checkpoints").exists()  # who reads writes nothing
 
 
@@ -309,14 +312,14 @@ def test_a_workdir_that_is_a_file_is_refused(config, tmp_path):
     with pytest.raises(UserError, match="cannot write to the workdir"):
         claims.claim(tmp_path / "run", config, {}, [])
     with pytest.raises(UserError, match="holds no run"):
-        checkpoint.load(tmp_path / "run")
+        load_run(tmp_path / "run")
 
 
 def test_a_start_resumes_where_its_copy_of_the_statistics_is_damaged(config, tiny_run, copy):
     config.start.workdir = str(tiny_run)
-    expected = checkpoint.read_statistics(copy)[0]
+    expected = read_statistics(copy)[0]
     (copy / "statistics.npz").write_bytes(b"")
-    found = start.statistics(config, copy, {})
+    found = finetune.statistics(config, copy, {})
     assert all((found[name] == expected[name]).all() for name in expected)
 
 
@@ -335,9 +338,9 @@ def test_a_lost_process_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
 
 def test_a_checksum_sees_any_change_and_no_split(tiny_run):
     """A bit, two numbers that change places, a sign of zero; of the same numbers over two devices it is the same."""
-    params = checkpoint.load(tiny_run).params
+    params = load_run(tiny_run).params
     expected = checkpoint.checksums({"params": params})
-    assert checkpoint.checksums({"params": checkpoint.load(tiny_run, data=2, tower=2).params}) == expected
+    assert checkpoint.checksums({"params": load_run(tiny_run, data=2, tower=2).params}) == expected
     kernel = np.array(params["conv2"]["kernel"])
     bit, swapped = kernel.copy(), kernel.copy()
     bit.view(np.uint32)[0, 0, 0, 0] ^= 1 << 31
@@ -354,10 +357,10 @@ def test_numbers_that_are_not_those_that_were_saved_are_refused(copy):
     host["checksums"]["params/conv2/kernel"] ^= 1
     path.write_text(json.dumps(host))
     with pytest.raises(UserError, match="params/conv2/kernel is not what was saved"):
-        checkpoint.load(copy)
+        load_run(copy)
     del host["checksums"]
     path.write_text(json.dumps(host))
-    assert checkpoint.load(copy).params
+    assert load_run(copy).params
 
 
 def test_records_that_are_missing_are_not_passed_over(tiny_run, tmp_path, capsys):

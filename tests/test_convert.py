@@ -13,11 +13,15 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from foreign import CROP, FCS, SIDE, SIZE, WIDTHS, caffe_net, preset, refuse, write
-from origins import ORIGINS, network, randomize, torchvision
+from helpers.foreign import CROP, FCS, SIDE, SIZE, WIDTHS, caffe_net, preset, refuse, write
+from helpers.origins import ORIGINS, network, randomize, torchvision
 from PIL import Image
 
-from alexnet_jax import UserError, checkpoint, classes, convert, evaluate, figures, formats, main, predict
+from alexnet_jax import UserError, evaluate, main
+from alexnet_jax.analysis import figures, predict
+from alexnet_jax.data import classes
+from alexnet_jax.runs.run import load_run
+from alexnet_jax.weights import convert, formats
 
 SHARED = Path(os.environ.get("TFDS_DATA_DIR", "nowhere")).parent
 
@@ -65,7 +69,7 @@ def test_caffe_in_every_format(kind, images, mean, tmp_path):
     blob = foreign.fill(foreign.CAFFE["BlobProto"](), mean, old=True)
     (tmp_path / "mean.binaryproto").write_bytes(blob.SerializeToString())
     convert.bring(origin, path, preset("caffe"), tmp_path / "run", tmp_path / "mean.binaryproto")
-    close(np.asarray(checkpoint.load(tmp_path / "run")(images)[0]), as_caffe(net, images, mean))
+    close(np.asarray(load_run(tmp_path / "run")(images)[0]), as_caffe(net, images, mean))
 
 
 def test_caffenet_by_its_config(images, mean, tmp_path):
@@ -74,7 +78,7 @@ def test_caffenet_by_its_config(images, mean, tmp_path):
     origin, path = write(tmp_path, "V2", layers)
     np.savez(tmp_path / "mean.npz", mean=mean.astype(np.float64), channels=mean.mean((1, 2)))
     convert.bring(origin, path, preset("caffenet"), tmp_path / "run", tmp_path / "mean.npz")
-    close(np.asarray(checkpoint.load(tmp_path / "run")(images)[0]), as_caffe(net, images, mean))
+    close(np.asarray(load_run(tmp_path / "run")(images)[0]), as_caffe(net, images, mean))
 
 
 @pytest.mark.parametrize("kind", ["pth", "data parallel", "safetensors"])
@@ -91,7 +95,7 @@ def test_torchvision(kind, images, tmp_path):
     else:
         safetensors.numpy.save_file({name: p.numpy() for name, p in net.state_dict().items()}, path)
     convert.bring("torchvision", path, preset("one_weird_trick"), tmp_path / "run")
-    run = checkpoint.load(tmp_path / "run")
+    run = load_run(tmp_path / "run")
     at = (SIZE - CROP) // 2
     scaled = (images / 255.0 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     planes = torch.tensor(scaled[:, at : at + CROP, at : at + CROP], dtype=torch.float32).permute(0, 3, 1, 2)
@@ -104,7 +108,7 @@ def test_a_run_of_it_says_where_it_came_from(tmp_path):
     """Statistics of ILSVRC by default, numbered classes, and the file's digest."""
     origin, path = write(tmp_path, "V2", caffe_net()[1])
     convert.bring(origin, path, preset("caffe"), tmp_path / "run")
-    run = checkpoint.load(tmp_path / "run")
+    run = load_run(tmp_path / "run")
     assert run.step == 0 and run.classes == [f"class {i}" for i in range(7)]
     assert run.statistics["mean"].shape == (SIZE, SIZE, 3)
     np.testing.assert_allclose(run.statistics["mean"][0, 0], [122.679, 116.669, 104.007], rtol=1e-6)
@@ -136,16 +140,16 @@ def converted(tmp_path_factory):
     "to, suffix, back", [("safetensors", "safetensors", "safetensors"), ("caffe-npy", "npy", "npy")]
 )
 def test_out_and_in_again_is_exact(converted, tmp_path, to, suffix, back):
-    run, path = checkpoint.load(converted), tmp_path / f"out.{suffix}"
+    run, path = load_run(converted), tmp_path / f"out.{suffix}"
     convert.WRITERS[to][0](run, path)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
     convert.bring(back, path, preset("caffe"), tmp_path / "run")
-    same(checkpoint.load(tmp_path / "run").params, run.params)
+    same(load_run(tmp_path / "run").params, run.params)
 
 
 def test_pytorch_loads_what_is_written(converted, images, tmp_path):
     """A grouped network with the paper's names takes every array, and says the same."""
-    run = checkpoint.load(converted)
+    run = load_run(converted)
     convert.write_safetensors(run, tmp_path / "out.safetensors")
     net = network(WIDTHS, FCS, SIDE, **ORIGINS["caffe"]).eval()
     state = safetensors.numpy.load_file(tmp_path / "out.safetensors")
@@ -156,7 +160,7 @@ def test_pytorch_loads_what_is_written(converted, images, tmp_path):
 
 def test_a_trained_run_of_two_towers_goes_out_and_in(tiny_run, tmp_path):
     """fc6 reads both towers' maps; a sixth convolution and a fc6 of each tower's own are laid out alike."""
-    run = checkpoint.load(tiny_run)
+    run = load_run(tiny_run)
     convert.write_safetensors(run, tmp_path / "out.safetensors")
     state = safetensors.numpy.load_file(tmp_path / "out.safetensors")
     side = round((state["fc6.weight"].shape[1] / state["conv5.bias"].size) ** 0.5)
@@ -166,7 +170,7 @@ def test_a_trained_run_of_two_towers_goes_out_and_in(tiny_run, tmp_path):
     np.testing.assert_array_equal(there[3, 5, 0, -1], kernel[0, -1, 5, 3])
     np.testing.assert_array_equal(state["conv2.weight"][3, 2, 0, 4], run.params["conv2"]["kernel"][0, 4, 2, 3])
     convert.bring("safetensors", tmp_path / "out.safetensors", run.config, tmp_path / "run")
-    same(checkpoint.load(tmp_path / "run").params, run.params)
+    same(load_run(tmp_path / "run").params, run.params)
 
 
 def test_fc6_of_each_towers_own_maps(narrow, draw):
@@ -186,7 +190,7 @@ def test_fc6_of_each_towers_own_maps(narrow, draw):
 
 
 def test_what_is_not_torchvisions_is_named(converted, tmp_path):
-    run = checkpoint.load(converted)
+    run = load_run(converted)
     with pytest.raises(UserError, match=r"model\.average_pool is 0 and there 6; --to safetensors"):
         convert.write_torchvision(run, tmp_path / "out.pth")
     with pytest.raises(UserError, match="is a folder"):
@@ -220,7 +224,7 @@ def test_full_size_on_photos(tmp_path):
     torch.save(net.state_dict(), tmp_path / "alexnet.pth")
     c = importlib.import_module("configs.one_weird_trick").get_config()
     convert.bring("torchvision", tmp_path / "alexnet.pth", c, tmp_path / "run")
-    run = checkpoint.load(tmp_path / "run")
+    run = load_run(tmp_path / "run")
     paths = [photo(folder) for folder in ("n01443537", "n02099712", "n01770393")]
     from torchvision import transforms
 
@@ -277,7 +281,7 @@ def test_real_kernels_on_a_real_photo(name, tmp_path):
         with torch.no_grad():
             expected = net.features[:8](planes[None])
         layer, wanted = "conv3", (r"^conv1: \d+ of 64 kernels",)
-    run = checkpoint.load(tmp_path / "run")
+    run = load_run(tmp_path / "run")
     close(np.asarray(run(image[None])[1][layer]), expected.numpy().transpose(0, 2, 3, 1))
     said = figures.color_blindness(np.asarray(run.params["conv1"]["kernel"]), run.config.model.towers)
     for line in wanted:
@@ -358,7 +362,7 @@ def test_predictions_have_ids_and_words(converted, photos, capsys):
 
 def test_other_data_is_labelled_by_name(converted, photos, tmp_path):
     """A folder's blue, green, red are the run's 3, 5, 1; all of a folder without validation images counts."""
-    run = checkpoint.load(converted)
+    run = load_run(converted)
     for split, count in (("validation", 33), ("train", 96)):
         images = evaluate.images_for(run, split, str(photos))
         assert len(images) == count
@@ -395,13 +399,13 @@ def test_pictures_of_what_was_not_trained_here(converted, photos, tmp_path, caps
 
 def test_a_config_of_an_earlier_version_is_filled_up(tiny_run, images, tmp_path):
     """Fields that it lacks have the paper's values; what it says counts."""
-    now = checkpoint.load(tiny_run)
+    now = load_run(tiny_run)
     config = json.loads((tiny_run / "config.json").read_text())
     del config["start"], config["model"]["average_pool"], config["model"]["dropout_before"], config["data"]["deviation"]
     (tmp_path / "checkpoints").symlink_to(tiny_run / "checkpoints")
     (tmp_path / "statistics.npz").symlink_to(tiny_run / "statistics.npz")
     (tmp_path / "config.json").write_text(json.dumps(config))
-    then = checkpoint.load(tmp_path)
+    then = load_run(tmp_path)
     assert then.config.to_json(sort_keys=True) == now.config.to_json(sort_keys=True)
     np.testing.assert_array_equal(then(images[:, :72, :72])[0], now(images[:, :72, :72])[0])
 
@@ -411,7 +415,7 @@ def test_the_command_line(tmp_path):
     _, path = write(tmp_path, "V1", caffe_net()[1])
 
     def call(*flags):
-        command = [sys.executable, "-m", "alexnet_jax.convert", *flags]
+        command = [sys.executable, "-m", "alexnet_jax", "convert", *flags]
         return subprocess.run(command, capture_output=True, text=True)
 
     widths = [f"--config.model.conv_widths={WIDTHS}", f"--config.model.fc_widths={FCS}", f"--config.data.crop={CROP}"]

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from alexnet_jax import UserError
-from alexnet_jax.curves import curves
-from alexnet_jax.journal import read_metrics
+from alexnet_jax.analysis.curves import curves
+from alexnet_jax.metrics import read_metrics
 
 # A letter that the font lacks, an empty axis; not what other tests' objects say when they are collected meanwhile.
 NO_WARNINGS = pytest.mark.filterwarnings(

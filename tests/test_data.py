@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_jax import UserError, augment
-from alexnet_jax.data import eval_batches, resident_batches, train_batches
-from alexnet_jax.prepare import prepare
+from alexnet_jax import UserError
+from alexnet_jax.data import augment
+from alexnet_jax.data.batches import eval_batches, resident_batches, train_batches
+from alexnet_jax.data.prepare import prepare
 from configs import paper
 
 ROOT = Path(__file__).parent.parent
@@ -181,7 +182,7 @@ WITHOUT_TENSORFLOW = """
 import sys
 sys.modules["tensorflow"] = sys.modules["tensorflow_datasets"] = None  # importing them raises
 from alexnet_jax import UserError, data
-from alexnet_jax.prepare import prepare
+from alexnet_jax.data.prepare import prepare
 from configs import paper
 
 c = paper.get_config().data

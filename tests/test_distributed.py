@@ -10,9 +10,9 @@ import time
 
 import numpy as np
 import pytest
-from runs import check_equal, records, start
+from helpers.runs import check_equal, records, start
 
-from alexnet_jax import checkpoint
+from alexnet_jax.runs.run import load_run
 
 # Each process gets its own number of devices; the parent's would be inherited otherwise.
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
@@ -36,7 +36,7 @@ def check_same(workdir, reference):
     ours, theirs = ([r for r in records(w) if r["split"] == "validation"] for w in (workdir, reference))
     for a, b in zip(ours, theirs, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-3) and a["images"] == b["images"]
-    one, other = (checkpoint.load(w).params for w in (workdir, reference))
+    one, other = (load_run(w).params for w in (workdir, reference))
     for layer in one:
         np.testing.assert_allclose(one[layer]["kernel"], other[layer]["kernel"], atol=2e-3)
 

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from ml_collections import FrozenConfigDict
 
-from alexnet_jax import UserError, augment, checkpoint, evaluate, main, metrics, predict
+from alexnet_jax import UserError, checkpoint, evaluate, main, metrics
+from alexnet_jax.analysis import predict
+from alexnet_jax.data import augment
+from alexnet_jax.data.prepare import prepare
 from alexnet_jax.model import AlexNet, fc6_side
-from alexnet_jax.prepare import prepare
+from alexnet_jax.runs.run import load_run
 
 
 def brute_force(run, images, labels, views):
@@ -39,7 +42,7 @@ def score(probabilities, labels):
 
 @pytest.fixture(scope="module")
 def run(tiny_run):
-    return checkpoint.load(tiny_run)
+    return load_run(tiny_run)
 
 
 @pytest.mark.parametrize("views", [1, 10])
@@ -61,7 +64,7 @@ def test_several_runs_average_probabilities(tiny_run, run, tmp_path):
     config = run.config.copy_and_resolve_references()
     config.seed, config.epochs = 7, 1
     main.run(config, tmp_path / "other")
-    other = checkpoint.load(tmp_path / "other")
+    other = load_run(tmp_path / "other")
     split = prepare(run.config.data).evaluation
 
     def probabilities(r):
@@ -81,7 +84,7 @@ def test_runs_of_different_networks_average_too(tiny_run, run, tmp_path):
     config.model.update({"towers": 1, "conv_widths": (8, 8, 8, 8, 8), "fc_widths": (16, 16)})
     config.data.update({"size": 96, "crop": 80, "mean": "value", "mean_value": (120.0,) * 3, "deviation": (60.0,) * 3})
     main.run(config, tmp_path / "other")
-    other = checkpoint.load(tmp_path / "other")
+    other = load_run(tmp_path / "other")
 
     def probabilities(r):
         split = prepare(r.config.data).evaluation
@@ -235,7 +238,7 @@ def test_the_last_line_is_json(tiny_run):
 
 
 def test_no_run_is_one_line(tmp_path):
-    command = [sys.executable, "-m", "alexnet_jax.evaluate", "--workdir", str(tmp_path / "nothing")]
+    command = [sys.executable, "-m", "alexnet_jax", "evaluate", "--workdir", str(tmp_path / "nothing")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("error:") and "alexnet_jax.main" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -244,7 +247,7 @@ def test_no_run_is_one_line(tmp_path):
 def test_a_damaged_run_says_which_file(tiny_run, tmp_path):
     (tmp_path / "config.json").write_text('{"name": "pap')
     with pytest.raises(UserError, match=r"config\.json"):
-        checkpoint.load(tmp_path)
+        load_run(tmp_path)
 
 
 def test_progress_counts_every_image_once(tiny_run, run):

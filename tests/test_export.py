@@ -13,8 +13,10 @@ import onnxruntime
 import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from alexnet_jax import UserError, checkpoint, convert, export, towers
+from alexnet_jax import UserError, towers
 from alexnet_jax.model import AlexNet
+from alexnet_jax.runs.run import Run, load_run
+from alexnet_jax.weights import convert, export
 
 PRESETS = (
     "paper", "source", "caffe", "caffenet", "one_column", "half_width", "ungrouped", "one_weird_trick", "six_conv",
@@ -56,7 +58,7 @@ def make_run(draw):
         params, _ = draw(m, 1, d.crop)
         params = jax.device_put(params, towers.shardings(params, mesh))
         apply = towers.split(AlexNet(FrozenConfigDict(m)), mesh)
-        return checkpoint.Run(Path("run"), 5, c, mesh, apply, params, statistics, list("abcdéfg"))
+        return Run(Path("run"), 5, c, mesh, apply, params, statistics, list("abcdéfg"))
 
     return make
 
@@ -170,7 +172,7 @@ def test_stablehlo_needs_jax_alone(make_run, tmp_path):
 
 
 def test_a_trained_run_goes_out_by_its_name(tiny_run, tmp_path):
-    run = checkpoint.load(tiny_run)
+    run = load_run(tiny_run)
     images, crops = pictures(run)
     expected = run(images)[0]
     for to in ("onnx", "stablehlo"):

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from origins import ORIGINS, network, pool, randomize, to_ours, torchvision
+from helpers.origins import ORIGINS, network, pool, randomize, to_ours, torchvision
 from torch import nn
 
-from alexnet_jax import augment, checkpoint
 from alexnet_jax.config import check
+from alexnet_jax.data import augment
 from alexnet_jax.model import AlexNet, fc6_side, parameter_count, shapes
+from alexnet_jax.runs.run import read_config
 from configs import finetune, half_width, one_weird_trick, paper
 
 COUNTS = {  # parameters, multiply-accumulates of one image
@@ -194,7 +195,7 @@ def test_a_run_from_when_the_pool_was_for_all_norms_loads(after, before, expecte
     config["model"]["lrn"] |= {"after_pool": after, "before_activation": before}
     del config["optimizer"]["bias_rule"], config["optimizer"]["bias_drop_epochs"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    c = checkpoint.read_config(tmp_path)
+    c = read_config(tmp_path)
     assert list(c.model.lrn.after_pool) == expected and c.optimizer.bias_rule == "weights"
     assert list(finetune.get_config(str(tmp_path)).model.lrn.after_pool) == expected
 

@@ -10,16 +10,19 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers.runs import full_disk
 from PIL import Image
-from runs import full_disk
 
-from alexnet_jax import UserError, checkpoint, features, photos, records
-from alexnet_jax.prepare import prepare
+from alexnet_jax import UserError
+from alexnet_jax.analysis import features
+from alexnet_jax.data import photos, records
+from alexnet_jax.data.prepare import prepare
+from alexnet_jax.runs.run import load_run
 
 
 @pytest.fixture(scope="module")
 def run(tiny_run):
-    return checkpoint.load(tiny_run)
+    return load_run(tiny_run)
 
 
 def extract(workdir, images, out, *flags, layers=("fc7",)):
@@ -276,7 +279,7 @@ def test_what_a_killed_process_left_is_taken_over_and_a_living_one_is_left_alone
 def test_the_command_makes_its_devices_and_says_what_failed(tiny_run, run, tmp_path):
     colors = odd_photos(tmp_path / "odd")
     command = [
-        sys.executable, "-m", "alexnet_jax.features", f"--workdir={tiny_run}", f"--images={tmp_path / 'odd'}",
+        sys.executable, "-m", "alexnet_jax", "features", f"--workdir={tiny_run}", f"--images={tmp_path / 'odd'}",
         "--layer=fc7", "--devices=1x2", f"--out={tmp_path / 'f.npz'}",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_jax import UserError, checkpoint, figures
-from alexnet_jax.prepare import prepare
+from alexnet_jax import UserError
+from alexnet_jax.analysis import figures
+from alexnet_jax.data.prepare import prepare
+from alexnet_jax.runs.run import load_run
 
 
 def size(path):
@@ -55,7 +57,7 @@ def test_wrong_of_equally_certain_mistakes_shows_none_twice():
 
 def test_probabilities_are_of_every_image_once(tiny_run):
     """33 images in batches of 10, against all at once."""
-    run = checkpoint.load(tiny_run)
+    run = load_run(tiny_run)
     split = prepare(run.config.data).evaluation
     logits = np.asarray(run(split.images())[0], np.float64)
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)

@@ -10,13 +10,16 @@ import jax
 import numpy as np
 import pytest
 import torch
+from helpers.runs import check_equal, records
 from ml_collections import ConfigDict
 from PIL import Image
-from runs import check_equal, records
 
-from alexnet_jax import UserError, checkpoint, main, optimizer, start, summary, towers
+from alexnet_jax import UserError, main, optimizer, towers
+from alexnet_jax.analysis import summary
+from alexnet_jax.runs import finetune
+from alexnet_jax.runs.run import flat, load_run
 from alexnet_jax.train import program
-from configs import finetune
+from configs import finetune as preset
 
 FROM_FC8 = ((0, "conv1", 0.0), (0, "conv2", 0.0), (0, "conv3", 0.0), (0, "conv4", 0.0), (0, "conv5", 0.0),
             (0, "fc6", 0.0), (0, "fc7", 0.0))  # fmt: skip
@@ -41,7 +44,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def tuned(tiny_run, folder):
     """A config that fine-tunes tiny_run on the folder."""
-    c = finetune.get_config(str(tiny_run))
+    c = preset.get_config(str(tiny_run))
     c.data.name, c.data.prepared_dir = str(folder), str(folder.parent / "prepared")
     c.data.validation_fraction = 0.25
     c.batch_size = c.evaluation.batch_size = 12
@@ -65,8 +68,8 @@ def test_all_layers_but_the_fresh_ones_are_the_starts(tuned, tiny_run, data, tow
     """On any devices, each holding its part; fc8 keeps its initial values and has the data's classes."""
     tuned.model.num_classes = 2
     net = program(tuned, mesh_of(data, tower))
-    initial, theirs = net.start()["params"], checkpoint.load(tiny_run).params
-    found = initial | start.parameters(tuned, net.state["params"])
+    initial, theirs = net.start()["params"], load_run(tiny_run).params
+    found = initial | finetune.parameters(tuned, net.state["params"])
     assert_same(found, theirs, [name for name in theirs if name != "fc8"])
     assert found["fc8"]["kernel"].shape == (128, 2)
     assert_same(found, initial, ["fc8"])
@@ -82,7 +85,7 @@ def test_a_folder_of_ones_own(tuned, tiny_run, folder, tmp_path, capsys):
     assert tuned.model.num_classes == 0
     said = capsys.readouterr()
     assert f"start:    {tiny_run}, fc8 anew" in said.out and "2 classes" in said.out
-    run, base = checkpoint.load(tmp_path / "run"), checkpoint.load(tiny_run)
+    run, base = load_run(tmp_path / "run"), load_run(tiny_run)
     assert run.config.model.num_classes == 2 and run.classes == ["dark", "light"]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["model"]["num_classes"] == 2
     for name, array in base.statistics.items():
@@ -109,10 +112,10 @@ def test_resumed_equals_uninterrupted_without_its_start(tuned, tiny_run, tmp_pat
     with monkeypatch.context() as m:
         m.setattr(towers, "any_process", lambda flag: flag or next(asked, False))
         assert main.run(tuned, tmp_path / "broken") == 130
-    step = checkpoint.load(tmp_path / "broken", "latest").step
+    step = load_run(tmp_path / "broken", "latest").step
     shutil.rmtree(base)
     assert main.run(tuned, tmp_path / "broken") == 0
-    last = checkpoint.load(tmp_path / "whole", "latest").step
+    last = load_run(tmp_path / "whole", "latest").step
     assert 0 < step < last
     check_equal(tmp_path / "whole", tmp_path / "broken", last)
 
@@ -135,7 +138,7 @@ def test_frozen_layers_stay_bit_for_bit(tuned, tiny_run, tmp_path):
     tuned.epochs, tuned.devices.tower = 1, 2
     tuned.optimizer.layer_rates = FROM_FC8
     main.run(tuned, tmp_path / "run")
-    run, base = checkpoint.load(tmp_path / "run"), checkpoint.load(tiny_run)
+    run, base = load_run(tmp_path / "run"), load_run(tiny_run)
     assert_same(run.params, base.params, [layer for _, layer, _ in FROM_FC8])
     assert np.abs(run.params["fc8"]["kernel"]).max() > 0
 
@@ -222,19 +225,19 @@ def test_what_is_no_start_is_refused_in_one_line(tuned, tmp_path, field, value, 
 def test_other_dropout_and_fresh_layers_of_other_widths_are_fine(tuned):
     tuned.model.num_classes = 2
     tuned.model.dropout, tuned.model.fc_widths, tuned.start.fresh = 0.1, (64, 32), ("fc6", "fc7", "fc8")
-    start.check(tuned)
+    finetune.check(tuned)
 
 
 def test_the_config_takes_the_network_from_the_start(tiny_run, photos):
-    theirs = checkpoint.load(tiny_run).config
-    c = finetune.get_config(f"{tiny_run},fc6,fc7,cifar10,smoke")
+    theirs = load_run(tiny_run).config
+    c = preset.get_config(f"{tiny_run},fc6,fc7,cifar10,smoke")
     assert (c.data.name, c.data.eval_split, c.model.num_classes) == ("cifar10", "test[:256]", 0)
-    mine, there = (checkpoint.flat(s) for s in (c.model, theirs.model))
+    mine, there = (flat(s) for s in (c.model, theirs.model))
     assert {k for k in there if mine[k] != there[k]} == {"num_classes"}
     assert (c.data.size, c.data.crop, c.epochs, c.name) == (72, 64, 2, "finetune_fc6_fc7_cifar10_smoke")
     layers = [f"conv{i}" for i in range(1, 6)] + ["fc6", "fc7", "fc8"]
     assert optimizer.frozen(c.optimizer, layers, c.epochs) == set(layers[:5])
-    rates = optimizer.rates(c.optimizer, checkpoint.load(tiny_run).params, 0.001, 0)
+    rates = optimizer.rates(c.optimizer, load_run(tiny_run).params, 0.001, 0)
     assert (rates["fc7"]["kernel"], rates["fc8"]["kernel"], rates["fc8"]["bias"]) == pytest.approx((1e-3, 1e-2, 2e-2))
 
 
@@ -244,7 +247,7 @@ def test_the_config_takes_the_network_from_the_start(tiny_run, photos):
 def test_the_config_refuses_what_is_no_run(tiny_run, tmp_path, arg, says):
     (tmp_path / "config.json").write_text('{"model": []}')
     with pytest.raises(ValueError, match=says) as e:
-        finetune.get_config(arg.format(broken=tmp_path, run=tiny_run))
+        preset.get_config(arg.format(broken=tmp_path, run=tiny_run))
     assert "\n" not in str(e.value)
 
 

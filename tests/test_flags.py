@@ -12,8 +12,10 @@ import pytest
 from absl import flags
 
 import alexnet_jax
-from alexnet_jax import UserError, evaluate, features, figures, main, overrides, predict, retrieval, summary, towers
-from alexnet_jax.curves import curves
+from alexnet_jax import UserError, evaluate, main, towers
+from alexnet_jax.analysis import features, figures, predict, retrieval, summary
+from alexnet_jax.analysis.curves import curves
+from alexnet_jax.cli import config_file
 from configs import paper
 from experiments import ablations, pipeline, report
 
@@ -101,7 +103,7 @@ def test_a_file_without_a_config_is_named(tmp_path):
     path = tmp_path / "empty.py"
     path.write_text("")
     with pytest.raises(UserError, match="empty.py has no function get_config"):
-        overrides.call(overrides.load(path), path, None)
+        config_file.call(config_file.load(path), path, None)
 
 
 def test_the_packages_configs_are_found_from_anywhere(parse, tmp_path, monkeypatch):
@@ -112,7 +114,7 @@ def test_the_packages_configs_are_found_from_anywhere(parse, tmp_path, monkeypat
     (tmp_path / "configs" / "paper.py").write_text(
         "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({'name': 'own'})\n"
     )
-    assert overrides.located(["main", "--config=configs/paper.py"]) == ["main", "--config=configs/paper.py"]
+    assert config_file.located(["main", "--config=configs/paper.py"]) == ["main", "--config=configs/paper.py"]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +166,7 @@ FEATURES = ("--workdir", RUN, "--images", PHOTO, "--out", "o", "--layer")
         (figures.main, ["--weights", "fifo"], "fifo is no file"),
         (figures.main, ["--weights", "missing.npz"], "there is no file missing.npz"),
         (figures.main, ["--weights", "conv1.npy"], "conv1.npy is no .npz: --weights takes an .npz"),
-        (figures.main, ["--weights", "net.pth"], "net.pth is no .npz.*alexnet_jax.convert"),
+        (figures.main, ["--weights", "net.pth"], "net.pth is no .npz.*alexnet_jax.weights.convert"),
         (figures.main, ["--weights", "file"], "file is no .npz, or not a whole one"),
         (figures.main, ["--weights", "integers.npz"], "conv1 in integers.npz is int8"),
         (figures.main, ["--weights", "pickled.npz"], "plain arrays"),

@@ -10,7 +10,7 @@ import foreign
 import numpy as np
 import safetensors.numpy
 import torch
-from foreign import FCS, SIDE, WIDTHS, caffe_net, refuse
+from helpers.foreign import FCS, SIDE, WIDTHS, caffe_net, refuse
 
 
 def test_missing_layers_and_what_is_no_number(tmp_path):

@@ -8,10 +8,11 @@ import threading
 
 import numpy as np
 import pytest
+from helpers.runs import full_disk
 from PIL import Image
-from runs import full_disk
 
-from alexnet_jax import UserError, glyphs, records
+from alexnet_jax import UserError
+from alexnet_jax.data import glyphs, records
 
 
 def test_image_and_label():

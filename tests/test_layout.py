@@ -6,24 +6,25 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import write_config
+from helpers.runs import write_config
 
 import alexnet_jax
 
 PACKAGE = Path(alexnet_jax.__file__).parent
-# A file imports only from lower rows, or from its own row to its left.
-ROWS = [
-    ["stopping", "journal", "classes", "formats"],
-    ["records", "glyphs", "photos", "sources", "prepare"],
-    ["augment", "layers", "towers", "data", "optimizer", "metrics"],
-    ["plots", "curves"],
-    ["model"],
-    ["config"],
-    ["provenance", "checkpoint", "claims", "evaluate", "start"],
-    ["features", "predict", "retrieval", "figures", "train", "export"],
-    ["overrides", "main", "summary", "convert"],
-]
-ORDER = [name for row in ROWS for name in row]
+# A file imports only from lower floors, or from its own floor to its left.
+FLOORS = [
+    ["cli.stopping", "cli.commands", "cli.config_file", "files", "data.classes"],
+    ["data.records", "data.photos", "data.glyphs", "data.sources", "data.prepare", "data.augment", "data.batches"],
+    ["layers", "towers", "model", "optimizer", "config", "metrics", "checkpoint"],
+    ["runs.run", "runs.provenance", "runs.claims", "runs.finetune", "inference", "evaluate", "train"],
+    [
+        "analysis.plots", "analysis.curves", "analysis.features", "analysis.predict",
+        "analysis.retrieval", "analysis.figures", "analysis.summary",
+        "weights.formats", "weights.export", "weights.convert",
+    ],
+    ["main", "cli.verbs", "__main__"],
+]  # fmt: skip
+ORDER = [name for floor in FLOORS for name in floor]
 
 
 def imports(path, top_only=False):
@@ -38,23 +39,25 @@ def imports(path, top_only=False):
     return found
 
 
-def test_every_file_has_its_row():
-    assert sorted(ORDER) == sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem != "__init__")
+def test_every_file_has_its_floor():
+    there = (p.relative_to(PACKAGE).with_suffix("") for p in PACKAGE.rglob("*.py") if p.stem != "__init__")
+    assert sorted(ORDER) == sorted(".".join(path.parts) for path in there)
 
 
 @pytest.mark.parametrize("name", ORDER)
 def test_files_import_downwards(name):
-    ours = {m.split(".")[1] for m in imports(PACKAGE / f"{name}.py") if m.startswith("alexnet_jax.")} & set(ORDER)
+    found = imports(PACKAGE / f"{name.replace('.', '/')}.py")
+    ours = {m.removeprefix("alexnet_jax.") for m in found} & set(ORDER)
     above = [m for m in ours if ORDER.index(m) >= ORDER.index(name)]
     assert not above, f"{name}.py imports {above}, which stand above it"
 
 
 @pytest.mark.parametrize("name", ORDER)
 def test_each_library_has_its_place(name):
-    found = imports(PACKAGE / f"{name}.py")
+    found = imports(PACKAGE / f"{name.replace('.', '/')}.py")
     assert name == "checkpoint" or not any(m.startswith("orbax") for m in found)
     assert name == "towers" or not any(m.endswith(("shard_map", "make_mesh", "mesh_utils")) for m in found)
-    top = imports(PACKAGE / f"{name}.py", top_only=True)
+    top = imports(PACKAGE / f"{name.replace('.', '/')}.py", top_only=True)
     assert not any(m.split(".")[0] in ("tensorflow", "tensorflow_datasets", "onnx") for m in top)
     assert name in ("checkpoint", "convert", "overrides") or not any(m.split(".")[0] == "configs" for m in found)
     assert not any(m.split(".")[0] in ("experiments", "torch") for m in (top if name == "formats" else found))

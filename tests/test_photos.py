@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_jax import UserError, photos
+from alexnet_jax import UserError
+from alexnet_jax.data import photos
 
 
 def test_a_phones_photo_stands_upright(tmp_path):

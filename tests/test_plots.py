@@ -7,8 +7,16 @@ import pytest
 from PIL import Image
 
 from alexnet_jax import UserError
-from alexnet_jax.curves import curves
-from alexnet_jax.plots import colorfulness, confusion, kernels, mistakes, neighbours, predictions, towers_colors
+from alexnet_jax.analysis.curves import curves
+from alexnet_jax.analysis.plots import (
+    colorfulness,
+    confusion,
+    kernels,
+    mistakes,
+    neighbours,
+    predictions,
+    towers_colors,
+)
 
 # A letter that the font lacks, an empty axis; not what other tests' objects say when they are collected meanwhile.
 NO_WARNINGS = pytest.mark.filterwarnings(

@@ -10,13 +10,15 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import UserError, checkpoint, evaluate, predict
-from alexnet_jax.photos import square
+from alexnet_jax import UserError, evaluate
+from alexnet_jax.analysis import predict
+from alexnet_jax.data.photos import square
+from alexnet_jax.runs.run import load_run
 
 
 @pytest.fixture(scope="module")
 def run(tiny_run):
-    return checkpoint.load(tiny_run)
+    return load_run(tiny_run)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +134,7 @@ def test_what_the_user_gets_wrong_is_said(tiny_run, run, paths, tmp_path):
 
 def test_the_command_and_its_exit_status(tiny_run, paths, tmp_path):
     (tmp_path / "caf\udce9.png").write_bytes(paths[0].read_bytes())
-    command = [sys.executable, "-m", "alexnet_jax.predict", f"--workdir={tiny_run}"]
+    command = [sys.executable, "-m", "alexnet_jax", "predict", f"--workdir={tiny_run}"]
     done = subprocess.run([*command, str(tmp_path), "--top=1"], capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == ""
     path, row = done.stdout.splitlines()

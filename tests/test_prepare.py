@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.runs import full_disk
 from PIL import Image
-from runs import full_disk
 
-from alexnet_jax import UserError, main, records
-from alexnet_jax.prepare import prepare
+from alexnet_jax import UserError, main
+from alexnet_jax.data import records
+from alexnet_jax.data.prepare import prepare
 from configs import paper
 
 ROOT = Path(__file__).parent.parent
@@ -651,7 +652,7 @@ def test_glyphs_are_prepared_from_nothing_and_carried_to_where_tensorflow_is_not
     assert (len(made.train), len(made.evaluation), len(made.classes)) == (256, 64, 10)
     assert made.train.images().std() > 20
     shutil.copytree(made.directory, tmp_path / "elsewhere" / made.directory.name)
-    for module in ("tensorflow", "tensorflow_datasets", "alexnet_jax.glyphs"):
+    for module in ("tensorflow", "tensorflow_datasets", "alexnet_jax.data.glyphs"):
         monkeypatch.setitem(sys.modules, module, None)
     carried = prepare(data_config("glyphs/tiny", tmp_path / "elsewhere"))
     np.testing.assert_array_equal(carried.train.images(), made.train.images())

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_jax import UserError, records
-from alexnet_jax.prepare import prepare
+from alexnet_jax import UserError
+from alexnet_jax.data import records
+from alexnet_jax.data.prepare import prepare
 from configs import paper
 
 

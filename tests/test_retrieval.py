@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_jax import UserError, checkpoint, retrieval
-from alexnet_jax.prepare import prepare
-from alexnet_jax.retrieval import nearest
+from alexnet_jax import UserError
+from alexnet_jax.analysis import retrieval
+from alexnet_jax.analysis.retrieval import nearest
+from alexnet_jax.data.prepare import prepare
+from alexnet_jax.runs.run import load_run
 
 
 def brute_force(queries, gallery, k, own=None):
@@ -150,7 +152,7 @@ def test_pick_goes_evenly_over_classes():
 
 @pytest.fixture(scope="module")
 def run(tiny_run):
-    return checkpoint.load(tiny_run)
+    return load_run(tiny_run)
 
 
 def test_describes_every_image_once(run):
@@ -249,6 +251,6 @@ def test_mistakes_end_in_one_line(tiny_run, tmp_path):
 
 
 def test_the_command_ends_in_one_line(tmp_path):
-    command = [sys.executable, "-m", "alexnet_jax.retrieval", "--workdir", str(tmp_path)]
+    command = [sys.executable, "-m", "alexnet_jax", "retrieve", "--workdir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("error:") and len(done.stderr.splitlines()) == 1

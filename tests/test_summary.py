@@ -8,7 +8,8 @@ import sys
 import pytest
 from ml_collections import ConfigDict
 
-from alexnet_jax import summary, towers
+from alexnet_jax import towers
+from alexnet_jax.analysis import summary
 from configs import paper
 
 
@@ -92,7 +93,7 @@ def test_the_bound_is_the_slowest_of_three():
 
 
 def run(*flags, **env):
-    command = [sys.executable, "-m", "alexnet_jax.summary", *flags]
+    command = [sys.executable, "-m", "alexnet_jax", "summary", *flags]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | env)
 
 

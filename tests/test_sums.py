@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from alexnet_jax import augment, evaluate, layers, metrics, retrieval, towers
+from alexnet_jax import evaluate, layers, metrics, towers
+from alexnet_jax.analysis import retrieval
+from alexnet_jax.data import augment
 
 ROWS = 32_769
 SIDES = (9, 3641)  # as many places of a map

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from alexnet_jax import UserError, augment, checkpoint, data, optimizer, summary, towers
+from alexnet_jax import UserError, checkpoint, optimizer, towers
+from alexnet_jax.analysis import summary
+from alexnet_jax.data import augment
+from alexnet_jax.data.batches import resident_batches
 from alexnet_jax.model import AlexNet, fc6_side
 from alexnet_jax.train import program
 from configs import paper
@@ -190,7 +193,7 @@ def loss_curve(config, mesh, steps):
         "noise": np.float32(augment.noise_strength(config.data, 0)),
     }
     losses = []
-    for batch in data.resident_batches(64, labels, config.data, seed=0, batch_size=16, first_step=0, last_step=steps):
+    for batch in resident_batches(64, labels, config.data, seed=0, batch_size=16, first_step=0, last_step=steps):
         state, sums = net.step(state, jax.device_put(batch, towers.batch_sharding(mesh)), epoch, constants)
         losses.append(float(sums["loss"]) / 16)
     return losses, state

@@ -17,9 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny_config
-from runs import check_equal, check_same_checkpoint, records, run_until_killed, start
+from helpers.runs import check_equal, check_same_checkpoint, records, run_until_killed, start
 
-from alexnet_jax import UserError, checkpoint, claims, main, metrics, optimizer, prepare, towers, train
+from alexnet_jax import UserError, checkpoint, main, metrics, optimizer, towers, train
+from alexnet_jax.data import prepare
+from alexnet_jax.runs import claims
+from alexnet_jax.runs.run import load_run, read_config
 
 
 def test_it_learns_and_says_so(config, tmp_path, capsys):
@@ -126,7 +129,7 @@ def test_other_data_stops_a_run_before_it_goes_on(config, tiny_run, tmp_path, mo
     monkeypatch.setattr(prepare, "decode", lambda jpeg, real=prepare.decode: real(jpeg) // 2)  # as another Pillow might
     with pytest.raises(UserError, match=r"not the one .* was trained on \(statistics\)"):
         main.run(config, workdir)
-    assert records(workdir, but=()) == records(tiny_run, but=()) and checkpoint.read_config(workdir).epochs == 2
+    assert records(workdir, but=()) == records(tiny_run, but=()) and read_config(workdir).epochs == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -152,10 +155,10 @@ def test_keeps_the_latest_and_the_best(config, tmp_path):
     main.run(config, tmp_path / "run")
     steps = sorted(int(p.name.split("_")[-1]) for p in (tmp_path / "run" / "checkpoints").iterdir())
     errors = {r["step"]: r["top1_error"] for r in records(tmp_path / "run") if r.get("views") == 1}
-    best = checkpoint.load(tmp_path / "run", "best").step
+    best = load_run(tmp_path / "run", "best").step
     assert errors[best] == min(errors.values())
     assert steps == sorted({best, 24})
-    assert checkpoint.load(tmp_path / "run", "latest").step == 24
+    assert load_run(tmp_path / "run", "latest").step == 24
 
 
 def test_patience_is_of_epochs_where_evaluations_are_rarer(config, tmp_path):
@@ -209,7 +212,7 @@ def test_a_full_disk_stops_the_run_in_one_line(config, tmp_path, monkeypatch):
     assert "\n" not in str(e.value)
     monkeypatch.undo()
     assert main.run(config, tmp_path / "run") == 0
-    assert checkpoint.load(tmp_path / "run", "latest").step == 24
+    assert load_run(tmp_path / "run", "latest").step == 24
 
 
 def test_two_processes_do_not_share_a_workdir(config, tmp_path):
@@ -315,6 +318,6 @@ def test_split_over_devices_trains_the_same(config, tiny_run, tmp_path, capsys, 
     for ours, theirs in zip(records(tmp_path / "run"), records(tiny_run), strict=True):
         assert ours.keys() == theirs.keys()
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
-    one, other = checkpoint.load(tiny_run), checkpoint.load(tmp_path / "run")
+    one, other = load_run(tiny_run), load_run(tmp_path / "run")
     for layer in one.params:
         np.testing.assert_allclose(other.params[layer]["kernel"], one.params[layer]["kernel"], atol=2e-3)

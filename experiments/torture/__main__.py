@@ -69,7 +69,7 @@ def some(cases: list[Case], count: int | None, seed: int) -> list[Case]:
 def claim(out: Path, seed: int):
     """Makes `out` the folder of this seed and this code. Raises UserError if it is another's."""
     digest = hashlib.sha256()
-    for path in sorted([*ROOT.glob("alexnet_jax/*.py"), *ROOT.glob("configs/*.py")]):
+    for path in sorted([*ROOT.glob("alexnet_jax/**/*.py"), *ROOT.glob("configs/*.py")]):
         digest.update(path.read_bytes())
     mine, path = {"seed": seed, "code": digest.hexdigest()}, out / "torture.json"
     if path.exists() and json.loads(path.read_text()) != mine:

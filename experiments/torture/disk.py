@@ -164,8 +164,8 @@ def written(kind: Kind, what: str, out: Path, folder: Path) -> Generator[None, N
             flags += ["--images=train", "--layer=conv1", "--layer=fc7"]
         else:
             flags += [f"--to={what}"]
-        module = f"alexnet_jax.{'features' if what == 'features' else 'convert'}"
-        return command(module, *flags, output=folder / f"start-{number}.0.txt", environment=where)
+        verb = "features" if what == "features" else "convert"
+        return command("alexnet_jax", verb, *flags, output=folder / f"start-{number}.0.txt", environment=where)
 
     troubles = []
     with start(folder, 1) as process:

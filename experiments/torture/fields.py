@@ -12,6 +12,7 @@ from collections.abc import Generator
 from functools import partial
 from pathlib import Path
 
+from alexnet_jax.runs.run import flat
 from experiments.torture.cases import Case, Outcome
 from experiments.torture.processes import Process, crash, lines
 from experiments.torture.trials import Failed, Kind, Trial, reference
@@ -31,9 +32,7 @@ class Accepted(BaseException):
 
 def cases(kinds: dict[str, Kind], out: Path) -> list[Case]:
     """Every field with every value."""
-    from alexnet_jax import main  # here and not in each child  # noqa: F401
-    from alexnet_jax.checkpoint import flat
-    from alexnet_jax.records import tensorflow
+    from alexnet_jax.data.records import tensorflow
 
     tensorflow()
     kind = kinds[KIND]
@@ -133,18 +132,20 @@ def before_training(config, prepared, mesh, workdir):
     import jax
     import numpy as np
 
-    from alexnet_jax import augment, data, optimizer
+    from alexnet_jax import optimizer
+    from alexnet_jax.data import augment
+    from alexnet_jax.data.batches import eval_batches, resident_batches, train_batches
     from alexnet_jax.train import program
 
     net = program(config, mesh)
     span = {"seed": config.seed, "batch_size": config.batch_size, "first_step": 0, "last_step": 1}
     if config.data.on_device:
-        batches = data.resident_batches(len(prepared.train), prepared.train.labels, config.data, **span)
+        batches = resident_batches(len(prepared.train), prepared.train.labels, config.data, **span)
         images = prepared.train.images()
     else:
-        batches, images = data.train_batches(prepared.train, config.data, **span), None
+        batches, images = train_batches(prepared.train, config.data, **span), None
     batch = next(iter(batches))
-    for batch_of_images in data.eval_batches(prepared.evaluation, config.evaluation.batch_size):
+    for batch_of_images in eval_batches(prepared.evaluation, config.evaluation.batch_size):
         assert batch_of_images["mask"].any()
         break
     rate = optimizer.learning_rate(config.optimizer, 0, config.epochs, optimizer.new_plateau())

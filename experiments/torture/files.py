@@ -27,8 +27,7 @@ SECONDS = 120
 
 def cases(kinds: dict[str, Kind], out: Path, seed: int) -> list[Case]:
     """Every file, damage and command. Which files there are, the half-finished run says: it is made now."""
-    from alexnet_jax import evaluate, main, predict  # here and not in each child  # noqa: F401
-    from alexnet_jax.records import tensorflow
+    from alexnet_jax.data.records import tensorflow
 
     tensorflow()
     kind = kinds[KIND]
@@ -134,7 +133,8 @@ def hurt(path: Path, damage: str, rng: random.Random):
 
 def run(command: str, trial: Trial, folder: Path, out: Path):
     """In a child: one of COMMANDS, as its module runs it."""
-    from alexnet_jax import UserError, evaluate, main, predict
+    from alexnet_jax import UserError, evaluate, main
+    from alexnet_jax.analysis import predict
 
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(out / "xla")

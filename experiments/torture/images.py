@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from alexnet_jax import photos
+from alexnet_jax.data import photos
 from experiments.torture.cases import Case, Outcome
 from experiments.torture.processes import command, crash, lines
 from experiments.torture.trials import Failed, Kind, environment, reference
@@ -52,10 +52,10 @@ def play(kind: Kind, what: str, numbers: range, seed: int, out: Path, folder: Pa
     where = environment(out, known.cache if what != "prepare" else folder / "cache")
     made = folder / "made.npz"
     module, flags = {
-        "predict": ("alexnet_jax.predict", [root, f"--workdir={known.workdir}", "--json"]),
+        "predict": ("alexnet_jax", ["predict", root, f"--workdir={known.workdir}", "--json"]),
         "features": (
-            "alexnet_jax.features",
-            [f"--images={root}", f"--workdir={known.workdir}", "--layer=fc7", f"--out={made}"],
+            "alexnet_jax",
+            ["features", f"--images={root}", f"--workdir={known.workdir}", "--layer=fc7", f"--out={made}"],
         ),
         "prepare": ("experiments.torture.images", [root]),
     }[what]
@@ -204,7 +204,7 @@ def _chunk(name: bytes, data: bytes) -> bytes:
 
 def prepare_folder(root: str):
     """Prepares a folder and prints, as JSON, the names that were read and those that were damaged."""
-    from alexnet_jax.prepare import prepare
+    from alexnet_jax.data.prepare import prepare
     from configs import paper
 
     config = paper.get_config("smoke").data

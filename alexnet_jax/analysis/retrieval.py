@@ -1,7 +1,7 @@
 """Images alike to the network: nearest neighbours by the Euclidean distance of their last hidden layer (section 6.1).
 
-    python -m alexnet_jax.retrieval --workdir runs/paper                         # precision@6 and the paper's figure 4
-    python -m alexnet_jax.retrieval --workdir runs/paper --query photo.jpg       # what the training set has like it
+    alexnet retrieve --workdir runs/paper                         # precision@6 and the paper's figure 4
+    alexnet retrieve --workdir runs/paper --query photo.jpg       # what the training set has like it
     nearest(queries, gallery, k=6)                                               # in Python, on any vectors
 
 What of the photos cannot be read is named on standard error and the rest goes on; the exit status is then 1.
@@ -24,11 +24,14 @@ import numpy as np
 from jax import lax
 from tqdm import tqdm
 
-from alexnet_jax import UserError, checkpoint, command, metrics, photos, plots
-from alexnet_jax.checkpoint import Run
-from alexnet_jax.data import eval_batches
-from alexnet_jax.prepare import prepare
-from alexnet_jax.records import Prepared, Split, in_threads
+from alexnet_jax import UserError, metrics
+from alexnet_jax.analysis import plots
+from alexnet_jax.cli.commands import command
+from alexnet_jax.data import photos
+from alexnet_jax.data.batches import eval_batches
+from alexnet_jax.data.prepare import prepare
+from alexnet_jax.data.records import Prepared, Split, in_threads
+from alexnet_jax.runs.run import Run, load_run
 
 K = 6  # figure 4 shows six
 ROWS = 100  # of a picture that can still be opened
@@ -301,7 +304,7 @@ def find(run: Run, paths: Sequence[Path], gallery: Split, layer: str) -> tuple[d
 
 def main(argv: list[str]) -> int:
     """The command line. Returns the exit status: 1 if something could not be read."""
-    parser = argparse.ArgumentParser(prog="python -m alexnet_jax.retrieval", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="alexnet retrieve", description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", required=True, help="a run")
     parser.add_argument(
         "--split", choices=("validation", "train"), default="validation", help="where queries come from"
@@ -319,7 +322,7 @@ def main(argv: list[str]) -> int:
     paths, bare = photos.gather(flags.query or ())
     if flags.query and not paths:
         raise UserError("there was no photo to be read")
-    run = checkpoint.load(flags.workdir)
+    run = load_run(flags.workdir)
     prepared = prepare(run.config.data)
     splits = {"train": prepared.train, "validation": prepared.evaluation}
     gallery, split = splits[flags.gallery], splits[flags.split]

@@ -4,7 +4,7 @@
     jax.export.deserialize(bytearray(open("net.stablehlo", "rb").read())).call(images)  # float32 (b, crop, crop, 3)
 
 Images are centre crops, RGB in grey levels of 0..255: the mean and the deviation are in the file, as the parameters
-are. Any batch goes in. What comes out is what checkpoint.Run says of the same crops. Reading StableHLO takes jax and
+are. Any batch goes in. What comes out is what Run says of the same crops. Reading StableHLO takes jax and
 flatbuffers; JAX promises to read it for six months after the version that wrote it.
 """
 
@@ -16,9 +16,11 @@ import jax.export
 import numpy as np
 from ml_collections import FrozenConfigDict
 
-from alexnet_jax import UserError, __version__, augment, formats, layers
-from alexnet_jax.checkpoint import Run
+from alexnet_jax import UserError, __version__, layers
+from alexnet_jax.data import augment
 from alexnet_jax.model import CONV_SIZES, POOLED, AlexNet, fc6_side
+from alexnet_jax.runs.run import Run
+from alexnet_jax.weights import formats
 
 OPSET, IR_VERSION = 17, 8  # of ONNX 1.12, 2022: what runtimes of the years since read
 PLATFORMS = ("cpu", "cuda", "tpu")

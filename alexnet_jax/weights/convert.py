@@ -1,12 +1,12 @@
 """Weights from elsewhere into a run, and a run's weights out.
 
-    python -m alexnet_jax.convert --from torchvision --weights alexnet.pth --workdir runs/torchvision  # or .safetensors
-    python -m alexnet_jax.convert --from caffe --weights bvlc_alexnet.caffemodel --mean imagenet_mean.binaryproto \\
+    alexnet convert --from torchvision --weights alexnet.pth --workdir runs/torchvision  # or .safetensors
+    alexnet convert --from caffe --weights bvlc_alexnet.caffemodel --mean imagenet_mean.binaryproto \\
         --workdir runs/caffe                                     # --config configs/caffenet.py for the other of the two
-    python -m alexnet_jax.convert --from npy --weights bvlc_alexnet.npy --workdir runs/caffe
-    python -m alexnet_jax.convert --to torchvision --workdir runs/torchvision --out alexnet.pth
-    python -m alexnet_jax.convert --to safetensors --workdir runs/mine --out mine.safetensors        # or caffe-npy
-    python -m alexnet_jax.convert --to onnx --workdir runs/mine --out mine.onnx       # the whole network, or stablehlo
+    alexnet convert --from npy --weights bvlc_alexnet.npy --workdir runs/caffe
+    alexnet convert --to torchvision --workdir runs/torchvision --out alexnet.pth
+    alexnet convert --to safetensors --workdir runs/mine --out mine.safetensors        # or caffe-npy
+    alexnet convert --to onnx --workdir runs/mine --out mine.onnx       # the whole network, or stablehlo
 
 What comes in is checked against a config, shape by shape, and becomes a workdir that predict, features, evaluate and
 figures take, and that configs/finetune.py starts from. Images are prepared, and their mean removed, as the config says.
@@ -28,9 +28,13 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 import configs
-from alexnet_jax import UserError, checkpoint, claims, classes, command, export, formats, main, model
-from alexnet_jax.checkpoint import Run
+from alexnet_jax import UserError, main, model
+from alexnet_jax.cli.commands import command
 from alexnet_jax.config import check as check_config
+from alexnet_jax.data import classes
+from alexnet_jax.runs import claims
+from alexnet_jax.runs.run import Run, load_run
+from alexnet_jax.weights import export, formats
 
 FROM = flags.DEFINE_enum("from", None, ["torchvision", "caffe", "npy", "safetensors"], "what the weights come from")
 WEIGHTS = flags.DEFINE_string("weights", None, "the file of weights")
@@ -257,7 +261,7 @@ def _in(workdir: Path):
     config = main.CONFIG.value.copy_and_resolve_references()
     weights, mean, names = (Path(f.value).expanduser() if f.value else None for f in (WEIGHTS, MEAN, CLASSES))
     print("\n".join(bring(FROM.value, weights, config, workdir, mean, names)))
-    print(f"  use it:  python -m alexnet_jax.predict --workdir {workdir} photo.jpg")
+    print(f"  use it:  alexnet predict --workdir {workdir} photo.jpg")
 
 
 def _out(workdir: Path):
@@ -268,7 +272,7 @@ def _out(workdir: Path):
     out, (write, suffixes) = Path(OUT.value).expanduser(), WRITERS[TO.value]
     if out.suffix not in suffixes and not out.is_dir():
         raise UserError(f"--to {TO.value} writes {' or '.join(suffixes)}, and --out is {out.name}")
-    found = checkpoint.load(workdir, WHICH.value)
+    found = load_run(workdir, WHICH.value)
     write(found, out)
     print(f"{out}: {model.parameter_count(found.params):,} parameters, step {found.step} of {found.workdir}")
 

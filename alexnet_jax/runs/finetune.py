@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import UserError, checkpoint
 from alexnet_jax.model import shapes
+from alexnet_jax.runs.run import flat, read_config, read_statistics
 
 # Fields of the model, by their beginnings, that a start may have otherwise.
 FREE = tuple(f"model.{f}" for f in ("num_classes", "conv_widths", "fc_widths", "exchange", "dropout", "dtype", "init"))
@@ -27,10 +28,10 @@ def check(config: ConfigDict):
     """
     workdir = Path(config.start.workdir).expanduser()
     try:
-        theirs = checkpoint.read_config(workdir)
+        theirs = read_config(workdir)
     except UserError as e:
         raise UserError(f"--config.start.workdir={config.start.workdir}: {e}") from e
-    there, here = (checkpoint.flat(c) for c in (theirs, config))
+    there, here = (flat(c) for c in (theirs, config))
     differ = {
         name: there.get(name)
         for name, value in here.items()
@@ -67,10 +68,10 @@ def statistics(config: ConfigDict, workdir: Path, own: dict) -> dict:
     """
     if checkpoint.trained(workdir) is not None:
         try:
-            return own | checkpoint.read_statistics(workdir)[0]
+            return own | read_statistics(workdir)[0]
         except UserError:  # damaged: they were the start's
             pass
-    return own | checkpoint.read_statistics(Path(config.start.workdir).expanduser())[0]
+    return own | read_statistics(Path(config.start.workdir).expanduser())[0]
 
 
 def parameters(config: ConfigDict, like: dict) -> dict:

@@ -1,7 +1,7 @@
 """What a config's network is and what it costs, layer by layer and device by device, from the compiled training step.
 
-    python -m alexnet_jax.summary --config configs/paper.py [--devices 4x2] [--json]
-    python -m alexnet_jax.summary --config configs/paper.py --topology v5e:4x4 --config.batch_size=1024
+    alexnet summary --config configs/paper.py [--devices 4x2] [--json]
+    alexnet summary --config configs/paper.py --topology v5e:4x4 --config.batch_size=1024
 
 --devices is data x tower. --topology compiles ahead of time for a slice of TPUs that need not be there (it wants
 libtpu: pip install -e .[tpu]) and tells what bounds its step. As everywhere, batch_size counts all devices' images.
@@ -19,7 +19,8 @@ from absl import app, flags, logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from alexnet_jax import UserError, command, main, model, one_line, towers
+from alexnet_jax import UserError, main, model, one_line, towers
+from alexnet_jax.cli.commands import command
 from alexnet_jax.config import check
 from alexnet_jax.train import program
 
@@ -293,7 +294,7 @@ def run(argv: list[str]):
     """absl's main; the user's mistakes end in one line."""
     try:
         if main.CONFIG.value is None:
-            raise UserError("name a config: python -m alexnet_jax.summary --config configs/paper.py")
+            raise UserError("name a config: alexnet summary --config configs/paper.py")
         config = main.CONFIG.value
         devices = DEVICES.value and towers.wanted(DEVICES.value)
         if TOPOLOGY.value:

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 import numpy as np
 from ml_collections import ConfigDict
 
-from alexnet_jax import UserError, augment
-from alexnet_jax.records import Split, in_threads, tensorflow
+from alexnet_jax import UserError
+from alexnet_jax.data import augment
+from alexnet_jax.data.records import Split, in_threads, tensorflow
 
 _plan = functools.lru_cache(maxsize=2)(augment.plan)  # this epoch's and, read ahead, the next one's
 
@@ -66,7 +67,7 @@ def eval_batches(split: Split, batch_size: int, shard=(0, 1)) -> Iterator[dict[s
     return _padded(split, batch_size, mine, images)
 
 
-def steps_per_epoch(images: int, batch_size: int) -> int:
+def steps_in_epoch(images: int, batch_size: int) -> int:
     """How many whole batches an epoch has. Raises UserError if it has none."""
     if batch_size > images:
         raise UserError(f"--config.batch_size={batch_size} is more than the {images} training images: lower it")
@@ -105,7 +106,7 @@ def _rows(count: int, labels: np.ndarray, config: ConfigDict, seed: int, batch_s
     """The function from a step's number to its batch, without images."""
     mine = _shard(batch_size, shard)
     c = config.copy_and_resolve_references()  # fixed now: the batches are made later, in threads
-    per_epoch = steps_per_epoch(count, batch_size)
+    per_epoch = steps_in_epoch(count, batch_size)
 
     def rows(step: int) -> dict[str, np.ndarray]:
         epoch, batch = divmod(int(step), per_epoch)

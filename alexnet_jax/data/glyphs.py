@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from alexnet_jax import UserError, one_line
-from alexnet_jax.records import alone, tensorflow
+from alexnet_jax.data.records import alone, tensorflow
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds

@@ -27,9 +27,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from alexnet_jax import UserError, __version__, photos
-from alexnet_jax.records import Prepared, alone, decode, frame, in_threads, open_prepared, slug, starts
-from alexnet_jax.sources import Source, check_classes, folder_of, open_source, some, warn
+from alexnet_jax import UserError, __version__
+from alexnet_jax.data import photos
+from alexnet_jax.data.records import Prepared, alone, decode, frame, in_threads, open_prepared, slug, starts
+from alexnet_jax.data.sources import Source, check_classes, folder_of, open_source, some, warn
 
 FORMAT = 1  # raise it when the same source would be prepared differently
 MAX_SIZE = 4096  # pixels: the sums over images of more than this would not fit into memory

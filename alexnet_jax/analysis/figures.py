@@ -1,10 +1,10 @@
 """A run's pictures: the paper's figures 3 and 4, training curves, and what the network gets wrong.
 
-    python -m alexnet_jax.figures --workdir runs/paper                             # kernels, curves, ... mistakes
-    python -m alexnet_jax.figures --workdir runs/paper --what neighbours --out pictures
-    python -m alexnet_jax.figures --workdir runs/caffe --data imagenette/160px-v2  # of other images than its own
-    python -m alexnet_jax.figures --workdir runs/a --workdir runs/b                # their curves in one picture
-    python -m alexnet_jax.figures --weights caffe.npz --bgr --towers 2             # conv1 of somebody else's network
+    alexnet figures --workdir runs/paper                             # kernels, curves, ... mistakes
+    alexnet figures --workdir runs/paper --what neighbours --out pictures
+    alexnet figures --workdir runs/caffe --data imagenette/160px-v2  # of other images than its own
+    alexnet figures --workdir runs/a --workdir runs/b                # their curves in one picture
+    alexnet figures --weights caffe.npz --bgr --towers 2             # conv1 of somebody else's network
 
 Beside the kernels it prints how much of them is colour, and whether one tower is colour-blind.
 """
@@ -18,15 +18,17 @@ from pathlib import Path
 
 import numpy as np
 
-from alexnet_jax import UserError, checkpoint, command, metrics, one_line, retrieval
-from alexnet_jax.checkpoint import Run
-from alexnet_jax.curves import curves
-from alexnet_jax.data import eval_batches
+from alexnet_jax import UserError, metrics, one_line
+from alexnet_jax.analysis import retrieval
+from alexnet_jax.analysis.curves import curves
+from alexnet_jax.analysis.plots import confusion, kernels, mistakes, predictions, towers_colors
+from alexnet_jax.cli.commands import command
+from alexnet_jax.data.batches import eval_batches
+from alexnet_jax.data.prepare import prepare
+from alexnet_jax.data.records import Split
 from alexnet_jax.evaluate import NO_NUMBERS, images_for, make_probabilities
-from alexnet_jax.journal import read_metrics
-from alexnet_jax.plots import confusion, kernels, mistakes, predictions, towers_colors
-from alexnet_jax.prepare import prepare
-from alexnet_jax.records import Split
+from alexnet_jax.metrics import read_metrics
+from alexnet_jax.runs.run import Run, load_run
 
 QUICK = ("kernels", "curves", "predictions")  # what the end of training draws: it reads eight images, of any set
 ONE_PASS = ("confusion", "mistakes")  # of the network over the validation split
@@ -43,7 +45,7 @@ def draw_run(
     Args: split: its validation split, None if no picture shows photos; out: a folder, made if need be; default: the
     workdir.
     """
-    run = checkpoint.load(workdir)
+    run = load_run(workdir)
     folder = _folder(out or run.workdir)
     drawn = {}
     if "kernels" in what:
@@ -158,8 +160,7 @@ def read_weights(path: str | Path, bgr: bool = False) -> np.ndarray:
         raise UserError(f"{f'{path} is no file' if path.exists() else f'there is no file {path}'}: {takes}")
     if path.suffix in (".pth", ".pt", ".safetensors", ".caffemodel", ".npy"):
         raise UserError(
-            f"{path} is no .npz: {takes}; python -m alexnet_jax.convert makes a run of an AlexNet's weights, "
-            "and --workdir draws that"
+            f"{path} is no .npz: {takes}; alexnet convert makes a run of an AlexNet's weights, and --workdir draws that"
         )
     try:
         with path.open("rb") as file:
@@ -221,7 +222,7 @@ def _possible(run: Run, what: list[str], data: str | None, asked: bool) -> tuple
 
 def main(argv: list[str]) -> None:
     """The command line: a run's pictures, the curves of several runs in one, or the kernels of other weights."""
-    parser = argparse.ArgumentParser(prog="python -m alexnet_jax.figures", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="alexnet figures", description=__doc__.splitlines()[0])
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", action="append", help="a run; of several the curves are drawn into one picture")
     source.add_argument("--weights", help="an .npz with conv1 of another network, (kernels, 3, side, side)")
@@ -251,7 +252,7 @@ def main(argv: list[str]) -> None:
         runs = {Path(w).name: read_metrics(Path(w) / "metrics.jsonl") for w in flags.workdir}
         print(f"training curves: {curves(runs, _folder(flags.out or '.') / 'curves.png')}")
         return
-    run = checkpoint.load(flags.workdir[0])
+    run = load_run(flags.workdir[0])
     what, split = _possible(run, list(what), flags.data, asked=flags.what is not None)
     for name, path in draw_run(run.workdir, split, what, flags.out).items():
         print(f"{name}: {path}")

@@ -12,8 +12,10 @@ from typing import TextIO
 import numpy as np
 from ml_collections import ConfigDict
 
-from alexnet_jax import UserError, checkpoint, optimizer, provenance
+from alexnet_jax import UserError, checkpoint, optimizer
 from alexnet_jax.model import shapes
+from alexnet_jax.runs import provenance
+from alexnet_jax.runs.run import CONFIG, STATISTICS, flat, read_config
 
 # Fields that a resumed run may change: they say how and where it runs, not what it computes.
 FREE = (
@@ -45,8 +47,8 @@ def claim(
     process trains in it, or if it cannot be written.
     """
     mine = json.loads(config.to_json())
-    if strange := [name for name, value in checkpoint.flat(mine).items() if not _is_finite(value)]:
-        raise UserError(f"--config.{strange[0]} is {checkpoint.flat(mine)[strange[0]]} and must be finite")
+    if strange := [name for name, value in flat(mine).items() if not _is_finite(value)]:
+        raise UserError(f"--config.{strange[0]} is {flat(mine)[strange[0]]} and must be finite")
     with contextlib.ExitStack() as held, _writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         _refuse_strangers(workdir)
@@ -60,12 +62,12 @@ def claim(
             _check_config(workdir, config, data)
         if going_on and data:
             provenance.check(data, workdir)
-        _write(workdir / checkpoint.STATISTICS, lambda file: np.savez(file, **statistics, classes=np.array(classes)))
+        _write(workdir / STATISTICS, lambda file: np.savez(file, **statistics, classes=np.array(classes)))
         if data:
             text = provenance.text(data, machine, workdir, fresh=not going_on)
             _write(workdir / provenance.FILE, lambda file: file.write(text.encode()))
         text = json.dumps(mine, indent=2, allow_nan=False) + "\n"
-        _write(workdir / checkpoint.CONFIG, lambda file: file.write(text.encode()))
+        _write(workdir / CONFIG, lambda file: file.write(text.encode()))
         for name in FORMER:
             (workdir / name).unlink(missing_ok=True)
         held.pop_all()  # the lock outlives this only where nothing was raised
@@ -82,11 +84,9 @@ def _writing(workdir: Path):
 
 def _refuse_strangers(workdir: Path):
     """Raises UserError if a folder that holds no run holds more than what a killed claim leaves."""
-    names, written = {p.name for p in workdir.iterdir()}, {checkpoint.STATISTICS, provenance.FILE}
-    ours = {LOCK, *FORMER, *(PARTIAL + name for name in (*written, checkpoint.CONFIG))} | (
-        written if LOCK in names else set()
-    )
-    if checkpoint.CONFIG not in names and (strange := names - ours):
+    names, written = {p.name for p in workdir.iterdir()}, {STATISTICS, provenance.FILE}
+    ours = {LOCK, *FORMER, *(PARTIAL + name for name in (*written, CONFIG))} | (written if LOCK in names else set())
+    if CONFIG not in names and (strange := names - ours):
         raise UserError(f"{workdir} is not empty ({min(strange)}) and holds no run: name another --workdir")
 
 
@@ -100,8 +100,8 @@ def _write(path: Path, write: Callable):
 
 def _check_config(workdir: Path, config: ConfigDict, data: dict):
     """Raises UserError if a config cannot go on with the run that workdir holds."""
-    theirs = checkpoint.read_config(workdir)
-    there, here = checkpoint.flat(theirs), checkpoint.flat(config)
+    theirs = read_config(workdir)
+    there, here = flat(theirs), flat(config)
     differ = [
         f"{name}: {there.get(name)} there, {value} here"
         for name, value in here.items()

@@ -16,8 +16,9 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from alexnet_jax import UserError, one_line, photos
-from alexnet_jax.records import tensorflow
+from alexnet_jax import UserError, one_line
+from alexnet_jax.data import photos
+from alexnet_jax.data.records import tensorflow
 
 LAYOUT = "photos must lie directly in the folder of their class, folder/<class>/<photo>"
 ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet's: on each line a photo of images/, its class and its box
@@ -192,7 +193,7 @@ def _open_tfds(config: ConfigDict, cache: Path) -> Source:
     builder = _tfds_builder(tfds, config, cache)
     splits, drawn = builder.info.splits, lambda: builder
     if builder.name == "glyphs":
-        from alexnet_jax import glyphs
+        from alexnet_jax.data import glyphs
 
         splits, drawn = glyphs.splits(builder), functools.partial(glyphs.drawn, builder)
     features = builder.info.features
@@ -233,7 +234,7 @@ def _tfds_builder(tfds, config: ConfigDict, cache: Path):
     without = "--config configs/paper.py:glyphs runs without any download"
     try:
         if name == "glyphs":
-            from alexnet_jax import glyphs
+            from alexnet_jax.data import glyphs
 
             return glyphs.undrawn(variant or "full", str(cache / "tfds"))
         if re.match(r"\w+:[^\d*]", config.name):  # such as huggingface:mnist

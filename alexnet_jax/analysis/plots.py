@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from alexnet_jax import UserError
-from alexnet_jax.classes import words
+from alexnet_jax.data.classes import words
 
 WIDTH = 1150  # pixels
 DPI = 150

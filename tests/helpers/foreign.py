@@ -8,10 +8,11 @@ import struct
 import numpy as np
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from origins import ORIGINS, network, randomize
 from torch import nn
 
-from alexnet_jax import UserError, convert
+from alexnet_jax import UserError
+from alexnet_jax.weights import convert
+from helpers.origins import ORIGINS, network, randomize
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 

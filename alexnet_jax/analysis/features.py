@@ -1,7 +1,7 @@
 """Activations of any layer, of photos or of a split, into one .npz.
 
-    python -m alexnet_jax.features --workdir runs/mine --images validation --layer fc7 --out fc7.npz
-    python -m alexnet_jax.features --workdir runs/mine --images ~/photos --layer pool5 --layer fc6 --out photos.npz
+    alexnet features --workdir runs/mine --images validation --layer fc7 --out fc7.npz
+    alexnet features --workdir runs/mine --images ~/photos --layer pool5 --layer fc6 --out photos.npz
 
     with np.load("fc7.npz") as file:
         file["fc7"]      # float32 (n, 4096), of the centre crop; an array for each layer
@@ -28,11 +28,13 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from alexnet_jax import UserError, augment, checkpoint, command, metrics, photos, towers
-from alexnet_jax.checkpoint import Run
-from alexnet_jax.data import eval_batches, filled
-from alexnet_jax.prepare import prepare
-from alexnet_jax.records import Split, alone, close
+from alexnet_jax import UserError, metrics, towers
+from alexnet_jax.cli.commands import command
+from alexnet_jax.data import augment, photos
+from alexnet_jax.data.batches import eval_batches, filled
+from alexnet_jax.data.prepare import prepare
+from alexnet_jax.data.records import Split, alone, close
+from alexnet_jax.runs.run import Run, load_run
 
 SPLITS = ("validation", "train")
 
@@ -180,7 +182,7 @@ def save(run: Run, layers: Sequence[str], source: Split | Sequence[Path], path: 
 
 def main(argv: list[str]) -> int:
     """The command line. Returns the exit status: 1 if photos were left out."""
-    parser = argparse.ArgumentParser(prog="python -m alexnet_jax.features", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="alexnet features", description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", required=True, help="the run")
     parser.add_argument(
         "--images", required=True, help="a folder of photos, a photo, or the run's own split: validation or train"
@@ -194,7 +196,7 @@ def main(argv: list[str]) -> int:
     data, tower = towers.wanted(flags.devices)
     if jax.config.jax_num_cpu_devices < data * tower != 1:
         jax.config.update("jax_num_cpu_devices", data * tower)
-    run = checkpoint.load(flags.workdir, flags.which, data, tower)
+    run = load_run(flags.workdir, flags.which, data, tower)
     layers = list(dict.fromkeys(flags.layer))
     there = shapes(run, layers)  # before the images are looked for
     if flags.images in SPLITS:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
-from alexnet_jax.plots import COLORS, DPI, GREY, WIDTH, save
+from alexnet_jax.analysis.plots import COLORS, DPI, GREY, WIDTH, save
 
 MARKERS = "os^Dv"  # as many as share no factor with COLORS: 35 runs before two look the same
 

@@ -1,7 +1,7 @@
 """The most probable classes of photos.
 
-    python -m alexnet_jax.predict --workdir runs/mine photo.jpg folder/ [--views 10] [--top 3]
-    python -m alexnet_jax.predict --workdir runs/mine folder/ --json > predictions.jsonl
+    alexnet predict --workdir runs/mine photo.jpg folder/ [--views 10] [--top 3]
+    alexnet predict --workdir runs/mine folder/ --json > predictions.jsonl
 
 With --json each photo is a line on standard output: {"path", "top": [{"class", "name", "probability"}, ...]}; the class
 is the data set's word, the name is for people. What cannot be read is named on standard error and the rest goes on; the
@@ -17,10 +17,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from alexnet_jax import UserError, checkpoint, command, metrics, photos
-from alexnet_jax.checkpoint import Run
-from alexnet_jax.classes import words
+from alexnet_jax import UserError, metrics
+from alexnet_jax.cli.commands import command
+from alexnet_jax.data import photos
+from alexnet_jax.data.classes import words
 from alexnet_jax.evaluate import NO_NUMBERS, make_probabilities
+from alexnet_jax.runs.run import Run, load_run
 
 BATCH = 32
 BAR = 20  # characters
@@ -57,7 +59,7 @@ def text(path: Path, found: list[tuple[str, float]]) -> str:
 
 def main(argv: list[str]) -> int:
     """The command line. Returns the exit status: 1 if something could not be read."""
-    parser = argparse.ArgumentParser(prog="python -m alexnet_jax.predict", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="alexnet predict", description=__doc__.splitlines()[0])
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="photos, or folders of them")
     parser.add_argument("--workdir", required=True, help="the run")
     parser.add_argument("--views", type=int, choices=(1, 10), default=1, help="crops of each (default: 1, the centre)")
@@ -67,7 +69,7 @@ def main(argv: list[str]) -> int:
     flags = parser.parse_args(argv)
     if flags.top < 1:
         raise UserError(f"--top is {flags.top} and must be 1 or more")
-    run = checkpoint.load(flags.workdir, flags.which)
+    run = load_run(flags.workdir, flags.which)
     (paths, bare), read = photos.gather(flags.images), 0
     quiet = len(paths) <= BATCH or not sys.stderr.isatty()
     with metrics.bar(len(paths), f"{flags.views} view(s)", quiet) as progress:

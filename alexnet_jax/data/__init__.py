@@ -1,0 +1,1 @@
+"""Images: from a folder or a TFDS data set to prepared records, augmented batches and ten views."""
