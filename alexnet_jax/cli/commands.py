@@ -1,7 +1,13 @@
-"""How a command ends, and the flags that commands share."""
+"""How a command ends, and the flags that commands share: defined once, with the same meaning everywhere.
+
+A verb's module has add_flags(parser) and main(flags), which returns the exit status or None for 0; its docstring is the
+help. Mistakes of the user raise UserError.
+"""
 
 import os
+import re
 import sys
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable
 
 from alexnet_jax import UserError
@@ -33,3 +39,38 @@ def command(main: Callable[[list[str]], int | None], stopped: str = "interrupted
     except OSError:  # it would fail once more when Python ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)
+
+
+def add_workdir(parser: ArgumentParser, **kwargs):
+    """--workdir: the folder of a run."""
+    parser.add_argument("--workdir", **{"required": True, "metavar": "DIR", "help": "the run's folder"} | kwargs)
+
+
+def add_which(parser: ArgumentParser):
+    """--which: the checkpoint to use."""
+    says = "the checkpoint: of the lowest validation error, or the latest (default: best)"
+    parser.add_argument("--which", choices=("best", "latest"), default="best", help=says)
+
+
+def add_devices(parser: ArgumentParser):
+    """--devices: (data, tower), the copies of the network and the devices that each is split over."""
+    says = "copies of the network x devices that each is split over, e.g. 1x2 (default: 1x1)"
+    parser.add_argument("--devices", type=_devices, default=(1, 1), metavar="DATAxTOWER", help=says)
+
+
+def add_batch_size(parser: ArgumentParser):
+    """--batch-size: images at a time; None for the run's own."""
+    says = "images at a time (default: the run's evaluation.batch_size)"
+    parser.add_argument("--batch-size", "--batch_size", type=int, metavar="N", help=says)
+
+
+def add_json(parser: ArgumentParser):
+    """--json: the result as JSON on standard output, and nothing else there."""
+    parser.add_argument("--json", action="store_true", help="print the result as JSON, one object on a line")
+
+
+def _devices(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not match:
+        raise ArgumentTypeError(f"'{text}' is not data x tower, as in 4x2")
+    return int(match[1]), int(match[2])

@@ -1,7 +1,11 @@
 """The verbs of `alexnet`, each with the module that answers it."""
 
+import importlib
 import runpy
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+
+from alexnet_jax.cli.commands import command
 
 VERBS = {
     "train": "alexnet_jax.main",
@@ -22,5 +26,14 @@ def main():
     """Runs the verb that the command line names."""
     if len(sys.argv) < 2 or sys.argv[1] not in VERBS:
         sys.exit(f"error: name one of {', '.join(VERBS)}: alexnet train --config configs/quickstart.py")
-    module = VERBS[sys.argv.pop(1)]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    verb = sys.argv.pop(1)
+    module = importlib.import_module(VERBS[verb])
+    if not hasattr(module, "add_flags"):  # not yet moved to argparse
+        runpy.run_module(VERBS[verb], run_name="__main__", alter_sys=True)
+        return
+    says, _, more = module.__doc__.partition("\n\n")
+    parser = ArgumentParser(
+        prog=f"alexnet {verb}", description=says, epilog=more, formatter_class=RawDescriptionHelpFormatter
+    )
+    module.add_flags(parser)
+    command(lambda argv: module.main(parser.parse_args(argv)))

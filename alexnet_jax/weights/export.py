@@ -18,6 +18,7 @@ from ml_collections import FrozenConfigDict
 
 from alexnet_jax import UserError, __version__, layers
 from alexnet_jax.data import augment
+from alexnet_jax.files import replacing
 from alexnet_jax.model import CONV_SIZES, POOLED, AlexNet, fc6_side
 from alexnet_jax.runs.run import Run
 from alexnet_jax.weights import formats
@@ -55,7 +56,7 @@ def onnx(run: Run, path: Path):
     library.helper.set_model_props(proto, {name: json.dumps(value) for name, value in about.items()})
     proto = library.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
     library.checker.check_model(proto)
-    with formats.replacing(path) as partial:
+    with replacing(path) as partial:
         partial.write_bytes(proto.SerializeToString())
 
 
@@ -75,7 +76,7 @@ def stablehlo(run: Run, path: Path):
 
     images = jax.ShapeDtypeStruct(jax.export.symbolic_shape(f"b, {crop}, {crop}, 3"), np.float32)
     exported = jax.export.export(jax.jit(logits), platforms=PLATFORMS)(images)
-    with formats.replacing(path) as partial:
+    with replacing(path) as partial:
         partial.write_bytes(exported.serialize())
 
 

@@ -12,16 +12,14 @@ Caffe and what comes from it read blue, green, red. Nothing is scaled: all of th
 Files are taken for hostile: nothing in them is run, no size that they state is believed.
 """
 
-import contextlib
 import functools
 import io
-import os
 import pickle
 import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +27,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from safetensors import numpy as safetensors
 
 from alexnet_jax import UserError, one_line
+from alexnet_jax.files import replacing
 
 # torchvision/models/alexnet.py: its modules' names; the numbers between are of ReLU, pooling and dropout.
 TORCHVISION = {
@@ -371,28 +370,6 @@ class _Unpickler(pickle._Unpickler):
 
 
 # --- Writing ----------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, whose file takes the name `path` when the block ends well; else nothing is left of it.
-
-    Raises UserError if the file cannot be written.
-    """
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: name a file in it with --out")
-    if path.exists() and not path.is_file():  # a device, which the file would replace
-        raise UserError(f"{path} is no file: name another with --out")
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        yield partial
-        partial.replace(path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"cannot write {path} ({reason}): name a file where there is room and you can write") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
 
 
 def write_state_dict(layers: dict, path: Path, names: dict[str, str] | None = None):
