@@ -19,14 +19,14 @@ ACTIVATIONS = {"relu": nn.relu, "tanh": jnp.tanh}  # section 3.1 compares the tw
 
 
 class Layer(nn.Module):
-    """The linear part of a layer over the towers on this device: a convolution, or, where `size` is None, a dense one.
+    """The linear part of a layer, for the towers on this device: a convolution, or a dense layer if `size` is None.
 
-    Parameters, float32: kernel (size, size, inputs, features) or (inputs, features), and bias (features,). Their
-    initial values are N(0, std) and `bias`, or, where std is None, uniform within 1 / sqrt(inputs of a kernel).
-    A dense layer with a `window` slides over maps: the same kernel as a window x window convolution.
-    `reads` says what comes in: "image", whole on every device; "own", each tower its own maps; "all", every tower's
-    maps, for which devices that share the towers exchange them. Inside shard_map `axis` names the device axis of the
-    towers and the parameters are this device's share of `features`, or all of them where they are `replicated`.
+    Parameters, float32: kernel (size, size, inputs, features) or (inputs, features), and bias (features,). Initial
+    values: N(0, std) and `bias`, or, if std is None, uniform within 1 / sqrt(inputs of a kernel) for both.
+    A dense layer with a `window` slides over maps: its kernel becomes that of a window x window convolution.
+    `reads` says what the layer reads: "image", which every device has; "own", each tower its own maps; or "all", the
+    maps of all towers, which the devices exchange if the towers are on several. Inside shard_map, `axis` names the
+    device axis of the towers, and the parameters are this device's share of `features`, or all of them if `replicated`.
     """
 
     features: int
@@ -46,9 +46,9 @@ class Layer(nn.Module):
     def __call__(self, x):
         devices = lax.axis_size(self.axis) if self.axis else 1
         if self.reads == "all" and devices > 1:
-            alike = "invarying" if self.replicated else "varying"  # what each device does with the whole
+            alike = "invarying" if self.replicated else "varying"  # whether all devices compute the same from it
             x = lax.all_gather(x, self.axis, axis=x.ndim - 1, tiled=True, to=alike)
-        x = x.astype(self.dtype)  # after the exchange, which is of what the layer before made
+        x = x.astype(self.dtype)  # after the exchange, which sends the dtype of the layer before
         groups = self.towers // devices if self.reads == "own" else 1
         features = self.features if self.replicated else self.features // devices
         if self.size is None:
@@ -71,19 +71,19 @@ class Layer(nn.Module):
 
 
 class AlexNet(nn.Module):
-    """The network that a config's `model` section describes; configs/paper.py says what each field is.
+    """The network that a config's `model` section describes; config.py says what each field is for.
 
-    Call it on images float32 (b, side, side, 3), mean removed, in grey levels of 0..255: the norms and the initial
-    values assume that scale. It returns (logits float32 (b, num_classes), activations by name): conv1 .. conv5 after
-    their nonlinearity, norm1, norm2, pool1, pool2, pool5, fc6 and fc7 before dropout, fc8. All are of config.dtype but
-    fc8, which are the logits and computed in float32. Training needs an rng "dropout".
+    Call it on images float32 (b, side, side, 3) in grey levels of 0..255, with the mean subtracted: the norms and the
+    initial values assume that scale. It returns (logits float32 (b, num_classes), activations by name): conv1 .. conv5
+    after their nonlinearity, norm1, norm2, pool1, pool2, pool5, fc6 and fc7 before dropout, and fc8, the logits. All
+    have config.dtype except fc8, which is computed in float32. Training requires an rng "dropout".
 
-    `dense`, where not 0, is the side of the maps that fc6 was made for (fc6_side): images may then be larger, the fully
-    connected layers slide over them, and logits, fc6, fc7 and fc8 are maps (b, h, w, units), one place for each image
-    that the network would see, 32 pixels apart.
+    If `dense` is not 0, it is the side of the maps that fc6 was made for (fc6_side). Images may then be larger: the
+    fully connected layers slide over them, and logits, fc6, fc7 and fc8 are maps (b, h, w, units), with one position
+    for each crop that the network would see. The crops are 32 pixels apart.
 
-    Inside shard_map `tower_axis` and `data_axis` name the device axes of the towers and of the batch. Where they are
-    None one device computes the same function from the same parameters.
+    Inside shard_map, `tower_axis` and `data_axis` name the device axes of the towers and of the batch. If they are
+    None, one device computes the same function from the same parameters.
     """
 
     config: ConfigDict
@@ -151,7 +151,7 @@ class AlexNet(nn.Module):
             return x
 
         def connected(name, features, x, **kwargs):
-            """A fully connected layer, linear, with dropout on its inputs."""
+            """A fully connected layer without its nonlinearity, with dropout on its inputs."""
             if train and m.dropout and name in m.dropout_before:
                 start = lax.axis_index(self.data_axis) * x.shape[0] if self.data_axis else 0
                 rows, towers = start + jnp.arange(x.shape[0]), first + jnp.arange(here)
@@ -170,7 +170,7 @@ class AlexNet(nn.Module):
             x = out["average_pool5"] = layers.average_pool(x, m.average_pool)
         x = out["fc6"] = activate(connected("fc6", m.fc_widths[0], x))
         x = out["fc7"] = activate(connected("fc7", m.fc_widths[1], x))
-        # In float32 whatever m.dtype: in bfloat16's 8 bits the logits of classes that are close would tie, an error.
+        # Always float32: in bfloat16, with its 8 bits of precision, close classes would tie, which counts as an error.
         logits = connected("fc8", m.num_classes, x, reads="all", replicated=True, dtype=jnp.dtype(jnp.float32))
         out["fc8"] = logits
         return logits, out
@@ -183,11 +183,11 @@ def shapes(config: ConfigDict, crop: int) -> dict:
 
 
 def fc6_side(config: ConfigDict, params) -> int:
-    """The side of the maps that fc6 was made for, of a parameter tree or its shapes: 6 for the paper's network."""
+    """The side of the maps that fc6 was made for, from a parameter tree or its shapes: 6 for the paper's network."""
     groups = 1 if "fc6" in config.exchange else config.towers
     return math.isqrt(params["fc6"]["kernel"].shape[0] * groups // config.conv_widths[-1])
 
 
 def parameter_count(params) -> int:
-    """Weights and biases of a parameter tree, or of its shapes; 60,965,224 for the paper's network."""
+    """The number of weights and biases in a parameter tree or its shapes: 60,965,224 for the paper's network."""
     return sum(p.size for p in jax.tree.leaves(params))

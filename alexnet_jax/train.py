@@ -27,14 +27,16 @@ def train_step(
     state: dict, batch: dict, epoch: dict, constants: dict, *,
     apply: Callable, update: Callable, config, frozen: frozenset = frozenset(),
 ):  # fmt: skip
-    """One update on one batch; pure, compiled once for the whole run.
+    """One update on one batch: a pure function, compiled once for the whole run.
 
     Args:
       state: step int32, params, velocity; donated.
-      batch: train_batches's arrays, or resident_batches's with `index` in place of `image`.
-      epoch: what changes between epochs: rates, a tree like params (optimizer.rates); noise, of the colours.
-      constants: statistics of the training set; key, of the run's dropout; images uint8 (n, size, size, 3) or None.
-      frozen: layers that are constants here: nothing is computed backwards for them alone.
+      batch: the arrays of train_batches, or those of resident_batches, which have `index` instead of `image`.
+      epoch: what changes between epochs: `rates`, a tree like params (optimizer.rates); `noise`, how strong the colour
+        noise is.
+      constants: `statistics` of the training set; `key`, for dropout; `images`, the training set as uint8
+        (n, size, size, 3), or None if each batch brings its images.
+      frozen: layers that do not learn: constants here, so that their gradients are not computed.
     Returns: the new state, and sums over the batch (metrics.sums).
     """
     if constants["images"] is not None:
@@ -61,7 +63,7 @@ def train_step(
 
 
 def new_state(model: AlexNet, rule, crop: int, seed: int, frozen: frozenset) -> dict:
-    """The state before the first step: initial values from the config, velocity zero; frozen layers have none."""
+    """The state before the first step: the config's initial values, and zero velocity for all but frozen layers."""
     params = model.init(jax.random.key(seed), jnp.zeros((1, crop, crop, 3)))["params"]
     velocity = rule.init({name: layer for name, layer in params.items() if name not in frozen})
     return {"step": jnp.int32(0), "params": params, "velocity": velocity}
@@ -69,16 +71,16 @@ def new_state(model: AlexNet, rule, crop: int, seed: int, frozen: frozenset) -> 
 
 @dataclass(frozen=True)
 class Program:
-    """A config's network on a mesh, ready to be compiled."""
+    """A config's network and training step on a mesh, ready to be compiled."""
 
     apply: Callable  # (params, images, dropout_key=None) -> (logits, activations)
-    step: Callable  # train_step of (state, batch, epoch, constants), jitted
+    step: Callable  # train_step, jitted: (state, batch, epoch, constants) -> (state, sums)
     start: Callable  # () -> the first state, jitted
     state: dict  # the state's shapes, dtypes and shardings
 
 
 def program(config: ConfigDict, mesh: Mesh) -> Program:
-    """What train() runs, without data."""
+    """The network, the training step and the first state, as train() runs them; needs no data."""
     model = AlexNet(FrozenConfigDict(config.model))
     apply = towers.split(model, mesh)
     rule = optimizer.update_rule(config.optimizer)
@@ -97,7 +99,7 @@ def program(config: ConfigDict, mesh: Mesh) -> Program:
 
 
 def prefetch(batches: Iterable[dict], sharding, ahead: int = 2) -> Iterator[dict]:
-    """Moves batches to the devices `ahead` of their use."""
+    """Yields batches that are on the devices already; moves each there `ahead` batches before it is used."""
     queue = deque()
     for batch in batches:
         queue.append(towers.place(batch, sharding))
@@ -107,17 +109,17 @@ def prefetch(batches: Iterable[dict], sharding, ahead: int = 2) -> Iterator[dict
 
 
 def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> dict | None:
-    """Trains, evaluates each epoch, checkpoints; goes on from the workdir's latest checkpoint if there is one.
+    """Trains, evaluates and writes checkpoints; resumes from the workdir's latest checkpoint if there is one.
 
-    Returns: the last validation result, or None if SIGTERM or Ctrl-C stopped the run, which is then saved.
-    Raises UserError if the loss is not finite, if a file cannot be written or is damaged, or if config.start.workdir is
-    no start.
+    Returns: the last validation result, or None if SIGTERM or Ctrl-C stopped the run; its state is then saved.
+    Raises UserError if the loss is not finite, if a file cannot be written or is damaged, or if the network cannot
+    start from config.start.workdir.
     """
     batch_size, seed = config.batch_size, config.seed
     steps_per_epoch = steps_in_epoch(len(prepared.train), batch_size)
     steps = config.epochs * steps_per_epoch
 
-    # --- the network, from the start or from where a checkpoint left it ------------------------------------------
+    # --- the network, new or from the latest checkpoint ----------------------------------------------------------
     net = program(config, mesh)
     log_probabilities = make_log_probabilities(net.apply, config.data)
     checkpoints = checkpoint.manager(workdir)
@@ -160,19 +162,19 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
             return evaluate([predict], [shards], progress)
 
     def stopped(step: int) -> bool:
-        """Whether to stop; several processes agree on it now and then, so that all stop at the same step."""
+        """Whether to stop; several processes agree on it, at some steps only, so that all stop at the same step."""
         if jax.process_count() > 1 and step % config.log_every_steps and step % steps_per_epoch:
             return False
         return towers.any_process(stop.signal is not None)
 
     def settle(pending):
-        """Takes in a step's sums, once the next step is under way."""
+        """Adds a step's sums to the records; called a step late where possible, so that the device does not wait."""
         step, sums, rate = pending
         sums = {name: float(value) for name, value in sums.items()}
         if not abs(sums["loss"]) < float("inf"):
             raise UserError(
-                f"the loss is {sums['loss']} at step {step} with a learning rate of {rate:g}: start again in another "
-                f"--workdir with a lower one: --config.optimizer.learning_rate={config.optimizer.learning_rate / 2:g}"
+                f"the loss is {sums['loss']} at step {step} with a learning rate of {rate:g}: train in a new --workdir "
+                f"with a lower one, --config.optimizer.learning_rate={config.optimizer.learning_rate / 2:g}"
             )
         window = host["window"]
         host["window"] = {name: window.get(name, 0.0) + value for name, value in sums.items()}
@@ -206,7 +208,7 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
                 if due or step == steps:
                     result = validate(1)
                     error = result["top1_error"]
-                    if due:  # a run that ends in between and is extended goes on as if it had not been evaluated
+                    if due:  # else only because the run ends: it must not count if the run is extended
                         passed = config.evaluation.every_epochs
                         host["plateau"] = optimizer.watch(config.optimizer, host["plateau"], error, passed)
                     host["result"] = {"views": 1} | result
