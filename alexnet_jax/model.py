@@ -51,7 +51,7 @@ class Layer(nn.Module):
         features = self.features if self.replicated else self.features // devices
         if self.size is None:
             seen = (self.window, self.window, x.shape[-1]) if self.window else x.shape[1:]
-            shape = (math.prod(seen) // groups, features)
+            shape: tuple[int, ...] = (math.prod(seen) // groups, features)
         else:
             shape = (self.size, self.size, x.shape[-1] // groups, features)
         if self.std is None:

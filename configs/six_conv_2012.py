@@ -4,8 +4,8 @@
     alexnet train --config configs/six_conv_2012.py:imagenette --config.start.workdir=runs/six_conv
 
 start.workdir names the run to start from. The code's #146-2012-2011, by the notes of
-layer-params-146-2012-2011.cfg:181-195: a new fc8, conv1 slow and soon frozen, 54 epochs. Error noted there on ILSVRC-2012
-validation (line 195): 38.99 % top-1, 16.62 % top-5 in ten views. Here: not run.
+layer-params-146-2012-2011.cfg:181-195: a new fc8, conv1 slow and soon frozen, 54 epochs. Error noted there on
+ILSVRC-2012 validation (line 195): 38.99 % top-1, 16.62 % top-5 in ten views. Here: not run.
 """
 
 from ml_collections import ConfigDict

@@ -14,8 +14,9 @@ from torch import nn
 from alexnet_jax.config import check
 from alexnet_jax.data import augment
 from alexnet_jax.model import AlexNet, fc6_side, parameter_count, shapes
+from alexnet_jax.runs.finetune import resolved
 from alexnet_jax.runs.run import read_config
-from configs import finetune, half_width, one_weird_trick, paper
+from configs import half_width, one_weird_trick, paper
 
 COUNTS = {  # parameters, multiply-accumulates of one image
     "paper": (60_965_224, 724_406_816),
@@ -197,7 +198,9 @@ def test_a_run_from_when_the_pool_was_for_all_norms_loads(after, before, expecte
     (tmp_path / "config.json").write_text(json.dumps(config))
     c = read_config(tmp_path)
     assert list(c.model.lrn.after_pool) == expected and c.optimizer.bias_rule == "weights"
-    assert list(finetune.get_config(str(tmp_path)).model.lrn.after_pool) == expected
+    c = preset("finetune")
+    c.start.workdir, c.data.name = str(tmp_path), "glyphs"
+    assert list(resolved(c).model.lrn.after_pool) == expected
 
 
 # Words after the colon.
