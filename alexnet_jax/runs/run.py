@@ -113,11 +113,12 @@ def _completed(tree: Any) -> ConfigDict:
 
 
 def _newer(there: dict) -> dict:
-    """Values of the fields that a run may lack because it is older than they are."""
-    values = {name: row.default for name, row in FIELDS.items() if row.newer}
-    if isinstance(widths := there["model.conv_widths"], list) and len(widths) == 6:
-        values["model.conv_sizes"] += (3,)
-        values["model.conv_strides"] += (1,)
+    """Values, as JSON has them, of the fields that a run may lack because it is older than they are."""
+    values = {name: json.loads(json.dumps(row.default)) for name, row in FIELDS.items() if row.newer}
+    widths = there["model.conv_widths"]
+    if isinstance(widths, list) and len(widths) == 6:
+        values["model.conv_sizes"].append(3)
+        values["model.conv_strides"].append(1)
     return values
 
 
