@@ -1,17 +1,25 @@
-"""What every field of a config may hold, and whether its fields fit each other: checked before anything is written.
+"""The config: every field, what it is by default, what it may hold, what it is for, and the one check of them all.
 
-    check(config)      # raises UserError, in one line, naming the field and what it takes
+    c = default()      # every field at its default, to be changed; configs/ has the presets
+    check(c)           # raises UserError, in one line, naming the field and what it takes
+    fields_of(FREE)    # the names of the fields that may change when a run resumes
 
-configs/paper.py says what the fields mean. What only the images can tell, such as a batch larger than the data set,
-main.py checks once it has them, still before the workdir is claimed. The upper bounds of numbers are far beyond any
-use: they keep a slip of the finger from filling the memory, or from compiling for hours.
+A default leaves its field without effect: no norm, no dropout, no noise, one tower, a constant learning rate. Where no
+value could (a width, a batch size) it is AlexNet's. A field that was added after version 0.1.0 is marked `newer`: runs
+older than it get its default, which must leave them as they were.
+
+`check` needs no data. What only the images can tell, such as a batch larger than the data set, is found once they are
+there, still before anything is written. The upper bounds of numbers are far beyond any use: they keep a slip of the
+finger from filling the memory, or from compiling for hours.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from numbers import Integral, Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from alexnet_jax import UserError, model, optimizer
@@ -21,36 +29,50 @@ from alexnet_jax.data.prepare import MAX_SIZE
 CONVOLUTIONS = ("conv1", "conv2", "conv3", "conv4", "conv5", "conv6")
 LAYERS = (*CONVOLUTIONS, *model.FULLY_CONNECTED)
 
+# What a field is for. Resuming, fine-tuning, conversion and reports choose their fields by these.
+FUNCTION = "function"  # which function of its parameters the network computes
+SHAPE = "shape"  # the shapes of the parameters, which show it
+INPUT = "input"  # the numbers that an image becomes: kernels are trained for them
+VIEW = "view"  # which part of a photo the network sees
+ROUNDING = "rounding"  # how it is computed; results differ by rounding alone
+DATA = "data"  # which images it is trained and measured on
+TRAINING = "training"  # how parameters begin and change, and how the error is measured
+FREE = "free"  # how and where a run works, not what it computes: may change when it resumes
+
+# --- What a field may hold --------------------------------------------------------------------------------------------
+
 
 class Rule(NamedTuple):
     """What a field may hold."""
 
     says: str  # in words, after "must be"
-    holds: Callable[[object], bool]
+    holds: Callable[[Any], bool]
 
 
 def whole(low: int, high: int) -> Rule:
-    """A whole number, both bounds among them."""
-    return Rule(
-        f"a whole number from {low:,} to {high:,}",
-        lambda v: isinstance(v, Integral) and not isinstance(v, bool) and low <= v <= high,
-    )
+    """A whole number from `low` to `high`, both included."""
+    return Rule(f"a whole number from {low:,} to {high:,}", lambda v: _is(v, Integral) and low <= v <= high)
 
 
 def number(low: float, high: float, *, above: bool = False, below: bool = False) -> Rule:
-    """A finite number, both bounds among them unless it must be `above` the one or `below` the other."""
+    """A finite number from `low` to `high`, both included unless it must be `above` the one or `below` the other."""
     says = f"a number {'above' if above else 'of at least'} {low:g} and {'below' if below else 'at most'} {high:g}"
 
-    def holds(v):
-        real = isinstance(v, Real) and not isinstance(v, bool)
-        return real and low <= v <= high and not (above and v == low) and not (below and v == high)  # NaN fails
+    def holds(v: Any) -> bool:
+        if not _is(v, Real) or not low <= v <= high:  # NaN fails the comparison
+            return False
+        return not (above and v == low) and not (below and v == high)
 
     return Rule(says, holds)
 
 
-def one_of(*choices) -> Rule:
-    """One of a few values."""
-    return Rule(f"one of {', '.join(map(str, choices))}", lambda v: type(v) in map(type, choices) and v in choices)
+def _is(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def one_of(*choices: Any) -> Rule:
+    """One of a few values, of the same type: 1 is not True."""
+    return Rule(f"one of {', '.join(map(str, choices))}", lambda v: any(type(v) is type(c) and v == c for c in choices))
 
 
 def text(empty: bool = False) -> Rule:
@@ -62,7 +84,7 @@ def text(empty: bool = False) -> Rule:
 
 
 def several(rule: Rule, *counts: int) -> Rule:
-    """A tuple whose every entry keeps a rule, of any length or of one of `counts`."""
+    """A tuple (a list, once read from JSON) whose every entry keeps a rule, of any length or of one of `counts`."""
     many = f"{' or '.join(map(str, counts))} entries" if counts else "entries"
     return Rule(
         f"a tuple of {many}, each {rule.says}",
@@ -80,128 +102,176 @@ def some_of(*names: str) -> Rule:
 
 
 def entries(form: str, *rules: Rule) -> Rule:
-    """A tuple of tuples whose every place keeps its own rule."""
+    """A tuple of tuples of len(rules) entries, each of which keeps its own rule."""
 
-    def holds(v):
-        return isinstance(v, (tuple, list)) and all(
-            isinstance(e, (tuple, list))
-            and len(e) == len(rules)
-            and all(r.holds(x) for r, x in zip(rules, e, strict=True))
-            for e in v
-        )
+    def keeps(entry: Any) -> bool:
+        if not isinstance(entry, (tuple, list)) or len(entry) != len(rules):
+            return False
+        return all(rule.holds(value) for rule, value in zip(rules, entry, strict=True))
 
-    return Rule(f"a tuple of entries {form}", holds)
+    return Rule(f"a tuple of entries {form}", lambda v: isinstance(v, (tuple, list)) and all(map(keeps, v)))
 
 
 FLAG = one_of(True, False)
-COUNT = whole(1, 2**16)  # of images in a batch, of copies; nobody trained ImageNet with more than half of it
+COUNT = whole(1, 2**16)  # images in a batch, copies of the network; no ImageNet training used more than half of it
 EPOCHS = 10**6
 FREQUENCY = whole(1, 10**9)  # steps from one record to the next
 STRENGTH = number(0, 1e6)
-# A norm adds up so many shifted copies of its maps, each of which is compiled.
-WINDOW = whole(1, 255)
+WINDOW = whole(1, 255)  # a norm adds up this many shifted copies of its maps, and each is compiled
+PATH = text(empty=True)
+
+# --- The fields -------------------------------------------------------------------------------------------------------
+
+
+class Field(NamedTuple):
+    """A row of the table."""
+
+    default: Any
+    rule: Rule
+    purpose: str
+    newer: bool = False  # than version 0.1.0: runs older than the field get its default
+
 
 FIELDS = {
-    "name": text(),
-    "seed": whole(0, 2**32 - 1),  # what jax.random.key takes
-    "batch_size": COUNT,
-    "epochs": whole(1, EPOCHS),
-    "model.num_classes": whole(0, 10**6),
-    "model.towers": whole(1, 2**10),
-    "model.exchange": some_of(*model.EXCHANGES),
-    "model.conv_widths": several(whole(1, 2**14), 5, 6),
-    "model.fc_widths": several(whole(1, 2**16), 2),
-    "model.removed": some_of("conv3", "conv4"),
-    "model.conv1_padding": several(whole(0, 64), 2),
-    "model.activation": one_of(*model.ACTIVATIONS),
-    "model.pool_size": whole(1, 64),
-    "model.pool_stride": whole(1, 64),
-    "model.average_pool": whole(0, 64),
-    "model.dropout": number(0, 1, below=True),
-    "model.dropout_before": some_of(*model.FULLY_CONNECTED),
-    "model.dtype": one_of("float32", "bfloat16"),
-    "model.lrn.layers": some_of(*CONVOLUTIONS),
-    "model.lrn.size": WINDOW,
-    "model.lrn.k": number(0, 1e6, above=True),
-    "model.lrn.alpha": STRENGTH,
-    "model.lrn.beta": number(0, 100),
-    "model.lrn.divide_by_size": FLAG,
-    "model.lrn.per_tower": FLAG,
-    "model.lrn.before_activation": some_of(*CONVOLUTIONS),
-    "model.lrn.after_pool": some_of(*CONVOLUTIONS),
-    "model.spatial_norm.layers": some_of(*CONVOLUTIONS),
-    "model.spatial_norm.size": WINDOW,
-    "model.spatial_norm.k": number(0, 1e6, above=True),
-    "model.spatial_norm.alpha": STRENGTH,
-    "model.spatial_norm.beta": number(0, 100),
-    "model.init": one_of("normal", "uniform"),
-    **{f"model.init_std.{layer}": STRENGTH for layer in LAYERS},
-    **{f"model.init_bias.{layer}": number(-1e6, 1e6) for layer in LAYERS},
-    "optimizer.algorithm": one_of(*optimizer.ALGORITHMS),
-    "optimizer.learning_rate": number(0, 1e9, above=True),
-    "optimizer.momentum": number(0, 1, below=True),
-    "optimizer.weight_decay": STRENGTH,
-    "optimizer.decay_biases": FLAG,
-    "optimizer.bias_rate": STRENGTH,
-    "optimizer.bias_rule": one_of(*optimizer.BIAS_RULES),
-    "optimizer.bias_drop_epochs": several(whole(0, EPOCHS)),
-    "optimizer.rule": one_of(*optimizer.RULES),
-    "optimizer.factor": number(0, 1, above=True),
-    "optimizer.drops": whole(0, 1000),
-    "optimizer.patience": whole(1, EPOCHS),
-    "optimizer.min_improvement": number(0, 1),
-    "optimizer.drop_epochs": several(whole(0, EPOCHS)),
-    "optimizer.stages": whole(1, EPOCHS),
-    "optimizer.stages_total": number(1, 1e12),
-    "optimizer.layer_rates": entries(
-        "(epoch, layer, multiple), as in \"((0,'conv1',0.0),(5,'fc8/bias',0.5))\"", whole(0, EPOCHS), text(), STRENGTH
+    "name": Field("", text(), FREE),  # a label; without --workdir a run's folder is runs/ and this
+    "seed": Field(0, whole(0, 2**32 - 1), TRAINING),  # of initial values, order, crops and dropout
+    "batch_size": Field(128, COUNT, TRAINING),  # images in a step, over all devices
+    "epochs": Field(90, whole(1, EPOCHS), TRAINING),  # may be raised when a run resumes, see claims.py
+    #
+    # The network.
+    "model.num_classes": Field(0, whole(0, 10**6), SHAPE),  # 0: as many as the data has
+    "model.towers": Field(1, whole(1, 2**10), FUNCTION),  # into how many the widths are divided
+    "model.exchange": Field(("fc8",), some_of(*model.EXCHANGES), SHAPE),  # layers that read every tower, not their own
+    # Kernels over all towers. A sixth convolution sees the pooled maps of the fifth.
+    "model.conv_widths": Field((96, 256, 384, 384, 256), several(whole(1, 2**14), 5, 6), SHAPE),
+    "model.conv_sizes": Field((11, 5, 3, 3, 3), several(whole(1, 64), 5, 6), SHAPE, newer=True),  # kernels' sides
+    "model.conv_strides": Field((4, 1, 1, 1, 1), several(whole(1, 64), 5, 6), FUNCTION, newer=True),
+    "model.conv1_padding": Field((0, 0), several(whole(0, 64), 2), FUNCTION),  # before and after; the others keep sides
+    "model.fc_widths": Field((4096, 4096), several(whole(1, 2**16), 2), SHAPE),  # of fc6 and fc7, over all towers
+    "model.removed": Field((), some_of("conv3", "conv4"), FUNCTION, newer=True),  # layers that are left out
+    "model.activation": Field("relu", one_of(*model.ACTIVATIONS), FUNCTION),
+    "model.pooled": Field(("conv1", "conv2", "conv5"), some_of(*CONVOLUTIONS), FUNCTION, newer=True),
+    "model.pool_size": Field(3, whole(1, 64), FUNCTION),
+    "model.pool_stride": Field(2, whole(1, 64), FUNCTION),
+    # fc6 sees maps averaged to this side, whatever the size of the images; 0: the maps as they are.
+    "model.average_pool": Field(0, whole(0, 64), FUNCTION, newer=True),
+    "model.dropout": Field(0.0, number(0, 1, below=True), TRAINING),  # the share of units that are dropped
+    "model.dropout_before": Field(("fc7", "fc8"), some_of(*model.FULLY_CONNECTED), TRAINING, newer=True),  # on inputs
+    # Of the computation. Parameters, logits and loss are float32 always.
+    "model.dtype": Field("float32", one_of("float32", "bfloat16"), ROUNDING),
+    #
+    # The norm over neighbouring maps: x / (k + alpha * sum of squares)^beta.
+    "model.lrn.layers": Field((), some_of(*CONVOLUTIONS), FUNCTION),
+    "model.lrn.size": Field(5, WINDOW, FUNCTION),  # maps in the sum
+    "model.lrn.k": Field(2.0, number(0, 1e6, above=True), FUNCTION),
+    "model.lrn.alpha": Field(1e-4, STRENGTH, FUNCTION),
+    "model.lrn.beta": Field(0.75, number(0, 100), FUNCTION),
+    "model.lrn.divide_by_size": Field(False, FLAG, FUNCTION),  # alpha by size
+    "model.lrn.per_tower": Field(False, FLAG, FUNCTION),  # over a tower's own maps, or over all
+    # Layers whose norm precedes the nonlinearity, and layers whose norm follows the pool. Elsewhere it is in between.
+    "model.lrn.before_activation": Field((), some_of(*CONVOLUTIONS), FUNCTION),
+    "model.lrn.after_pool": Field((), some_of(*CONVOLUTIONS), FUNCTION),
+    #
+    # The norm over neighbouring places of the same map: x / (k + alpha * mean of squares)^beta.
+    "model.spatial_norm.layers": Field((), some_of(*CONVOLUTIONS), FUNCTION),
+    "model.spatial_norm.size": Field(5, WINDOW, FUNCTION),  # the side of the square of places
+    "model.spatial_norm.k": Field(1.0, number(0, 1e6, above=True), FUNCTION),
+    "model.spatial_norm.alpha": Field(1e-3, STRENGTH, FUNCTION),
+    "model.spatial_norm.beta": Field(0.75, number(0, 100), FUNCTION),
+    #
+    # Initial values: N(0, init_std) and init_bias, or both uniform within 1 / sqrt(inputs of a kernel), as in PyTorch.
+    "model.init": Field("normal", one_of("normal", "uniform"), TRAINING, newer=True),
+    **{f"model.init_std.{layer}": Field(0.01, STRENGTH, TRAINING) for layer in LAYERS},
+    **{f"model.init_bias.{layer}": Field(0.0, number(-1e6, 1e6), TRAINING) for layer in LAYERS},
+    #
+    # The update. "sgd" is PyTorch's momentum, whose velocity holds no learning rate; "adam" is PyTorch's too.
+    "optimizer.algorithm": Field("momentum", one_of(*optimizer.ALGORITHMS), TRAINING, newer=True),
+    "optimizer.learning_rate": Field(0.01, number(0, 1e9, above=True), TRAINING),
+    "optimizer.momentum": Field(0.0, number(0, 1, below=True), TRAINING),
+    "optimizer.weight_decay": Field(0.0, STRENGTH, TRAINING),
+    "optimizer.decay_biases": Field(False, FLAG, TRAINING),
+    "optimizer.bias_rate": Field(1.0, STRENGTH, TRAINING),  # biases' learning rate by the weights'
+    # Biases' rates fall with the weights' or, "epochs", by factor at the start of each of bias_drop_epochs alone.
+    "optimizer.bias_rule": Field("weights", one_of(*optimizer.BIAS_RULES), TRAINING, newer=True),
+    "optimizer.bias_drop_epochs": Field((), several(whole(0, EPOCHS)), TRAINING, newer=True),
+    "optimizer.rule": Field("epochs", one_of(*optimizer.RULES), TRAINING),  # by which the learning rate falls
+    "optimizer.factor": Field(0.1, number(0, 1, above=True), TRAINING),  # what a drop multiplies it by
+    "optimizer.drop_epochs": Field((), several(whole(0, EPOCHS)), TRAINING),  # "epochs": a drop at the start of each
+    # "plateau": a drop after `patience` epochs in which the top-1 validation error did not fall by `min_improvement`.
+    "optimizer.drops": Field(3, whole(0, 1000), TRAINING),  # at most so many
+    "optimizer.patience": Field(5, whole(1, EPOCHS), TRAINING),
+    "optimizer.min_improvement": Field(0.001, number(0, 1), TRAINING),
+    # "stages": so many of equal length, which divide the rate by `stages_total` in all.
+    "optimizer.stages": Field(4, whole(1, EPOCHS), TRAINING),
+    "optimizer.stages_total": Field(250.0, number(1, 1e12), TRAINING),
+    # Multiples of a layer's rates from an epoch on; 0 freezes it. "conv1/bias" is its bias alone.
+    "optimizer.layer_rates": Field(
+        (),
+        entries(
+            "(epoch, layer, multiple), as in \"((0,'conv1',0.0),(5,'fc8/bias',0.5))\"",
+            whole(0, EPOCHS), text(), STRENGTH,
+        ),
+        TRAINING,
     ),
-    "data.name": Rule("a TFDS name, or a folder of class folders, as in --config.data.name=~/photos", text().holds),
-    "data.train_split": text(),
-    "data.eval_split": text(),
-    "data.validation_fraction": number(0, 1, above=True, below=True),
-    "data.data_dir": text(empty=True),
-    "data.prepared_dir": text(empty=True),
-    "data.size": whole(1, MAX_SIZE),
-    "data.resize": one_of("shorter", "warp"),
-    "data.crop": whole(1, MAX_SIZE),
-    "data.random_crop": FLAG,
-    "data.flip": FLAG,
-    "data.crop_chunk": whole(1, 2**20),
-    "data.mean": one_of(*augment.MEANS),
-    "data.mean_value": several(number(-1e6, 1e6), 3),
-    "data.deviation": several(number(0, 1e6, above=True), 0, 3),
-    "data.color_noise": number(0, 1000),
-    "data.color_noise_epochs": whole(-1, EPOCHS),
-    "data.divide_by_noise": FLAG,
-    "data.on_device": FLAG,
-    "start.workdir": text(empty=True),
-    "start.fresh": some_of(*LAYERS),
-    "evaluation.every_epochs": whole(1, EPOCHS),
-    "evaluation.batch_size": COUNT,
-    "evaluation.views": one_of(1, 10),
-    "devices.data": COUNT,
-    "devices.tower": whole(0, 2**10),
-    "checkpoint_every_steps": FREQUENCY,
-    "log_every_steps": FREQUENCY,
-}
-OPTIONAL = {"model.init_std.conv6", "model.init_bias.conv6"}  # the values of a layer that most networks lack
+    #
+    # The images.
+    "data.name": Field(
+        "", Rule("a TFDS name, or a folder of class folders, as in --config.data.name=~/photos", text().holds), DATA
+    ),
+    "data.train_split": Field("train", text(), DATA),  # as TFDS writes it: train, train[:10%]
+    "data.eval_split": Field("validation", text(), DATA),
+    "data.validation_fraction": Field(0.1, number(0, 1, above=True, below=True), DATA),  # of a folder that has none
+    "data.data_dir": Field("", PATH, FREE),  # where TFDS keeps its data sets; "": $TFDS_DATA_DIR, else TFDS's own
+    "data.prepared_dir": Field("", PATH, FREE),  # where prepared sets are written; "": the user's cache folder
+    "data.on_device": Field(False, FLAG, ROUNDING),  # hold the training set on the device as uint8, and augment there
+    "data.size": Field(256, whole(1, MAX_SIZE), INPUT),  # the side of prepared images, and of the mean image
+    # The shorter side to `size` and then the centre square, or both sides to `size`, which warps the photo.
+    "data.resize": Field("shorter", one_of("shorter", "warp"), VIEW, newer=True),
+    "data.crop": Field(224, whole(1, MAX_SIZE), VIEW),  # the side of what the network sees
+    # What is removed: pixel, each pixel's mean; centre, its centre window wherever the crop is; channel, each channel's
+    # mean; value, mean_value; none.
+    "data.mean": Field("none", one_of(*augment.MEANS), INPUT),
+    "data.mean_value": Field((0.0, 0.0, 0.0), several(number(-1e6, 1e6), 3), INPUT, newer=True),  # of R, G, B, 0 to 255
+    # What is left of R, G and B is divided by these; (): it stays in grey levels.
+    "data.deviation": Field((), several(number(0, 1e6, above=True), 0, 3), INPUT, newer=True),
+    "data.random_crop": Field(False, FLAG, TRAINING),  # else the centre
+    "data.flip": Field(False, FLAG, TRAINING),  # half of the crops, left to right
+    "data.crop_chunk": Field(1, whole(1, 2**20), TRAINING),  # consecutive images that share one offset and flip
+    "data.color_noise": Field(0.0, number(0, 1000), TRAINING),  # the standard deviation of the alphas, section 4.1
+    "data.color_noise_epochs": Field(-1, whole(-1, EPOCHS), TRAINING),  # it stops at this epoch; -1: never
+    "data.divide_by_noise": Field(False, FLAG, TRAINING, newer=True),  # training images by 1 + color_noise
+    #
+    # Fine-tuning, see configs/finetune.py: a run that begins with the parameters of another run, its start.
+    "start.workdir": Field("", PATH, TRAINING, newer=True),  # a run's, or that of converted weights; "": initial values
+    "start.fresh": Field((), some_of(*LAYERS), TRAINING, newer=True),  # layers that keep their initial values
+    # Take the network and its inputs from the start's config; False again once they are taken.
+    "start.adopt": Field(False, FLAG, FREE, newer=True),
+    # Freeze all layers but these and the fresh ones, by optimizer.layer_rates; (): freeze none.
+    "start.learned": Field((), some_of(*LAYERS), FREE, newer=True),
+    #
+    # Evaluation, devices, and what a run writes.
+    "evaluation.every_epochs": Field(1, whole(1, EPOCHS), TRAINING),  # the plateau rule looks at each
+    "evaluation.batch_size": Field(128, COUNT, FREE),
+    "evaluation.views": Field(1, one_of(1, 10), TRAINING),  # of the last one; the others see the centre crop alone
+    "devices.data": Field(1, COUNT, FREE),  # copies of the network, each on its share of the batch
+    "devices.tower": Field(0, whole(0, 2**10), FREE),  # devices of a copy; 0: one per tower if they are there, else one
+    "checkpoint_every_steps": Field(1000, FREQUENCY, FREE),
+    "log_every_steps": Field(20, FREQUENCY, FREE),
+}  # fmt: skip
+OPTIONAL = {"model.init_std.conv6", "model.init_bias.conv6"}  # initial values of a layer that most networks lack
 
 
-def check(config: ConfigDict):
-    """Raises UserError, naming the field, if a config makes no run; what only the data can tell comes later."""
-    there = dict(fields(config))
-    if unknown := there.keys() - FIELDS.keys():
-        raise UserError(f"--config.{min(unknown)} is no field of a config: configs/paper.py has them all")
-    if missing := FIELDS.keys() - there.keys() - OPTIONAL:
-        raise UserError(f"the config has no field {min(missing)}: begin with a copy of configs/paper.py's")
-    for field, value in there.items():
-        if not FIELDS[field].holds(value):
-            raise _wrong(field, value, f"must be {FIELDS[field].says}")
-    _check_together(config)
+def default() -> ConfigDict:
+    """Every field at its default, in sections. It has no name and no data, and check refuses it without them."""
+    return unflat({name: field.default for name, field in FIELDS.items() if name not in OPTIONAL})
 
 
-def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:
+def fields_of(*purposes: str) -> frozenset[str]:
+    """The dotted names of the fields of some purposes."""
+    return frozenset(name for name, field in FIELDS.items() if field.purpose in purposes)
+
+
+def fields(config: ConfigDict | FrozenConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The fields of a config, (dotted name, value)."""
     for name, value in config.items():
         if isinstance(value, (ConfigDict, FrozenConfigDict)):
@@ -210,52 +280,119 @@ def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]
             yield f"{prefix}{name}", value
 
 
-def _wrong(field: str, value, must: str) -> UserError:
+def flat(tree: dict | ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """A config, or what was read from its JSON, as {dotted name: value}, the values as JSON has them: lists."""
+    if isinstance(tree, ConfigDict):
+        tree = json.loads(tree.to_json())
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        out |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return out
+
+
+def unflat(values: dict[str, Any]) -> ConfigDict:
+    """A config of {dotted name: value}."""
+    return ConfigDict(unflatten_dict(values, sep="."))
+
+
+# --- The check --------------------------------------------------------------------------------------------------------
+
+
+def check(config: ConfigDict):
+    """Raises UserError, naming the field, if a config makes no run; what only the data can tell comes later."""
+    refuse_wrong_values(config)
+    _refuse_misfits(config)
+
+
+def refuse_wrong_values(config: ConfigDict):
+    """Raises UserError if a field is missing, is none of FIELDS, or holds what it may not; each is judged alone."""
+    there = dict(fields(config))
+    if unknown := there.keys() - FIELDS.keys():
+        raise UserError(f"--config.{min(unknown)} is no field of a config: alexnet_jax/config.py has them all")
+    if missing := FIELDS.keys() - there.keys() - OPTIONAL:
+        raise UserError(f"the config has no field {min(missing)}: begin with config.default(), as configs/paper.py")
+    for name, value in there.items():
+        if says := wrong(name, value):
+            raise UserError(f"--config.{says}")
+
+
+def wrong(name: str, value: Any) -> str | None:
+    """What is wrong with the value of a field, in words that begin with its name; None if nothing is."""
+    rule = FIELDS[name].rule
+    return None if rule.holds(value) else f"{name} is {_shown(value)} and must be {rule.says}"
+
+
+def _shown(value: Any) -> str:
     shown = repr(value)
-    return UserError(f"--config.{field} is {shown if len(shown) < 80 else shown[:77] + '...'} and {must}")
+    return shown if len(shown) < 80 else f"{shown[:77]}..."
 
 
-def _check_together(config: ConfigDict):
-    """Fields that hold what they may, and do not go together."""
-    m, d = config.model, config.data
+def _misfit(name: str, value: Any, must: str) -> UserError:
+    return UserError(f"--config.{name} is {_shown(value)} and {must}")
+
+
+def _refuse_misfits(config: ConfigDict):
+    """Raises UserError if fields that are each allowed do not fit each other."""
+    _refuse_network(config.model)
+    _refuse_start(config)
+    d = config.data
+    if d.crop > d.size:
+        raise _misfit("data.crop", d.crop, f"must be at most data.size, {d.size}")
+    for name, size in (("batch_size", config.batch_size), ("evaluation.batch_size", config.evaluation.batch_size)):
+        if size % config.devices.data:
+            raise _misfit(name, size, f"must divide over the {config.devices.data} copies of --config.devices.data")
+    optimizer.frozen(config.optimizer, _shapes(config), config.epochs)  # which knows what layer_rates can name
+
+
+def _refuse_network(m: ConfigDict):
     convolutions = CONVOLUTIONS[: len(m.conv_widths)]
-    layers = (*convolutions, *model.FULLY_CONNECTED)
-    for field in ("conv_widths", "fc_widths"):
-        if any(width % m.towers for width in m[field]):
-            raise _wrong(f"model.{field}", m[field], f"must divide into {m.towers} towers")
+    for name in ("conv_sizes", "conv_strides"):
+        if len(m[name]) != len(convolutions):
+            raise _misfit(f"model.{name}", m[name], f"must have {len(convolutions)} entries, as model.conv_widths has")
+    for name in ("conv_widths", "fc_widths"):
+        if any(width % m.towers for width in m[name]):
+            raise _misfit(f"model.{name}", m[name], f"must divide into {m.towers} towers")
     if "fc8" not in m.exchange:
-        raise _wrong("model.exchange", m.exchange, "must hold fc8: the classifier reads every tower")
-    norms = [("lrn", field) for field in ("layers", "before_activation", "after_pool")] + [("spatial_norm", "layers")]
-    for section, field in norms:
-        if not set(m[section][field]) <= set(convolutions):
-            raise _wrong(f"model.{section}.{field}", m[section][field], f"takes conv1 to {convolutions[-1]} here")
+        raise _misfit("model.exchange", m.exchange, "must hold fc8: the classifier reads every tower")
+    named = {
+        "pooled": m.pooled,
+        "lrn.layers": m.lrn.layers,
+        "lrn.before_activation": m.lrn.before_activation,
+        "lrn.after_pool": m.lrn.after_pool,
+        "spatial_norm.layers": m.spatial_norm.layers,
+    }
+    for name, layers in named.items():
+        if not set(layers) <= set(convolutions):
+            raise _misfit(f"model.{name}", layers, f"takes conv1 to {convolutions[-1]} here")
     if both := set(m.lrn.before_activation) & set(m.lrn.after_pool):
         raise UserError(
             f"--config.model.lrn.before_activation and after_pool both name {sorted(both)}: a layer has its norm once"
         )
-    for field in ("init_std", "init_bias"):
-        if lacks := [layer for layer in layers if layer not in m[field]]:
-            raise UserError(f"--config.model.{field} has no value for {', '.join(lacks)}: add it to the config")
-    if not set(config.start.fresh) <= set(layers):
-        raise _wrong("start.fresh", config.start.fresh, f"must be out of {', '.join(layers)}")
-    if d.crop > d.size:
-        raise _wrong("data.crop", d.crop, f"must be at most data.size, {d.size}")
-    for field, size in (("batch_size", config.batch_size), ("evaluation.batch_size", config.evaluation.batch_size)):
-        if size % config.devices.data:
-            raise _wrong(field, size, f"must divide over the {config.devices.data} copies of --config.devices.data")
-    shapes = _shapes(config)
-    optimizer.frozen(config.optimizer, shapes, config.epochs)  # which knows what layer_rates can name
+    for name in ("init_std", "init_bias"):
+        if lacks := [layer for layer in (*convolutions, *model.FULLY_CONNECTED) if layer not in m[name]]:
+            raise UserError(f"--config.model.{name} has no value for {', '.join(lacks)}: add it to the config")
+
+
+def _refuse_start(config: ConfigDict):
+    start, layers = config.start, (*CONVOLUTIONS[: len(config.model.conv_widths)], *model.FULLY_CONNECTED)
+    for name in ("fresh", "learned"):
+        if not set(start[name]) <= set(layers):
+            raise _misfit(f"start.{name}", start[name], f"must be out of {', '.join(layers)}")
+    if not start.workdir and (start.fresh or start.learned or start.adopt):
+        raise UserError("name the run to start from, as in --config.start.workdir=runs/base")
 
 
 def _shapes(config: ConfigDict) -> dict:
-    """The parameters' shapes. Raises UserError if images are so small that maps come to nothing."""
+    """The parameters' shapes. Raises UserError if images are so small that maps have no pixel left."""
+    crop = config.data.crop
     try:
-        shapes = model.shapes(config.model, config.data.crop)
+        shapes = model.shapes(config.model, crop)
     except (ValueError, TypeError, ZeroDivisionError) as e:  # jax's own, of maps without a pixel
         raise UserError(
-            f"the network does not fit images of {config.data.crop} pixels ({' '.join(str(e).split())[:200]}): raise "
-            "--config.data.crop, or lower model.pool_size and model.pool_stride"
+            f"the network does not fit images of {crop} pixels ({' '.join(str(e).split())[:200]}): raise "
+            "--config.data.crop, or lower model.conv_sizes, model.conv_strides, model.pool_size and model.pool_stride"
         ) from e
     if empty := [name for name, layer in shapes.items() if not math.prod(layer["kernel"].shape[:-1])]:
-        raise UserError(f"{empty[0]} sees nothing of images of {config.data.crop} pixels: raise --config.data.crop")
+        raise UserError(f"{empty[0]} sees nothing of images of {crop} pixels: raise --config.data.crop")
     return shapes

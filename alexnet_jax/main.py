@@ -19,7 +19,7 @@ import io
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import jax
@@ -51,8 +51,12 @@ LESS_MEMORY = (
 LOST_AFTER = 20  # seconds without a sign of life; a process that waits for a lost one in a step learns of it at once
 
 
-def run(config, workdir: Path) -> int:
-    """Prepares, trains or resumes, draws the figures and says where everything is. Returns the exit status."""
+def run(config, workdir: Path, given: Collection[str] = ()) -> int:
+    """Prepares, trains or resumes, draws the figures and says where everything is. Returns the exit status.
+
+    given: dotted names of the fields that the command line sets, which fine-tuning does not take from its start.
+    """
+    config = together(lambda: finetune.resolved(config, workdir, given))
     check(config)
     claims.refuse_converted(workdir)
     mesh = towers.make_mesh(config.devices, config.model.towers, config.batch_size)
@@ -108,7 +112,7 @@ def ready(config, mesh, workdir: Path):
     check_against_data(config, prepared, mesh)
     if config.start.workdir:
         if checkpoint.trained(workdir) is None:
-            finetune.check(config)
+            finetune.refuse_other_function(config)
         prepared = dataclasses.replace(prepared, statistics=finetune.statistics(config, workdir, prepared.statistics))
     return config, prepared, facts
 
@@ -200,13 +204,14 @@ def main(argv: list[str]):
         if CONFIG.value is None:
             raise UserError("name a config: python -m alexnet_jax.main --config configs/quickstart.py")
         config = CONFIG.value
-        own_classes(config, config_flags.get_override_values(flags.FLAGS["config"]))
+        given = config_flags.get_override_values(flags.FLAGS["config"])
+        own_classes(config, given)
         if DISTRIBUTED.value:
             join()
             several = True
         elif (COORDINATOR.value, PROCESSES.value, PROCESS.value) != (None, None, None):
             raise UserError("--coordinator, --processes and --process want --distributed beside them")
-        sys.exit(run(config, Path(WORKDIR.value or Path("runs") / str(config.get("name"))).expanduser()))
+        sys.exit(run(config, Path(WORKDIR.value or Path("runs") / str(config.get("name"))).expanduser(), given))
     except UserError as e:
         end(f"error: {e}", several)
     except OSError as e:  # a full disk, a folder that went away

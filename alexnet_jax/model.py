@@ -11,8 +11,6 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from alexnet_jax import layers
 
-CONV_SIZES = (11, 5, 3, 3, 3, 3)  # section 3.5; the sixth is table 2's "1 CNN*"
-POOLED = ("conv1", "conv2", "conv5")  # section 3.5
 EXCHANGES = ("conv2", "conv3", "conv4", "conv5", "conv6", "fc6", "fc7", "fc8")  # layers that may read every tower
 FULLY_CONNECTED = ("fc6", "fc7", "fc8")
 ACTIVATIONS = {"relu": nn.relu, "tanh": jnp.tanh}  # section 3.1 compares the two
@@ -53,7 +51,7 @@ class Layer(nn.Module):
         features = self.features if self.replicated else self.features // devices
         if self.size is None:
             seen = (self.window, self.window, x.shape[-1]) if self.window else x.shape[1:]
-            shape = (math.prod(seen) // groups, features)
+            shape: tuple[int, ...] = (math.prod(seen) // groups, features)
         else:
             shape = (self.size, self.size, x.shape[-1] // groups, features)
         if self.std is None:
@@ -129,9 +127,10 @@ class AlexNet(nn.Module):
         def conv(i, x):
             """Convolution i with its nonlinearity, norm and pool, in the config's order."""
             name = f"conv{i}"
-            reads_image = {"reads": "image", "stride": 4, "padding": tuple(m.conv1_padding)} if i == 1 else {}
-            size = CONV_SIZES[i - 1]
-            geometry = {"size": size, "padding": (size // 2, size // 2)} | reads_image
+            size, stride = m.conv_sizes[i - 1], m.conv_strides[i - 1]
+            geometry = {"size": size, "stride": stride, "padding": (size // 2, size // 2)}
+            if i == 1:
+                geometry |= {"reads": "image", "padding": tuple(m.conv1_padding)}
             x = layer(name, m.conv_widths[i - 1], **geometry)(x)
             normed = name in m.lrn.layers
             if early := normed and name in m.lrn.before_activation:
@@ -144,7 +143,7 @@ class AlexNet(nn.Module):
                 x = out[f"spatial_norm{i}"] = layers.spatial_response_norm(
                     x, size=rule.size, k=rule.k, alpha=rule.alpha, beta=rule.beta
                 )
-            if name in POOLED:
+            if name in m.pooled:
                 x = out[f"pool{i}"] = layers.max_pool(x, size=m.pool_size, stride=m.pool_stride)
             if normed and not early and name in m.lrn.after_pool:
                 x = out[f"norm{i}"] = norm(x)

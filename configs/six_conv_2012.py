@@ -1,10 +1,10 @@
 """Table 2's "1 CNN*", its last training: from the weights of configs/six_conv.py on other images to ILSVRC-2012.
 
-    python -m alexnet_jax.main --config configs/six_conv_2012.py:runs/six_conv
-    python -m alexnet_jax.main --config configs/six_conv_2012.py:runs/six_conv,imagenette
+    alexnet train --config configs/six_conv_2012.py --config.start.workdir=runs/six_conv
+    alexnet train --config configs/six_conv_2012.py:imagenette --config.start.workdir=runs/six_conv
 
-After the colon stands the workdir to start from; then words as in configs/paper.py. The code's #146-2012-2011, by the
-notes of layer-params-146-2012-2011.cfg:181-195: fc8 anew, conv1 slow and soon frozen, 54 epochs. Error noted there on
+start.workdir names the run to start from. The code's #146-2012-2011, by the notes of
+layer-params-146-2012-2011.cfg:181-195: a new fc8, conv1 slow and soon frozen, 54 epochs. Error noted there on
 ILSVRC-2012 validation (line 195): 38.99 % top-1, 16.62 % top-5 in ten views. Here: not run.
 """
 
@@ -14,14 +14,11 @@ from configs import six_conv, variants
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The config; arg is a workdir, then words as in configs/paper.py. Raises ValueError if there is no workdir."""
-    workdir, _, words = arg.partition(",")
-    if not workdir.strip():
-        raise ValueError("name the workdir to start from after the colon: --config configs/six_conv_2012.py:runs/base")
+    """The config; arg as in configs/paper.py."""
     c = six_conv.get_config()
     c.name = "six_conv_2012"
     c.epochs = 54
-    c.start.workdir = workdir.strip()
+    c.start.workdir = ""  # the command line's
     c.start.fresh = ("fc8",)  # layers-146-2012-2011.cfg: every other layer has an initWFunc
 
     o = c.optimizer
@@ -34,4 +31,4 @@ def get_config(arg: str = "") -> ConfigDict:
         (0, "fc8/kernel", 10.0), (9, "fc8/kernel", 1.0),  # there from step 300 on
     )  # fmt: skip
     c.data.color_noise_epochs = 38
-    return variants.select(c, words)
+    return variants.select(c, arg)

@@ -35,7 +35,11 @@ def get_config(arg: str = "") -> ConfigDict:
     m = c.model
     m.lrn.divide_by_size = True  # layer.py:1183
     m.lrn.before_activation = ("conv1",)  # layers-145.cfg: conv1 is linear, ReLU comes after pool1, which commutes
-    m.spatial_norm.layers = ("conv2",)  # layers-145.cfg:107, cnorm2
+    m.spatial_norm.layers = ("conv2",)  # layers-145.cfg:107, cnorm2, whose numbers are the next four
+    m.spatial_norm.size = 5
+    m.spatial_norm.k = 1.0
+    m.spatial_norm.alpha = 1e-3
+    m.spatial_norm.beta = 0.75
     for name in ("conv3", "conv4", "conv5"):
         m.init_std[name] = 0.03  # layers-145.cfg
 

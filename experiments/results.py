@@ -12,8 +12,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from alexnet_jax import UserError, one_line
+from alexnet_jax.config import FREE, fields_of
 from alexnet_jax.metrics import read_metrics
-from alexnet_jax.runs.claims import FREE
 from experiments.changes import CHANGES, Change
 
 FAILED = "failed.txt"  # in the folder of a run that failed: why
@@ -132,7 +132,7 @@ def _flat(tree: dict) -> dict:
 
 def _computes(settings: dict) -> dict:
     """The settings that say what a run computes, whatever its seed."""
-    return {k: v for k, v in settings.items() if k not in ("seed", "name") and not k.startswith(FREE)}
+    return {k: v for k, v in settings.items() if k not in {"seed", *fields_of(FREE)}}
 
 
 def differing(settings: dict, other: dict) -> list[str]:

@@ -15,11 +15,13 @@ from helpers.runs import Killed, kill_at
 from ml_collections import FrozenConfigDict
 
 from alexnet_jax import UserError, checkpoint, metrics, optimizer, towers
+from alexnet_jax.config import FIELDS, flat
 from alexnet_jax.data import prepare
 from alexnet_jax.model import AlexNet
 from alexnet_jax.runs import claims, finetune, provenance
 from alexnet_jax.runs.run import load_run, read_config, read_statistics
 from alexnet_jax.train import program
+from configs import six_conv
 
 
 @pytest.fixture
@@ -75,7 +77,7 @@ def claim(config, tmp_path):
 
 
 def test_a_claim_that_is_killed_is_made_anew(config, claim, tmp_path, monkeypatch):
-    """Before each of its three files takes its name; what version 0.1.0 left is its own too."""
+    """Before each of its three files takes its name; what a kill leaves, and what earlier versions left, is removed."""
     for call in (1, 2, 3):
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         with monkeypatch.context() as m, pytest.raises(Killed):
@@ -87,11 +89,12 @@ def test_a_claim_that_is_killed_is_made_anew(config, claim, tmp_path, monkeypatc
         assert read_config(workdir).batch_size == config.batch_size
     shutil.rmtree(tmp_path / "run")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "statistics.tmp.npz").touch()
-    assert not (claim() / "statistics.tmp.npz").exists()
+    for name in ("statistics.tmp.npz", "config.tmp", "partial.config.json", "statistics.npz.4711.tmp", ".lock"):
+        (tmp_path / "run" / name).touch()
+    assert {p.name for p in claim().iterdir()} == {".lock", "config.json", "statistics.npz"}
 
 
-@pytest.mark.parametrize("name", ["thesis.tex", "statistics.npz", "checkpoints"])
+@pytest.mark.parametrize("name", ["thesis.tex", "statistics.npz", "checkpoints", "thesis.npz.4711.tmp"])
 def test_files_of_others_are_refused_and_left(claim, tmp_path, name):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / name).write_text("dear")
@@ -204,7 +207,7 @@ def changed(workdir, field, value):
 @pytest.mark.parametrize("content", ["", "[1]", "null", "7", '"x"', '{"name": "pap', "{}", "\xff"])
 def test_a_config_that_is_none_is_named(copy, content):
     (copy / "config.json").write_text(content, encoding="latin-1")
-    with pytest.raises(UserError, match=r"copy/config\.json is not whole .*name another --workdir") as e:
+    with pytest.raises(UserError, match=r"copy/config\.json is damaged .*name another --workdir") as e:
         load_run(copy)
     assert "\n" not in str(e.value)
 
@@ -214,22 +217,38 @@ def test_a_config_that_is_none_is_named(copy, content):
     [
         ("model", None), ("model.lrn", None), ("data", []), ("batch_size", "many"), ("epochs", 1.5), ("name", 3),
         ("model.conv_widths", ["a"] * 5), ("model.towers", True), ("data.flip", "yes"), ("model.lrn.k", {}),
+        ("model.dropout", None), ("model.lrn.alpha", float("nan")), ("model.activation", "sine"), ("data.size", 10**9),
     ],
 )  # fmt: skip
-def test_a_field_of_the_wrong_type_is_named(copy, field, value):
+def test_a_field_that_is_missing_or_holds_what_it_may_not_is_named(copy, field, value):
     (copy / "config.json").write_text(changed(copy, field, value))
-    with pytest.raises(UserError, match=rf"config\.json is not whole .*{field}"):
+    with pytest.raises(UserError, match=rf"config\.json is damaged .*{field}"):
         load_run(copy)
 
 
-def test_a_run_older_than_a_field_is_read(copy):
-    for field in ("start", "data.divide_by_noise"):
+def test_a_run_older_than_a_field_computes_what_it_did(copy, images):
+    """Without all that version 0.1.0 did not write, and with what only its first days wrote."""
+    expected = load_run(copy)
+    for field in [name for name, row in FIELDS.items() if row.newer]:
         (copy / "config.json").write_text(changed(copy, field, None))
-    found = load_run(copy).config
-    assert found.start.workdir == "" and not found.data.divide_by_noise
+    for field, value in (("start", None), ("data.train_scale", 1.0), ("model.lrn.after_pool", False)):
+        (copy / "config.json").write_text(changed(copy, field, value))
+    left = flat(json.loads((copy / "config.json").read_text()))
+    assert len(left) == 81 + 1  # the fields of version 0.1.0: whatever is added to the table is `newer`
+    found = load_run(copy)
+    assert flat(found.config) == flat(expected.config)
+    np.testing.assert_array_equal(found(images)[0], expected(images)[0])
 
 
-def test_damaged_statistics_are_named_and_written_anew(config, copy):
+def test_a_run_of_six_convolutions_older_than_their_sizes_is_read(tmp_path):
+    c = six_conv.get_config()
+    tree = json.loads(c.to_json())
+    del tree["model"]["conv_sizes"], tree["model"]["conv_strides"], tree["model"]["pooled"], tree["start"]
+    (tmp_path / "config.json").write_text(json.dumps(tree))
+    assert flat(read_config(tmp_path)) == flat(c)
+
+
+def test_damaged_statistics_are_named_and_written_again(config, copy):
     path = copy / "statistics.npz"
     with np.load(path) as file:
         arrays = dict(file)
@@ -242,7 +261,7 @@ def test_damaged_statistics_are_named_and_written_anew(config, copy):
             path.write_bytes(content)
         elif content:
             np.savez(path, **content)
-        with pytest.raises(UserError, match=r"statistics\.npz cannot be read .*writes it anew") as e:
+        with pytest.raises(UserError, match=r"statistics\.npz cannot be read .*writes it again") as e:
             load_run(copy)
         assert "\n" not in str(e.value)
         config.epochs, names = 2, [str(name) for name in arrays["classes"]]

@@ -1,4 +1,4 @@
-"""Every field of a config says what it takes, and nothing is written before all of them have been heard."""
+"""Every field of a config has a row that says what it takes, and nothing is written before all of them are checked."""
 
 import importlib
 import math
@@ -6,16 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from alexnet_jax import UserError, main, model
-from alexnet_jax.config import FIELDS, OPTIONAL, check, fields
+from alexnet_jax import UserError, config, main, model
+from alexnet_jax.config import FIELDS, FREE, FUNCTION, INPUT, OPTIONAL, SHAPE, check, default, fields, fields_of
 from configs import paper
 
-OTHERS = ("__init__", "variants", "finetune", "six_conv_2012")  # no configs; and those that want a run
-PRESETS = sorted(p.stem for p in Path(paper.__file__).parent.glob("*.py") if p.stem not in OTHERS)
+PRESETS = sorted(p.stem for p in Path(paper.__file__).parent.glob("*.py") if p.stem not in ("__init__", "variants"))
+STARTED = ("finetune", "six_conv_2012")  # those that begin with another run, which the command line names
 # Fields that two of them decide, where the other may be named.
 BLAMED = {
-    "model.towers": ("conv_widths",), "model.conv_widths": ("init_std",), "data.size": ("data.crop",),
+    "model.towers": ("conv_widths",), "model.conv_widths": ("conv_sizes",), "data.size": ("data.crop",),
     "devices.data": ("batch_size",), "model.pool_size": ("data.crop",), "model.pool_stride": ("data.crop",),
+    "model.conv_sizes": ("data.crop",), "model.conv_strides": ("data.crop",),
+    "start.adopt": ("start.workdir",), "start.fresh": ("start.workdir",), "start.learned": ("start.workdir",),
 }  # fmt: skip
 NONSENSE = (
     -1, 0, 10**20, -1.5, 0.5, math.nan, math.inf, -math.inf, "", "nonsense", "two\nlines", "\0", None, True, b"x", (),
@@ -27,12 +29,38 @@ NONSENSE = (
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_config_keeps_the_rules(name):
     preset = importlib.import_module(f"configs.{name}")
-    check(preset.get_config())
-    check(preset.get_config("glyphs,smoke"))
+    for arg in ("imagenet2012", "glyphs,smoke"):
+        c = preset.get_config(arg)
+        c.start.workdir = "runs/base" if name in STARTED else ""
+        check(c)
 
 
-def test_every_field_has_its_rule():
-    assert dict(fields(paper.get_config())).keys() == FIELDS.keys() - OPTIONAL
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_field_has_a_row_and_every_row_is_a_field(name):
+    there = dict(fields(importlib.import_module(f"configs.{name}").get_config()))
+    assert FIELDS.keys() - OPTIONAL <= there.keys() <= FIELDS.keys()
+
+
+def test_every_field_has_one_of_the_purposes_and_a_default_that_it_may_hold():
+    purposes = (FUNCTION, SHAPE, INPUT, config.VIEW, config.ROUNDING, config.DATA, config.TRAINING, FREE)
+    assert {row.purpose for row in FIELDS.values()} == set(purposes) and fields_of(*purposes) == FIELDS.keys()
+    refused = [name for name, row in FIELDS.items() if not row.rule.holds(row.default)]
+    assert refused == ["name", "data.name"]  # only the user knows these
+    c = default()
+    c.name, c.data.name = "mine", "glyphs"
+    check(c)
+
+
+def test_what_may_change_when_a_run_resumes_and_what_makes_another_function():
+    """All of both: whoever gives a field a purpose is to think of what follows from it."""
+    assert fields_of(FREE) == {
+        "name", "data.data_dir", "data.prepared_dir", "evaluation.batch_size", "devices.data", "devices.tower",
+        "checkpoint_every_steps", "log_every_steps", "start.adopt", "start.learned",
+    }  # fmt: skip
+    model = {name.removeprefix("model.") for name in FIELDS if name.startswith("model.") and ".init_" not in name}
+    other = {"num_classes", "conv_widths", "conv_sizes", "fc_widths", "exchange", "dropout", "dropout_before", "init"}
+    assert {name.removeprefix("model.") for name in fields_of(FUNCTION)} == model - other - {"dtype"}
+    assert fields_of(INPUT) == {"data.size", "data.mean", "data.mean_value", "data.deviation"}
 
 
 def put(config, field, value):
@@ -91,9 +119,16 @@ def test_the_largest_that_is_allowed_is_checked_at_once(field, value):
         ({"model.towers": 3}, "model.conv_widths is (12, 32, 48, 48, 32) and must divide into 3 towers"),
         ({"model.exchange": ("conv3",)}, "must hold fc8"),
         ({"model.lrn.layers": ("conv6",)}, "model.lrn.layers is ('conv6',) and takes conv1 to conv5 here"),
-        ({"model.conv_widths": (8, 8, 8, 8, 8, 8)}, "model.init_std has no value for conv6"),
+        ({"model.conv_widths": (8,) * 6}, "model.conv_sizes is (11, 5, 3, 3, 3) and must have 6 entries"),
+        (
+            {"model.conv_widths": (8,) * 6, "model.conv_sizes": (3,) * 6, "model.conv_strides": (1,) * 6},
+            "model.init_std has no value for conv6",
+        ),
+        ({"model.pooled": ("conv6",)}, "model.pooled is ('conv6',) and takes conv1 to conv5 here"),
         ({"model.lrn.before_activation": ("conv1",), "model.lrn.after_pool": ("conv1",)}, "norm once"),
         ({"start.fresh": ("conv6",)}, "start.fresh"),
+        ({"start.fresh": ("fc8",)}, "as in --config.start.workdir=runs/base"),
+        ({"start.learned": ("fc8",)}, "as in --config.start.workdir=runs/base"),
         ({"data.crop": 97}, "data.crop is 97 and must be at most data.size, 96"),
         ({"data.crop": 12}, "raise --config.data.crop"),
         ({"devices.data": 3}, "batch_size is 32 and must divide over the 3 copies"),
@@ -144,7 +179,7 @@ def test_a_field_that_is_not_there_and_one_too_many_are_named():
     ],
 )
 def test_a_wrong_field_costs_nothing(config, tmp_path, monkeypatch, field, wrong, right):
-    """The workdir is not touched, so the corrected command is the first to come."""
+    """The workdir is not touched, and the corrected command can have it."""
     config.epochs = 1
     put(config, field, wrong)
     with pytest.raises(UserError) as e:

@@ -334,7 +334,7 @@ def test_means_and_names_that_do_not_fit(mean, tmp_path):
 def test_workdirs_are_not_overwritten_nor_trained_in_place(converted, photos, config):
     with pytest.raises(UserError, match="is not empty"):
         convert.bring("caffe", converted.parent / "net.caffemodel", preset("caffe"), converted)
-    with pytest.raises(UserError, match=r"converted weights.*--config configs/finetune\.py:"):
+    with pytest.raises(UserError, match=r"converted weights.*--config configs/finetune\.py --config\.start\.workdir="):
         main.run(config, converted)
 
 

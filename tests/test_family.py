@@ -14,8 +14,9 @@ from torch import nn
 from alexnet_jax.config import check
 from alexnet_jax.data import augment
 from alexnet_jax.model import AlexNet, fc6_side, parameter_count, shapes
+from alexnet_jax.runs.finetune import resolved
 from alexnet_jax.runs.run import read_config
-from configs import finetune, half_width, one_weird_trick, paper
+from configs import half_width, one_weird_trick, paper
 
 COUNTS = {  # parameters, multiply-accumulates of one image
     "paper": (60_965_224, 724_406_816),
@@ -186,6 +187,19 @@ def test_ungrouped_224_is_the_ungrouped_network_on_the_papers_images():
     assert c.model == other.model
 
 
+def test_kernels_strides_and_pools_are_the_configs():
+    """Of a network that is not of the family: sides of maps, and of what is pooled."""
+    m = preset("paper").model
+    m.conv_widths, m.fc_widths, m.conv1_padding = (16, 16, 12, 12, 8), (24, 20), (3, 3)
+    m.conv_sizes, m.conv_strides, m.pooled = (7, 3, 1, 3, 5), (2, 1, 2, 1, 1), ("conv1", "conv4")
+    params = shapes(m, 64)
+    assert [params[f"conv{i}"]["kernel"].shape[:2] for i in range(1, 6)] == [(n, n) for n in m.conv_sizes]
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    out = jax.eval_shape(lambda p, x: AlexNet(m).apply({"params": p}, x), params, images)[1]
+    sides = {name: a.shape[1] for name, a in out.items() if a.ndim == 4 and not name.startswith("norm")}
+    assert sides == {"conv1": 32, "pool1": 15, "conv2": 15, "conv3": 8, "conv4": 8, "pool4": 3, "conv5": 3}
+
+
 @pytest.mark.parametrize("after, before, expected", [
     (True, [], ["conv1", "conv2"]), (True, ["conv1"], ["conv2"]), (False, ["conv1"], []),
 ])  # fmt: skip
@@ -197,7 +211,9 @@ def test_a_run_from_when_the_pool_was_for_all_norms_loads(after, before, expecte
     (tmp_path / "config.json").write_text(json.dumps(config))
     c = read_config(tmp_path)
     assert list(c.model.lrn.after_pool) == expected and c.optimizer.bias_rule == "weights"
-    assert list(finetune.get_config(str(tmp_path)).model.lrn.after_pool) == expected
+    c = preset("finetune")
+    c.start.workdir, c.data.name = str(tmp_path), "glyphs"
+    assert list(resolved(c).model.lrn.after_pool) == expected
 
 
 # Words after the colon.

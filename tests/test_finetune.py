@@ -1,5 +1,6 @@
 """Fine-tuning: what a run takes from its start, which layers it leaves alone, and PyTorch's optimizers."""
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -16,8 +17,10 @@ from PIL import Image
 
 from alexnet_jax import UserError, main, optimizer, towers
 from alexnet_jax.analysis import summary
+from alexnet_jax.config import check, flat
+from alexnet_jax.model import shapes
 from alexnet_jax.runs import finetune
-from alexnet_jax.runs.run import flat, load_run
+from alexnet_jax.runs.run import load_run
 from alexnet_jax.train import program
 from configs import finetune as preset
 
@@ -44,12 +47,21 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def tuned(tiny_run, folder):
     """A config that fine-tunes tiny_run on the folder."""
-    c = preset.get_config(str(tiny_run))
+    c = preset.get_config()
+    c.start.workdir = str(tiny_run)
     c.data.name, c.data.prepared_dir = str(folder), str(folder.parent / "prepared")
     c.data.validation_fraction = 0.25
     c.batch_size = c.evaluation.batch_size = 12
     c.epochs, c.devices.tower = 2, 1
     c.optimizer.drop_epochs, c.evaluation.views = (), 1
+    return c
+
+
+@pytest.fixture
+def network(tuned):
+    """The same, with the network of tiny_run filled in, and two classes."""
+    c = finetune.resolved(tuned)
+    c.model.num_classes = 2
     return c
 
 
@@ -64,12 +76,11 @@ def assert_same(one, other, layers=None):
 
 
 @pytest.mark.parametrize(("data", "tower"), [(1, 1), (1, 2), (2, 2)])
-def test_all_layers_but_the_fresh_ones_are_the_starts(tuned, tiny_run, data, tower):
+def test_all_layers_but_the_fresh_ones_are_the_starts(network, tiny_run, data, tower):
     """On any devices, each holding its part; fc8 keeps its initial values and has the data's classes."""
-    tuned.model.num_classes = 2
-    net = program(tuned, mesh_of(data, tower))
+    net = program(network, mesh_of(data, tower))
     initial, theirs = net.start()["params"], load_run(tiny_run).params
-    found = initial | finetune.parameters(tuned, net.state["params"])
+    found = initial | finetune.parameters(network, net.state["params"])
     assert_same(found, theirs, [name for name in theirs if name != "fc8"])
     assert found["fc8"]["kernel"].shape == (128, 2)
     assert_same(found, initial, ["fc8"])
@@ -98,11 +109,16 @@ def test_a_folder_of_ones_own(tuned, tiny_run, folder, tmp_path, capsys):
     assert last["images"] == splits["validation"]["count"] and last["top1_error"] < 0.2
     assert_same(run.params, base.params, ["conv1"])
     assert np.any(run.params["conv2"]["kernel"] != base.params["conv2"]["kernel"])
+    stored = run.config
+    assert (stored.start.workdir, stored.start.adopt, stored.name) == (str(tiny_run), False, "finetune")
     assert main.run(tuned, tmp_path / "run") == 0  # 0 classes and the number written are the same
 
 
 def test_resumed_equals_uninterrupted_without_its_start(tuned, tiny_run, tmp_path, monkeypatch):
-    """With Adam's moments and a layer that thaws; stopped in mid-epoch, and the start, no longer needed, is gone."""
+    """With Adam's moments and a layer that thaws; stopped in mid-epoch, and the start, no longer needed, is gone.
+
+    What the run stored is as version 0.1.0 stored it, and its name is another: a run by an earlier preset resumes too.
+    """
     base = shutil.copytree(tiny_run, tmp_path / "base")
     tuned.start.workdir = str(base)
     tuned.optimizer.algorithm, tuned.optimizer.learning_rate = "adam", 1e-4
@@ -114,6 +130,11 @@ def test_resumed_equals_uninterrupted_without_its_start(tuned, tiny_run, tmp_pat
         assert main.run(tuned, tmp_path / "broken") == 130
     step = load_run(tmp_path / "broken", "latest").step
     shutil.rmtree(base)
+    path = tmp_path / "broken" / "config.json"
+    stored = json.loads(path.read_text()) | {"name": "finetune_fc8"}
+    for section, field in (("model", "conv_sizes"), ("model", "pooled"), ("start", "adopt"), ("start", "learned")):
+        del stored[section][field]
+    path.write_text(json.dumps(stored))
     assert main.run(tuned, tmp_path / "broken") == 0
     last = load_run(tmp_path / "whole", "latest").step
     assert 0 < step < last
@@ -121,14 +142,14 @@ def test_resumed_equals_uninterrupted_without_its_start(tuned, tiny_run, tmp_pat
 
 
 @pytest.mark.parametrize("algorithm", optimizer.ALGORITHMS)
-def test_frozen_layers_cost_no_gradient_and_no_velocity(tuned, algorithm):
-    tuned.model.num_classes, tuned.optimizer.algorithm = 2, algorithm
+def test_frozen_layers_cost_no_gradient_and_no_velocity(network, algorithm):
+    network.optimizer.algorithm = algorithm
     cost, held = {}, {}
     for name, layer_rates in {"all": (), "fc8": FROM_FC8}.items():
-        tuned.optimizer.layer_rates = layer_rates
-        compiled = summary.compile_step(tuned, mesh_of(1, 1))
+        network.optimizer.layer_rates = layer_rates
+        compiled = summary.compile_step(network, mesh_of(1, 1))
         cost[name] = compiled.cost_analysis()["flops"]
-        held[name] = sum(v.size for v in jax.tree.leaves(program(tuned, mesh_of(1, 1)).state["velocity"]) if v.ndim)
+        held[name] = sum(v.size for v in jax.tree.leaves(program(network, mesh_of(1, 1)).state["velocity"]) if v.ndim)
     assert cost["fc8"] < 0.5 * cost["all"]  # forward alone is a third
     assert held["fc8"] == (128 * 2 + 2) * {"momentum": 1, "sgd": 1, "adam": 2}[algorithm] < held["all"]
 
@@ -197,13 +218,18 @@ def test_adam_and_sgd_are_torchs(tuned, algorithm):
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
-        ("start.workdir", "/no/run", "/no/run holds no run"),
+        ("start.workdir", "/no/run", "--config.start.workdir=/no/run: /no/run holds no run"),
+        ("start.workdir", "", "name the run to start from, as in --config.start.workdir=runs/base"),
+        ("start.learned", ("fc9",), "start.learned is ('fc9',)"),
+        ("start.learned", ("conv6",), "start.learned is ('conv6',) and must be out of conv1, "),
         ("start.fresh", (), "fc8's bias is (2,) here and (3,)"),
         ("start.fresh", ("fc9",), "fc9"),
         ("model.fc_widths", (64, 128), "fc6's bias is (64,) here and (128,)"),
         ("model.exchange", ("conv2", "conv3", "fc6", "fc7", "fc8"), "conv2's kernel"),
         ("model.lrn.k", 1.0, "model.lrn.k: 2.0 there, 1.0 here"),
         ("model.removed", ("conv3",), "model.removed"),
+        ("model.pooled", ("conv5",), "model.pooled: ['conv1', 'conv2', 'conv5'] there, ['conv5'] here"),
+        ("model.conv_sizes", (11, 3, 3, 3, 3), "conv2's kernel"),
         ("data.size", 80, "data.size: 72 there, 80 here"),
         ("data.mean", "none", "data.mean: pixel there, none here"),
         ("optimizer.algorithm", "adagrad", "optimizer.algorithm"),
@@ -214,45 +240,81 @@ def test_adam_and_sgd_are_torchs(tuned, algorithm):
     ],
 )
 def test_what_is_no_start_is_refused_in_one_line(tuned, tmp_path, field, value, says):
-    """And before the workdir is claimed, so that the same command, mended, can have it."""
+    """And before the workdir is claimed, so that the corrected command can have it."""
     tuned.update_from_flattened_dict({field: value})
     with pytest.raises(UserError) as e:
-        main.run(tuned, tmp_path / "run")
+        main.run(tuned, tmp_path / "run", given={field: value})
     assert says in str(e.value) and "\n" not in str(e.value)
     assert not (tmp_path / "run").exists()
 
 
-def test_other_dropout_and_fresh_layers_of_other_widths_are_fine(tuned):
-    tuned.model.num_classes = 2
-    tuned.model.dropout, tuned.model.fc_widths, tuned.start.fresh = 0.1, (64, 32), ("fc6", "fc7", "fc8")
-    finetune.check(tuned)
+def test_other_dropout_and_fresh_layers_of_other_widths_are_fine(network):
+    network.model.dropout, network.model.fc_widths, network.start.fresh = 0.1, (64, 32), ("fc6", "fc7", "fc8")
+    finetune.refuse_other_function(network)
 
 
-def test_the_config_takes_the_network_from_the_start(tiny_run, photos):
+def test_the_network_and_its_inputs_are_the_starts(tiny_run, photos):
     theirs = load_run(tiny_run).config
-    c = preset.get_config(f"{tiny_run},fc6,fc7,cifar10,smoke")
-    assert (c.data.name, c.data.eval_split, c.model.num_classes) == ("cifar10", "test[:256]", 0)
-    mine, there = (flat(s) for s in (c.model, theirs.model))
-    assert {k for k in there if mine[k] != there[k]} == {"num_classes"}
-    assert (c.data.size, c.data.crop, c.epochs, c.name) == (72, 64, 2, "finetune_fc6_fc7_cifar10_smoke")
+    c = preset.get_config("cifar10,smoke")
+    c.start.workdir, c.start.learned = str(tiny_run), ("fc6", "fc7")
+    mine = finetune.resolved(c)
+    assert (mine.data.name, mine.data.eval_split, mine.model.num_classes) == ("cifar10", "test[:256]", 0)
+    here, there = (flat(s) for s in (mine.model, theirs.model))
+    assert {k for k in there if here[k] != there[k]} == {"num_classes"}
+    assert (mine.data.size, mine.data.crop, mine.epochs, mine.name) == (72, 64, 2, "finetune_cifar10_smoke")
     layers = [f"conv{i}" for i in range(1, 6)] + ["fc6", "fc7", "fc8"]
-    assert optimizer.frozen(c.optimizer, layers, c.epochs) == set(layers[:5])
-    rates = optimizer.rates(c.optimizer, load_run(tiny_run).params, 0.001, 0)
+    assert optimizer.frozen(mine.optimizer, layers, mine.epochs) == set(layers[:5])
+    rates = optimizer.rates(mine.optimizer, load_run(tiny_run).params, 0.001, 0)
     assert (rates["fc7"]["kernel"], rates["fc8"]["kernel"], rates["fc8"]["bias"]) == pytest.approx((1e-3, 1e-2, 2e-2))
+    assert c.start.adopt and c.data.size == 96 and len(c.optimizer.layer_rates) == 1  # the caller's is as it was
 
 
-@pytest.mark.parametrize(
-    ("arg", "says"), [("", "workdir"), ("no/run", "no/run"), ("{broken}", "no run's config"), ("{run},fc9", "fc9")]
-)
-def test_the_config_refuses_what_is_no_run(tiny_run, tmp_path, arg, says):
-    (tmp_path / "config.json").write_text('{"model": []}')
-    with pytest.raises(ValueError, match=says) as e:
-        preset.get_config(arg.format(broken=tmp_path, run=tiny_run))
-    assert "\n" not in str(e.value)
+def test_a_resolved_config_stays_as_it_is(tiny_run):
+    """Read back from JSON too, and without its start."""
+    c = preset.get_config()
+    c.start.workdir, c.start.learned, c.data.name = str(tiny_run), ("fc8",), "glyphs"
+    once = finetune.resolved(c)
+    once.start.workdir = "gone"
+    assert once.optimizer.layer_rates == ((0, "fc8", 10.0), *FROM_FC8)
+    assert flat(finetune.resolved(once)) == flat(once)
+    assert flat(finetune.resolved(ConfigDict(json.loads(once.to_json())))) == flat(once)
+
+
+def test_what_the_command_line_sets_is_not_the_starts(tiny_run):
+    c = preset.get_config()
+    c.start.workdir, c.data.name = str(tiny_run), "glyphs"
+    c.model.dropout, c.data.crop, c.model.num_classes = 0.25, 63, 5
+    given = {"model.dropout": 0.25, "data.crop": 63, "model.num_classes": 5}
+    found = finetune.resolved(c, given=given)
+    assert (found.model.dropout, found.data.crop, found.model.num_classes, found.data.size) == (0.25, 63, 5, 72)
+    assert finetune.resolved(c).model.dropout == 0.5
+
+
+def test_a_start_of_six_convolutions_and_one_that_lacks_a_layer(tmp_path):
+    """Their layers are known from the start's config; a layer that is not there is not frozen."""
+    for name, removed in (("six_conv", ()), ("paper", ("conv4",))):
+        start = importlib.import_module(f"configs.{name}").get_config()
+        start.model.removed = removed
+        (tmp_path / "config.json").write_text(start.to_json())
+        c = preset.get_config("glyphs").lock()
+        c.start.workdir, c.start.learned = str(tmp_path), ("fc7",)
+        found = finetune.resolved(c)
+        check(found)
+        layers = shapes(found.model, found.data.crop).keys()
+        assert optimizer.frozen(found.optimizer, layers, 20) == layers - {"fc7", "fc8"}
+        assert found.model.conv_widths == start.model.conv_widths
+
+
+def test_the_preset_opens_no_file_and_takes_no_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert preset.get_config("glyphs,smoke").name == "finetune_glyphs_smoke"
+    with pytest.raises(ValueError, match="'runs/base' after the config's colon is none of"):
+        preset.get_config("runs/base")
 
 
 def test_the_command_line_says_it_in_one_line():
-    command = [sys.executable, "-m", "alexnet_jax.main", "--config=configs/finetune.py:no/run"]
+    command = [sys.executable, "-m", "alexnet_jax.main", "--config=configs/finetune.py", "--config.data.name=glyphs"]
+    command += ["--config.start.workdir=no/run"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1
-    assert done.stderr.startswith("error: ") and "no/run holds no run" in done.stderr
+    assert done.stderr.startswith("error: --config.start.workdir=no/run: no/run holds no run")

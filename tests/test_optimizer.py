@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import UserError, optimizer
+from alexnet_jax.config import check
 from configs import caffe, imagenette, imagenette_small, one_column, paper, six_conv, six_conv_2012, source
 
 LAYERS = ("conv1", "fc8")
@@ -242,8 +243,8 @@ def test_the_one_columns_own_schedule():
 
 def test_the_last_training_of_the_six_convolutions():
     """layer-params-146-2012-2011.cfg."""
-    c = six_conv_2012.get_config("runs/base,imagenette")
-    assert (c.epochs, c.data.color_noise_epochs, c.start.workdir, c.model.num_classes) == (54, 38, "runs/base", 10)
+    c = six_conv_2012.get_config("imagenette")
+    assert (c.epochs, c.data.color_noise_epochs, c.start.fresh, c.model.num_classes) == (54, 38, ("fc8",), 10)
     check_schedule(
         c,
         {
@@ -254,8 +255,8 @@ def test_the_last_training_of_the_six_convolutions():
     first, last = schedule(c)(0), schedule(c)(53)
     np.testing.assert_allclose([first["conv2/kernel"], first["conv6/kernel"]], 1e-3, rtol=1e-5)
     np.testing.assert_allclose([last["conv6/kernel"], last["conv6/bias"]], (1e-5, 0.022), rtol=1e-5)
-    with pytest.raises(ValueError, match="workdir"):
-        six_conv_2012.get_config("")
+    with pytest.raises(UserError, match=r"start\.workdir"):
+        check(c)
 
 
 @pytest.mark.parametrize("make", [paper, caffe, imagenette_small])

@@ -1,11 +1,10 @@
-"""Whose a workdir is: claiming one for a config, so that nothing of another run, or of anybody's, is lost."""
+"""Who owns a workdir: a run claims it for its config before it trains, so that nobody's files are lost."""
 
 import contextlib
 import fcntl
 import json
-import math
-import os
-from collections.abc import Callable
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -13,20 +12,21 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax import UserError, checkpoint, optimizer
+from alexnet_jax.config import FREE, fields_of, flat, refuse_wrong_values
+from alexnet_jax.files import replacing
 from alexnet_jax.model import shapes
 from alexnet_jax.runs import provenance
-from alexnet_jax.runs.run import CONFIG, STATISTICS, flat, read_config
+from alexnet_jax.runs.run import CONFIG, STATISTICS, read_config
 
-# Fields that a resumed run may change: they say how and where it runs, not what it computes.
-FREE = (
-    "devices.", "checkpoint_every_steps", "log_every_steps", "evaluation.batch_size", "data.data_dir",
-    "data.prepared_dir",
-)  # fmt: skip
 METRICS = "metrics.jsonl"
 LOCK = ".lock"
-PARTIAL = "partial."  # before a file's name until it is whole
-FORMER = ("config.tmp", "statistics.tmp.npz")  # what version 0.1.0 called them
+WRITTEN = (STATISTICS, provenance.FILE, CONFIG)  # by a claim, in this order
 CONVERTED = "converted.json"  # in the workdir of weights that come from elsewhere: where from
+# What a killed claim leaves: files.replacing's temporary files, and those of earlier versions.
+LEFT = re.compile(
+    rf"({'|'.join(map(re.escape, WRITTEN))})\.\d+\.tmp|partial\.({'|'.join(map(re.escape, WRITTEN))})"
+    r"|config\.tmp|statistics\.tmp\.npz"
+)
 
 
 class Busy(UserError):
@@ -39,106 +39,99 @@ def claim(
 ) -> TextIO:  # fmt: skip
     """Makes workdir this config's own, or checks that it is; returns the lock to hold while the run lasts.
 
-    A run without a checkpoint or a record has nothing to lose: any other may take its place. Nothing is written before
-    all is checked, and config.json, which makes it a run, last: a claim that is killed is made anew.
+    A run without a checkpoint or a record has nothing to lose, and another may take its place. Everything is checked
+    before anything is written, and config.json, which makes the folder a run, comes last: a killed claim can be made
+    again.
 
-    Args: data, machine: provenance.of_data and of_machine; converted weights have neither.
-    Raises UserError if it holds a run of another config, naming the fields that differ, or on other data, if another
+    Args: statistics, classes: of the training set. data, machine: provenance.of_data and of_machine, None for converted
+    weights.
+    Raises UserError if workdir has a run of another config, naming the fields that differ, or on other data, if another
     process trains in it, or if it cannot be written.
     """
-    mine = json.loads(config.to_json())
-    if strange := [name for name, value in flat(mine).items() if not _is_finite(value)]:
-        raise UserError(f"--config.{strange[0]} is {flat(mine)[strange[0]]} and must be finite")
+    refuse_wrong_values(config)
     with contextlib.ExitStack() as held, _writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        _refuse_strangers(workdir)
+        _refuse_foreign_files(workdir)
         lock = held.enter_context((workdir / LOCK).open("w"))
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
             raise Busy(f"another process trains in {workdir}: wait for it, or name another --workdir") from e
-        going_on, log = checkpoint.trained(workdir) is not None, workdir / METRICS
-        if going_on or log.exists() and log.stat().st_size:
-            _check_config(workdir, config, data)
-        if going_on and data:
-            provenance.check(data, workdir)
-        _write(workdir / STATISTICS, lambda file: np.savez(file, **statistics, classes=np.array(classes)))
-        if data:
-            text = provenance.text(data, machine, workdir, fresh=not going_on)
-            _write(workdir / provenance.FILE, lambda file: file.write(text.encode()))
-        text = json.dumps(mine, indent=2, allow_nan=False) + "\n"
-        _write(workdir / CONFIG, lambda file: file.write(text.encode()))
-        for name in FORMER:
-            (workdir / name).unlink(missing_ok=True)
-        held.pop_all()  # the lock outlives this only where nothing was raised
+        trained = checkpoint.trained(workdir) is not None
+        log = workdir / METRICS
+        if trained or log.exists() and log.stat().st_size:
+            _refuse_other_config(workdir, config, data)
+        if trained and data:
+            provenance.refuse_changed_data(data, workdir)
+        with replacing(workdir / STATISTICS) as path, path.open("wb") as file:
+            np.savez(file, **statistics, classes=np.array(classes))
+        if data and machine:
+            text = provenance.text(data, machine, workdir, fresh=not trained)
+            with replacing(workdir / provenance.FILE) as path:
+                path.write_text(text)
+        with replacing(workdir / CONFIG) as path:
+            path.write_text(json.dumps(json.loads(config.to_json()), indent=2, allow_nan=False) + "\n")
+        for left in [path for path in workdir.iterdir() if LEFT.fullmatch(path.name)]:
+            left.unlink(missing_ok=True)
+        held.pop_all()  # the lock is kept only if nothing was raised
         return lock
 
 
 @contextlib.contextmanager
-def _writing(workdir: Path):
+def _writing(workdir: Path) -> Iterator[None]:
     try:
         yield
     except OSError as e:
         raise UserError(f"cannot write to the workdir {workdir} ({e.strerror or e}): name another --workdir") from e
 
 
-def _refuse_strangers(workdir: Path):
-    """Raises UserError if a folder that holds no run holds more than what a killed claim leaves."""
-    names, written = {p.name for p in workdir.iterdir()}, {STATISTICS, provenance.FILE}
-    ours = {LOCK, *FORMER, *(PARTIAL + name for name in (*written, CONFIG))} | (written if LOCK in names else set())
-    if CONFIG not in names and (strange := names - ours):
+def _refuse_foreign_files(workdir: Path):
+    """Raises UserError if a folder without a run has files that no killed claim leaves."""
+    names = {path.name for path in workdir.iterdir()}
+    if CONFIG in names:
+        return
+    ours = {LOCK, *WRITTEN} if LOCK in names else set()  # a claim takes its lock first
+    if strange := [name for name in names if name not in ours and not LEFT.fullmatch(name)]:
         raise UserError(f"{workdir} is not empty ({min(strange)}) and holds no run: name another --workdir")
 
 
-def _write(path: Path, write: Callable):
-    """Writes a file that is whole or not there at all."""
-    fresh = path.with_name(PARTIAL + path.name)
-    with fresh.open("wb") as file:
-        write(file)
-    os.replace(fresh, path)
-
-
-def _check_config(workdir: Path, config: ConfigDict, data: dict):
-    """Raises UserError if a config cannot go on with the run that workdir holds."""
+def _refuse_other_config(workdir: Path, config: ConfigDict, data: dict | None):
+    """Raises UserError if the run in workdir cannot be resumed with this config."""
     theirs = read_config(workdir)
     there, here = flat(theirs), flat(config)
+    free = fields_of(FREE) | {"epochs"}
     differ = [
         f"{name}: {there.get(name)} there, {value} here"
         for name, value in here.items()
-        if (name not in there or there[name] != value) and not name.startswith(FREE) and name != "epochs"
+        if name not in free and (name not in there or there[name] != value)
     ]
     if differ:
         raise UserError(
             f"{workdir} holds a run of another config ({'; '.join(differ)}): "
             "name another --workdir, or remove it to start over"
         )
-    if theirs.epochs != config.epochs and checkpoint.trained(workdir) is not None:
-        _check_epochs(workdir, theirs, config, data)
+    step = checkpoint.trained(workdir)
+    if theirs.epochs != config.epochs and step is not None and data:
+        _refuse_other_epochs(workdir, theirs, config, step, data["number of training images"])
 
 
-def _check_epochs(workdir: Path, theirs: ConfigDict, config: ConfigDict, data: dict):
-    """Raises UserError if the epochs run so far would have been others, had the run had the config's from the start."""
+def _refuse_other_epochs(workdir: Path, theirs: ConfigDict, config: ConfigDict, step: int, images: int):
+    """Raises UserError if the steps so far would have been different with the config's epochs from the start."""
     said = f"{workdir} holds a run of {theirs.epochs} epochs and --config.epochs is {config.epochs}"
-    anew = "take the number there, or name another --workdir"
+    instead = "take the number there, or name another --workdir"
     if config.optimizer.rule == "stages":
-        raise UserError(f"{said}: with --config.optimizer.rule=stages the rates depend on it from the start; {anew}")
-    step, steps = checkpoint.trained(workdir), data["number of training images"] // config.batch_size
+        raise UserError(f"{said}: with --config.optimizer.rule=stages the rates depend on it from the start; {instead}")
+    steps = images // config.batch_size
     if config.epochs * steps <= step:
-        raise UserError(f"{said}, of which {step / steps:g} are trained already: ask for more, or {anew}")
+        raise UserError(f"{said}, of which {step / steps:g} are trained already: ask for more, or {instead}")
     layers = shapes(config.model, config.data.crop)
     frozen, then = (optimizer.frozen(config.optimizer, layers, c.epochs) for c in (config, theirs))
     if frozen != then:
         changed = ", ".join(sorted(frozen ^ then))
         raise UserError(
             f"{said}: --config.optimizer.layer_rates freezes {changed} throughout the one and not the other, and what "
-            f"is frozen throughout has no velocity; {anew}"
+            f"is frozen throughout has no velocity; {instead}"
         )
-
-
-def _is_finite(value) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_finite, value))
-    return not isinstance(value, float) or math.isfinite(value)
 
 
 def write_converted(
@@ -153,13 +146,14 @@ def write_converted(
         checkpoint.save(checkpoints, 0, {"params": params}, host={})
         checkpoint.finish(checkpoints)
         checkpoints.close()
-        (workdir / CONVERTED).write_text(json.dumps(origin, indent=2) + "\n")
+        with replacing(workdir / CONVERTED) as path:
+            path.write_text(json.dumps(origin, indent=2) + "\n")
 
 
 def refuse_converted(workdir: Path):
-    """Raises UserError if workdir holds converted weights: they are to be started from, not trained in place."""
+    """Raises UserError if workdir holds converted weights, which another run may start from but are not trained."""
     if (workdir / CONVERTED).exists():
         raise UserError(
             f"{workdir} holds converted weights, which are not trained in place: start from them in another --workdir "
-            f"with --config configs/finetune.py:{workdir}"
+            f"with --config configs/finetune.py --config.start.workdir={workdir}"
         )

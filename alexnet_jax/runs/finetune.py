@@ -1,75 +1,114 @@
-"""Fine-tuning: a run that begins with the parameters of another one (config.start, configs/finetune.py).
+"""Fine-tuning: a run that begins with the parameters of another one, its start (config.start, configs/finetune.py).
 
-The start is the best checkpoint of a workdir; layers in config.start.fresh keep their initial values. A network is its
-parameters and what is done with them, so the fields that say the latter must be the start's: another norm or
-nonlinearity, other towers, or inputs from which something else was taken, would put the kernels before what they have
-never seen. Fields may differ that act in training alone (dropout), on initial values or on rounding. Widths and
-exchanges may where the shapes of the layers that are taken over agree: those of fresh layers are free.
+The parameters are those of the best checkpoint of start.workdir; layers in start.fresh keep their initial values. A
+network is its parameters and the function that is computed from them. So the fields that define this function, and what
+an image becomes before it, must be the start's: with another norm, another nonlinearity, other towers or other inputs
+its kernels would see what they were not trained for. Other fields may differ. Shapes must agree in the layers that are
+taken over; fresh layers are free.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from alexnet_jax import UserError, checkpoint
+from alexnet_jax.config import FIELDS, FUNCTION, INPUT, VIEW, fields, fields_of, flat, refuse_wrong_values
 from alexnet_jax.model import shapes
-from alexnet_jax.runs.run import flat, read_config, read_statistics
-
-# Fields of the model, by their beginnings, that a start may have otherwise.
-FREE = tuple(f"model.{f}" for f in ("num_classes", "conv_widths", "fc_widths", "exchange", "dropout", "dtype", "init"))
-INPUTS = ("data.size", "data.mean", "data.mean_value", "data.deviation")
+from alexnet_jax.runs.run import read_config, read_statistics
 
 
-def check(config: ConfigDict):
-    """Raises UserError, in one line, if config.start.workdir is no start for the config's network.
+def resolved(config: ConfigDict, workdir: Path | None = None, given: Collection[str] = ()) -> ConfigDict:
+    """The config with what it takes from its start filled in; a resolved config comes back as it is.
 
-    That is: it holds no run; fields differ that must not, which are named; a layer has another shape, or is not there.
-    Reads no weights.
+    Where start.adopt is set, the model section but for its number of classes, and the fields of data that say what the
+    network is given, become the start's; start.adopt is then unset. Where start.learned names layers, all layers that
+    are neither learned nor fresh are frozen by entries of optimizer.layer_rates.
+
+    Args:
+      workdir: of the run itself; if it has trained already its own config is taken, and the start may be gone.
+      given: dotted names of fields that keep their values, such as those that the command line set.
+    Raises UserError, in one line, if a field holds what it may not, or if there is no start to take from.
     """
-    workdir = Path(config.start.workdir).expanduser()
+    refuse_wrong_values(config)
+    if not config.start.adopt and not config.start.learned:
+        return config
+    config = config.copy_and_resolve_references()
+    with config.unlocked():  # a start may have initial values for a sixth convolution, where config has none
+        if config.start.adopt:
+            trained = workdir is not None and checkpoint.trained(workdir) is not None
+            _adopt(config, read_config(workdir) if workdir and trained else _read_start(config), given)
+        if config.start.learned:
+            config.optimizer.layer_rates = (*config.optimizer.layer_rates, *_frozen_entries(config))
+    return config
+
+
+def _adopt(config: ConfigDict, theirs: ConfigDict, given: Collection[str]):
+    model = {name for name in FIELDS if name.startswith("model.")} - {"model.num_classes"}
+    taken = (model | fields_of(INPUT, VIEW)) - set(given)
+    config.update_from_flattened_dict({name: value for name, value in fields(theirs) if name in taken})
+    config.start.adopt = False
+
+
+def _frozen_entries(config: ConfigDict) -> list[tuple[int, str, float]]:
+    """Entries of optimizer.layer_rates that freeze the layers neither learned nor fresh; those that it lacks yet."""
+    m, start = config.model, config.start
+    layers = [f"conv{i}" for i in range(1, len(m.conv_widths) + 1)] + ["fc6", "fc7", "fc8"]
+    kept = {*m.removed, *start.learned, *start.fresh}
+    there = {tuple(entry) for entry in config.optimizer.layer_rates}
+    return [(0, layer, 0.0) for layer in layers if layer not in kept and (0, layer, 0.0) not in there]
+
+
+def _read_start(config: ConfigDict) -> ConfigDict:
+    """The config of the start. Raises UserError, naming the field, if there is none."""
+    if not config.start.workdir:
+        raise UserError("name the run to start from, as in --config.start.workdir=runs/base")
     try:
-        theirs = read_config(workdir)
+        return read_config(Path(config.start.workdir).expanduser())
     except UserError as e:
         raise UserError(f"--config.start.workdir={config.start.workdir}: {e}") from e
-    there, here = (flat(c) for c in (theirs, config))
-    differ = {
-        name: there.get(name)
-        for name, value in here.items()
-        if name in INPUTS or name.startswith("model.") and not name.startswith(FREE)
-        if there.get(name) != value
-    }
+
+
+def refuse_other_function(config: ConfigDict):
+    """Raises UserError, in one line, if the network cannot begin with the parameters of config.start.workdir.
+
+    That is: it holds no run; fields that must be the start's differ, and are named; or a layer that is not fresh is
+    missing there, or has another shape. Reads no weights.
+    """
+    theirs = _read_start(config)
+    there, here = flat(theirs), flat(config)
+    differ = [name for name in FIELDS if name in fields_of(FUNCTION, INPUT) and there[name] != here[name]]
     if differ:
-        said = "; ".join(f"{name}: {value} there, {here[name]} here" for name, value in differ.items())
+        said = "; ".join(f"{name}: {there[name]} there, {here[name]} here" for name in differ)
         raise UserError(
-            f"{workdir} is another function of its parameters ({said}): set these fields as there, "
-            f"as --config configs/finetune.py:{workdir} does"
+            f"{config.start.workdir} is another function of its parameters ({said}): set these fields as there, or "
+            "take them from there with --config.start.adopt=True"
         )
     mine, stored = shapes(config.model, config.data.crop), shapes(theirs.model, theirs.data.crop)
     if unknown := set(config.start.fresh) - set(mine):
         raise UserError(f"--config.start.fresh names {sorted(unknown)}; the layers are {', '.join(mine)}")
     for layer in sorted(set(mine) - set(config.start.fresh)):
         for kind, leaf in mine[layer].items():
-            found = stored[layer][kind].shape if layer in stored else "not there"
+            found = stored[layer][kind].shape if layer in stored else "missing"
             if found != leaf.shape:
                 raise UserError(
-                    f"{layer}'s {kind} is {leaf.shape} here and {found} in {workdir}: name {layer} in "
-                    "--config.start.fresh, or take the model from the start, as "
-                    f"--config configs/finetune.py:{workdir} does"
+                    f"{layer}'s {kind} is {leaf.shape} here and {found} in {config.start.workdir}: name {layer} in "
+                    "--config.start.fresh, or take the model from there with --config.start.adopt=True"
                 )
 
 
 def statistics(config: ConfigDict, workdir: Path, own: dict) -> dict:
-    """What is taken from images before this network sees them: the start's, for that is what its kernels know.
+    """The statistics that images are prepared with: the start's, as its kernels were trained with them.
 
-    A workdir that has trained already, and is to go on, has them too, whatever became of the start since.
+    A workdir that has trained already has them too, and the start may be gone.
 
-    Args: own: those of the new images, float32 arrays by name; they stand in for what the start does not have.
+    Args: own: those of the new images, float32 arrays by name; they are used for what the start does not have.
     Raises UserError if they cannot be read.
     """
     if checkpoint.trained(workdir) is not None:
         try:
             return own | read_statistics(workdir)[0]
-        except UserError:  # damaged: they were the start's
+        except UserError:  # damaged: read the start's, which they were copied from
             pass
     return own | read_statistics(Path(config.start.workdir).expanduser())[0]
 
@@ -77,9 +116,11 @@ def statistics(config: ConfigDict, workdir: Path, own: dict) -> dict:
 def parameters(config: ConfigDict, like: dict) -> dict:
     """The start's parameters of all layers but the fresh ones, {layer: {"kernel", "bias"}}, float32.
 
-    `like` gives shapes, dtypes and shardings of all; several processes call it together and each reads its part.
-    Raises UserError as `check` does, or if the workdir has no checkpoint that can be read.
+    Several processes call this together, and each reads its part.
+
+    Args: like: shapes, dtypes and shardings of all layers.
+    Raises UserError as refuse_other_function does, or if the start has no checkpoint that can be read.
     """
-    check(config)
+    refuse_other_function(config)
     taken = {name: layer for name, layer in like.items() if name not in config.start.fresh}
     return checkpoint.read_params(Path(config.start.workdir).expanduser(), taken)[1]

@@ -1,7 +1,7 @@
-"""What a run was trained on: its data, and the machines. Kept beside it, in provenance.json.
+"""What a run was trained on, its data and its machines, as its workdir records it in provenance.json.
 
-Other data would end in a network of neither set, so they are refused. Another machine is only warned of: the same
-program rounds otherwise there, and a resumed run no longer ends bit for bit where an undisturbed one would.
+A run is not resumed on other data: the result would be a network of neither set. On another machine it is resumed with
+a warning: the program rounds differently there, and the result no longer equals an uninterrupted run's bit for bit.
 """
 
 import hashlib
@@ -22,12 +22,14 @@ FILE = "provenance.json"  # {"data": {what: number or digest}, "machines": [{wha
 
 
 def of_data(prepared: Prepared) -> dict[str, int | str]:
-    """What tells a prepared set from another: its classes, its statistics, and of both splits the names and labels.
+    """What tells a prepared set from another: its classes, its statistics, and the names and labels of both splits.
 
-    Not the pixels, of which there are too many; but every pixel of the training split counts in the statistics.
+    Not the pixels, which would take long; but every pixel of the training split counts in the statistics.
     """
     statistics = [np.ascontiguousarray(prepared.statistics[name], "<f4").tobytes() for name in _STATISTICS]
-    facts = {"classes": _digest(*map(_encoded, prepared.classes)), "statistics": _digest(*statistics)}
+    facts: dict[str, int | str] = {}
+    facts["classes"] = _digest(*map(_encoded, prepared.classes))
+    facts["statistics"] = _digest(*statistics)
     for role, split in (("training", prepared.train), ("validation", prepared.evaluation)):
         facts[f"number of {role} images"] = len(split)
         facts[f"names of {role} images"] = _digest(*map(_encoded, split.ids))
@@ -39,7 +41,7 @@ _STATISTICS = ("mean", "channel_mean", "stdevs", "vectors")
 
 
 def of_machine(mesh: Mesh) -> dict[str, int | str]:
-    """What decides how a run's numbers are rounded."""
+    """All that changes how a run's numbers are rounded."""
     return {
         "CPU": _cpu(),
         "cores": cores(),  # XLA splits its sums by them
@@ -51,7 +53,7 @@ def of_machine(mesh: Mesh) -> dict[str, int | str]:
 
 
 def differences(theirs: dict, mine: dict) -> str:
-    """What differs, in words, the values too where they say something; "" if nothing does that both record."""
+    """What differs, in words, with the values if they are readable; "" if nothing differs that both record."""
 
     def said(name):
         a, b = theirs.get(name), mine.get(name)
@@ -60,8 +62,8 @@ def differences(theirs: dict, mine: dict) -> str:
     return "; ".join(said(name) for name in mine if theirs.get(name, mine[name]) != mine[name])
 
 
-def check(facts: dict, workdir: Path):
-    """Raises UserError if a run that is to go on was trained on other data; an older run, without a record, may."""
+def refuse_changed_data(facts: dict, workdir: Path):
+    """Raises UserError if a run that is to be resumed was trained on other data; an older run has no record of it."""
     recorded = read(workdir).get("data")
     if recorded and (differ := differences(recorded, facts)):
         raise UserError(
@@ -71,41 +73,41 @@ def check(facts: dict, workdir: Path):
 
 
 def warning(machine: dict, workdir: Path) -> str | None:
-    """One line if a run that is to go on was, in part, trained on another machine; else None."""
+    """One line if a run that is to be resumed was, in part, trained on another machine; else None."""
     for other in read(workdir).get("machines", []):
         if differ := differences(other, machine):
             return (
-                f"warning: {workdir} was trained on other hardware or releases ({differ}): it no longer ends bit for "
-                "bit where an undisturbed run would"
+                f"warning: {workdir} was trained on other hardware or releases ({differ}): the result will not equal "
+                "an uninterrupted run's bit for bit"
             )
     return None
 
 
 def text(facts: dict, machine: dict, workdir: Path, fresh: bool) -> str:
-    """The file to be written: of a fresh run, or of one that goes on, whose machines are kept."""
+    """The file's new content: of a fresh run, or of a resumed one, whose earlier machines are kept."""
     machines = [] if fresh else read(workdir).get("machines", [])
     machines = machines if machine in machines else [*machines, machine]
     return json.dumps({"data": facts, "machines": machines}, indent=2) + "\n"
 
 
 def read(workdir: Path) -> dict:
-    """What the file holds; {} if there is none, as in runs older than it. Raises UserError if it is damaged."""
+    """The file's content; {} if there is no file, as in older runs. Raises UserError if it is damaged."""
     path = workdir / FILE
     try:
         found = json.loads(path.read_text())
         good = isinstance(found["data"], dict) and all(isinstance(m, dict) for m in found["machines"])
-        reason = "not what this writes"
+        reason = "it has another form"
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError) as e:
         good, reason = False, one_line(e)
     if not good:
-        raise UserError(f"{path} is damaged ({reason}): remove it, and the run goes on without a look at what it says")
+        raise UserError(f"{path} is damaged ({reason}): remove it, and the run resumes without comparing its data")
     return found
 
 
 def digest(facts: dict) -> bytes:
-    """32 bytes that tell `of_data` of one set from another's."""
+    """A hash, 32 bytes, of what of_data returns."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).digest()
 
 
@@ -125,7 +127,7 @@ def _is_digest(value) -> bool:
 
 
 def _cpu() -> str:
-    """The CPU's type, with its vector instructions, by which XLA chooses its code; a cloud's names say little."""
+    """The CPU's type, and its vector instructions, as XLA compiles for these and a cloud's CPU names hide them."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
     fields = {name.strip(): value for name, _, value in (line.partition(": ") for line in reversed(lines))}
     name = fields.get("model name") or platform.processor() or platform.machine()

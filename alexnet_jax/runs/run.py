@@ -1,4 +1,4 @@
-"""A trained network as it lies in its workdir, and what it takes to use it."""
+"""A trained network in its workdir, read back with all that is needed to use it."""
 
 import json
 import zipfile
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,21 +15,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from alexnet_jax import UserError, checkpoint, one_line, towers
+from alexnet_jax.config import FIELDS, OPTIONAL, flat, unflat, wrong
 from alexnet_jax.data import augment
 from alexnet_jax.model import AlexNet, shapes
-from configs import paper
 
 CONFIG, STATISTICS = "config.json", "statistics.npz"
-
-
-def flat(tree: dict | ConfigDict, prefix: str = "") -> dict:
-    """A config, or what was read from its JSON, as {dotted field: value}, the values as JSON has them."""
-    tree = json.loads(tree.to_json()) if isinstance(tree, ConfigDict) else tree
-    out = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        out |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return out
 
 
 @dataclass(frozen=True)
@@ -42,7 +33,7 @@ class Run:
     apply: Callable  # (params, images float32, mean removed) -> (logits, activations by name)
     params: dict  # {layer: {"kernel", "bias"}}, float32
     statistics: dict[str, np.ndarray]  # of its training set: mean, channel_mean, stdevs, vectors
-    classes: list[str]  # as the data set has them; classes.words makes synsets readable
+    classes: list[str]  # as the data set names them; classes.words makes synsets readable
 
     def __call__(self, images: np.ndarray) -> tuple[jax.Array, dict[str, jax.Array]]:
         """What the network says of prepared images, seen through their centre crop.
@@ -72,8 +63,8 @@ def load_run(workdir: str | Path, which: str = "best", data: int = 1, tower: int
 
     Args:
       which: "best" (the lowest validation error; the latest if none was measured) or "latest".
-      data, tower: copies of the network, and devices that each is split over; of whatever mesh it was trained on.
-    Raises UserError if workdir holds no run, or no checkpoint yet, or if the devices are too few.
+      data, tower: copies of the network, and devices that each is split over, whatever it was trained on.
+    Raises UserError if workdir holds no run or no checkpoint yet, or if there are too few devices.
     """
     workdir = Path(workdir).expanduser()
     config = read_config(workdir)
@@ -91,60 +82,66 @@ def load_run(workdir: str | Path, which: str = "best", data: int = 1, tower: int
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """The config of a run; fields newer than the run have the paper's values, which leave it as it was.
+    """The config of a run, with lists for tuples. Fields newer than the run get values that leave it as it was.
 
-    Raises UserError if workdir holds none, or none that is whole.
+    Raises UserError if workdir has no config.json, or one that is not a run's.
     """
     path = workdir / CONFIG
     if not path.exists():
         raise UserError(
-            f"{workdir} holds no run (no config.json): train one with python -m alexnet_jax.main, or make one of "
-            "weights with alexnet convert"
+            f"{workdir} holds no run (no config.json): train one with alexnet train, or make one of weights with "
+            "alexnet convert"
         )
-    default = json.loads(paper.get_config().to_json())
     try:
-        found = paper.renewed(json.loads(path.read_text()))
-        if wrong := _wrong(found, default):
-            raise ValueError(wrong)
-        return ConfigDict(_filled(found, default))
+        return _completed(json.loads(path.read_text()))
     except (OSError, ValueError) as e:
-        raise UserError(f"{path} is not whole ({one_line(e)}): the workdir is no run; name another --workdir") from e
+        raise UserError(f"{path} is damaged ({one_line(e)}): the workdir is no run; name another --workdir") from e
 
 
-NEWER = ("start",)  # sections that a run of 0.1.0 may lack
+def _completed(tree: Any) -> ConfigDict:
+    """The config in the tree of a config.json, of any version. Raises ValueError, naming the field, if it is none."""
+    if not isinstance(tree, dict):
+        raise ValueError(f"it is {json.dumps(tree)[:40]} and must be an object")
+    there = {name: value for name, value in flat(tree).items() if name in FIELDS}
+    if lacks := [name for name, row in FIELDS.items() if not (row.newer or name in OPTIONAL or name in there)]:
+        raise ValueError(f"it lacks {lacks[0]}")
+    values = _newer(there) | _renewed(there)
+    for name, value in values.items():
+        if says := wrong(name, value):
+            raise ValueError(says)
+    return unflat(values)
 
 
-def _wrong(found, default, name: str = "") -> str | None:
-    """What is wrong with a config that was read from JSON, the paper's beside it: a section that lacks, or a type."""
-    kinds = {bool: bool, int: int, float: (int, float), str: str, list: list, dict: dict}[type(default)]
-    if not isinstance(found, kinds) or isinstance(found, bool) != isinstance(default, bool):
-        return f"{name or 'it'} is {json.dumps(found)[:40]} and not of the type {type(default).__name__}"
-    if isinstance(default, list):
-        pairs = [(f"an entry of {name}", value, default[0]) for value in found if default]
-    elif isinstance(default, dict):
-        if lacks := [n for n, value in default.items() if isinstance(value, dict) and n not in (*found, *NEWER)]:
-            return f"it lacks {f'{name}.' * bool(name)}{lacks[0]}"
-        pairs = [(f"{name}.{n}".lstrip("."), value, default[n]) for n, value in found.items() if n in default]
-    else:
-        return None
-    return next(filter(None, (_wrong(value, like, where) for where, value, like in pairs)), None)
+def _newer(there: dict) -> dict:
+    """Values, as JSON has them, of the fields that a run may lack because it is older than they are."""
+    values = {name: json.loads(json.dumps(row.default)) for name, row in FIELDS.items() if row.newer}
+    widths = there["model.conv_widths"]
+    if isinstance(widths, list) and len(widths) == 6:
+        values["model.conv_sizes"].append(3)
+        values["model.conv_strides"].append(1)
+    return values
 
 
-def _filled(theirs: dict, default: dict) -> dict:
-    missing = {name: value for name, value in default.items() if name not in theirs}
-    held = {n: _filled(v, default[n]) if isinstance(v, dict) and n in default else v for n, v in theirs.items()}
-    return held | missing
+def _renewed(there: dict) -> dict:
+    """A run's fields with lrn.after_pool as it is now: it was true or false, for all norms at once."""
+    after, layers, before = (there[f"model.lrn.{field}"] for field in ("after_pool", "layers", "before_activation"))
+    if not isinstance(after, bool) or not isinstance(layers, list) or not isinstance(before, list):
+        return there
+    return there | {"model.lrn.after_pool": [name for name in layers if after and name not in before]}
 
 
 def read_statistics(workdir: Path) -> tuple[dict[str, np.ndarray], list[str]]:
     """The statistics of a run's training set, float32 arrays by name, and the names of its classes.
 
-    Raises UserError if they cannot be read, or are not those of the run's config.
+    Arrays: mean (size, size, 3), channel_mean (3,), stdevs (3,), vectors (3, 3).
+    Raises UserError if they cannot be read, or do not have the shapes that the run's config asks for.
     """
     config = read_config(workdir)
     side = config.data.size
-    wanted = {"mean": (side, side, 3), "channel_mean": (3,), "stdevs": (3,), "vectors": (3, 3)}
-    wanted["classes"] = (config.model.num_classes,)
+    wanted: dict[str, tuple[int, ...]] = {
+        "mean": (side, side, 3), "channel_mean": (3,), "stdevs": (3,), "vectors": (3, 3),
+        "classes": (config.model.num_classes,),
+    }  # fmt: skip
     try:
         with np.load(workdir / STATISTICS, allow_pickle=False) as file:
             found = dict(file)
@@ -154,7 +151,6 @@ def read_statistics(workdir: Path) -> tuple[dict[str, np.ndarray], list[str]]:
                 raise ValueError(f"{name} is {array.dtype} {array.shape} where the run's is {shape}")
     except (OSError, ValueError, KeyError, EOFError, AttributeError, zlib.error, zipfile.BadZipFile) as e:
         raise UserError(
-            f"{workdir / STATISTICS} cannot be read ({one_line(e)}): the same command that trained the run, "
-            "python -m alexnet_jax.main, writes it anew"
+            f"{workdir / STATISTICS} cannot be read ({one_line(e)}): the command that trained the run writes it again"
         ) from e
     return {name: found[name] for name in wanted if name != "classes"}, [str(c) for c in found["classes"]]

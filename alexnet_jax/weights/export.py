@@ -19,7 +19,7 @@ from ml_collections import FrozenConfigDict
 from alexnet_jax import UserError, __version__, layers
 from alexnet_jax.data import augment
 from alexnet_jax.files import replacing
-from alexnet_jax.model import CONV_SIZES, POOLED, AlexNet, fc6_side
+from alexnet_jax.model import AlexNet, fc6_side
 from alexnet_jax.runs.run import Run
 from alexnet_jax.weights import formats
 
@@ -148,14 +148,14 @@ class _Graph:
 
     def _convolution(self, i: int, x: str) -> str:
         """Convolution i with its nonlinearity, norm and pool, in the config's order."""
-        m, name, size = self.m, f"conv{i}", CONV_SIZES[i - 1]
+        m, name, size, stride = self.m, f"conv{i}", self.m.conv_sizes[i - 1], self.m.conv_strides[i - 1]
         before, after = m.conv1_padding if i == 1 else (size // 2, size // 2)
         kernel, bias = (self._constant(self.parameters[name][kind], f"{name}.{kind}") for kind in KINDS)
         normed = name in m.lrn.layers
         early = normed and name in m.lrn.before_activation
         x = self._add(
             "Conv", x, kernel, bias,
-            kernel_shape=[size, size], strides=[4, 4] if i == 1 else [1, 1], pads=[before, before, after, after],
+            kernel_shape=[size, size], strides=[stride, stride], pads=[before, before, after, after],
             group=self._groups(name),
         )  # fmt: skip
         if early:
@@ -165,7 +165,7 @@ class _Graph:
             x = self._norm(i, x)
         if name in m.spatial_norm.layers:
             x = self._spatial_norm(i, x)
-        if name in POOLED:
+        if name in m.pooled:
             size, stride = m.pool_size, m.pool_stride
             x = self._add("MaxPool", x, name=f"pool{i}", kernel_shape=[size, size], strides=[stride, stride])
         if normed and not early and name in m.lrn.after_pool:
