@@ -70,7 +70,7 @@ def test_killed_and_resumed_ends_bit_for_bit_equal(config, tmp_path, on_device):
     wait_for(process, broken, step=4)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate()
-    assert process.returncode == 130 and "goes on from here" in output, output
+    assert process.returncode == 130 and "resumes from here" in output, output
 
     process = start(config, broken)
     wait_for(process, broken, step=12)

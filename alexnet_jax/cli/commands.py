@@ -16,7 +16,6 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from alexnet_jax import UserError
-from alexnet_jax.cli import config_file
 
 
 def command(main: Callable[[list[str]], int | None], stopped: str = "interrupted") -> NoReturn:
@@ -59,6 +58,20 @@ def parse(module: ModuleType, words: Sequence[str], prog: str = "alexnet") -> Na
     return parser.parse_args(words)
 
 
+def set_up_libraries() -> None:
+    """What a process does before it computes: fewer messages from libraries, and a cache of what JAX compiles.
+
+    The cache is $JAX_COMPILATION_CACHE_DIR, or a folder below $XDG_CACHE_HOME or ~/.cache. All commands share it.
+    """
+    import jax
+    from absl import logging
+
+    if not jax.config.jax_compilation_cache_dir:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "alexnet_jax" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    logging.set_verbosity(logging.ERROR)  # TFDS and Orbax report every file at the level below
+
+
 class Parser(ArgumentParser):
     """argparse's parser, which also reads --config.FIELD=VALUE, and whose mistakes are one line: a UserError."""
 
@@ -69,8 +82,10 @@ class Parser(ArgumentParser):
     def __init__(self, **kwargs: Any):
         super().__init__(allow_abbrev=False, formatter_class=_Help, **kwargs)
 
-    def parse_args(self, args=None, namespace=None):  # type: ignore[override]  # it has overloads
+    def parse_args(self, args=None, namespace=None):
         """As argparse does; see add_config for what becomes of --config."""
+        from alexnet_jax.cli import config_file  # slow to import, so not before signals are watched for
+
         words = list(sys.argv[1:] if args is None else args)
         others, fields = config_file.split(words) if self.takes_config else (words, [])
         flags, unknown = self.parse_known_args(others, namespace)
@@ -139,7 +154,8 @@ def add_config(
 
 def add_workdir(parser: ArgumentParser, **kwargs: Any) -> None:
     """--workdir: the folder of a run."""
-    parser.add_argument("--workdir", **{"required": True, "metavar": "DIR", "help": "the run's folder"} | kwargs)
+    options: dict[str, Any] = {"required": True, "metavar": "DIR", "help": "the run's folder"} | kwargs
+    parser.add_argument("--workdir", **options)
 
 
 def add_which(parser: ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""--config FILE[:ARG] and --config.FIELD=VALUE: finds and runs the file, sets the fields, explains mistakes in one line.
+"""--config FILE[:ARG] and --config.FIELD=VALUE: the file is found and run, its fields are set, mistakes explained.
 
 ml_collections parses the values. Its own messages name a key or a type, not what the user wrote.
 """
@@ -155,7 +155,7 @@ def call(module: ModuleType, path: Path, arg: str | None) -> ConfigDict:
 
 
 def refuse_wrong(config: ConfigDict, word: str, path: str) -> None:
-    """Raises UserError if the config, of the file `path`, has no field that --config.FIELD=VALUE sets, or refuses VALUE."""
+    """Raises UserError if the config, of the file `path`, has no FIELD of --config.FIELD=VALUE, or refuses VALUE."""
     name, equals, value = word.partition("=")
     field, fields = name.partition(".")[2], _flat(config)
     if field not in fields:
