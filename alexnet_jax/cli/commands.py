@@ -17,6 +17,8 @@ from typing import Any, NoReturn
 
 from alexnet_jax import UserError
 
+MOST_DEVICES = 1024  # that --devices asks for: on CPU each is virtual and costs a thread
+
 
 def command(main: Callable[[list[str]], int | None], stopped: str = "interrupted") -> NoReturn:
     """Ends the process as main(words) does: with its exit status, or with one line on what the user can fix.
@@ -66,7 +68,7 @@ def set_up_libraries() -> None:
     import jax
     from absl import logging
 
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.values["jax_compilation_cache_dir"]:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "alexnet_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
     logging.set_verbosity(logging.ERROR)  # TFDS and Orbax report every file at the level below
@@ -76,7 +78,6 @@ class Parser(ArgumentParser):
     """argparse's parser, which also reads --config.FIELD=VALUE, and whose mistakes are one line: a UserError."""
 
     takes_config = False
-    needs_config = False
     default_config: Callable[[Namespace], str | Path | None] | None = None
 
     def __init__(self, **kwargs: Any):
@@ -96,8 +97,6 @@ class Parser(ArgumentParser):
             name = flags.config
             if name is None and self.default_config:
                 name = self.default_config(flags)
-            if name is None and self.needs_config and not fields:
-                raise UserError(f"name a config: {self.prog} {config_file.EXAMPLE}")
             flags.config, flags.given = config_file.read(None if name is None else str(name), fields)
         return flags
 
@@ -114,8 +113,12 @@ class Parser(ArgumentParser):
         if match := re.fullmatch(r"argument ([^:]*): invalid (int|float) value: (.*)", message):
             kind = {"int": "a whole number", "float": "a number"}[match[2]]
             message = f"{match[1]} takes {kind}, and {match[3]} was given"
+        elif match := re.fullmatch(r"the following arguments are required: (.*)", message):
+            if "--config" in match[1].split(", "):
+                raise UserError("name a config, as in --config configs/quickstart.py")
+            message = f"missing: {match[1]}"
+        message = message.replace(": expected one argument", " takes a value")
         message = message.removeprefix("argument ")
-        message = message.replace("the following arguments are required:", "missing:")
         raise UserError(f"{' '.join(message.split())} (see {self.prog} --help)")
 
 
@@ -146,10 +149,10 @@ def add_config(
     """
     if not isinstance(parser, Parser):
         raise TypeError("add_config takes a commands.Parser")
-    parser.takes_config, parser.needs_config, parser.default_config = True, required, default
+    parser.takes_config, parser.default_config = True, default
     group = parser.add_argument_group("config", "--config.FIELD=VALUE sets a field, as in --config.batch_size=64")
     says = "a Python file with get_config(); ARG is passed to it, as in configs/paper.py:smoke"
-    group.add_argument("--config", metavar="FILE[:ARG]", help=says)
+    group.add_argument("--config", metavar="FILE[:ARG]", required=required and default is None, help=says)
 
 
 def add_workdir(parser: ArgumentParser, **kwargs: Any) -> None:
@@ -164,10 +167,13 @@ def add_which(parser: ArgumentParser) -> None:
     parser.add_argument("--which", choices=("best", "latest"), default="best", help=says)
 
 
-def add_devices(parser: ArgumentParser) -> None:
-    """--devices: (data, tower), the copies of the network and the devices that each is split over."""
-    says = "copies of the network x devices that each is split over, e.g. 1x2 (default: 1x1)"
-    parser.add_argument("--devices", type=_devices, default=(1, 1), metavar="DATAxTOWER", help=says)
+def add_devices(parser: ArgumentParser, default: tuple[int, int] | None = (1, 1), otherwise: str = "1x1") -> None:
+    """--devices: (data, tower), the copies of the network and the devices that each is split over.
+
+    otherwise: what the help says of the default.
+    """
+    says = f"copies of the network x devices that each is split over, e.g. 1x2 (default: {otherwise})"
+    parser.add_argument("--devices", type=_devices, default=default, metavar="DATAxTOWER", help=says)
 
 
 def add_batch_size(parser: ArgumentParser) -> None:
@@ -185,4 +191,7 @@ def _devices(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
     if not match:
         raise ArgumentTypeError(f"'{text}' is not data x tower, as in 4x2")
-    return int(match[1]), int(match[2])
+    data, tower = int(match[1]), int(match[2])
+    if data * tower > MOST_DEVICES:
+        raise ArgumentTypeError(f"'{text}' is {data * tower:,} devices, and at most {MOST_DEVICES} are possible")
+    return data, tower

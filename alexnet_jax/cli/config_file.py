@@ -21,7 +21,6 @@ from ml_collections.config_flags import tuple_parser
 import alexnet_jax
 from alexnet_jax import UserError, one_line
 
-EXAMPLE = "--config configs/quickstart.py"
 PARSERS: dict[type, tuple[str, flags.ArgumentParser]] = {  # what a field of a type takes
     bool: ("true or false", flags.BooleanParser()),
     int: ("a whole number", flags.IntegerParser()),
@@ -57,7 +56,7 @@ def read(name: str | None, words: Sequence[str]) -> tuple[ConfigDict | None, dic
     """
     if name is None:
         if words:
-            raise UserError(f"name a config before {words[0].partition('=')[0]}, as in {EXAMPLE}")
+            raise UserError(f"name a config before {words[0].partition('=')[0]}, as in --config configs/quickstart.py")
         return None, {}
     path, arg = find(name)
     config = call(load(path), path, arg)

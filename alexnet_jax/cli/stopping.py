@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from signal import Signals
 from types import FrameType
 from typing import NoReturn
 
@@ -37,7 +38,7 @@ def _end_at_signal(reader: int) -> None:
     number = 0
     while number not in SIGNALS:
         number = os.read(reader, 1)[0]
-    name = signal.Signals(number).name
+    name = Signals(number).name
     say(f"stopped by {name}: the same command resumes from the last checkpoint, or starts again if there is none yet")
     os._exit(STOPPED)
 
@@ -45,7 +46,7 @@ def _end_at_signal(reader: int) -> None:
 class Stop:
     """Whether SIGTERM or Ctrl-C has asked the run to finish its step and stop; a second Ctrl-C stops at once."""
 
-    signal: signal.Signals | None = None
+    signal: Signals | None = None
 
     def __enter__(self) -> "Stop":
         self.watched = signal.set_wakeup_fd(-1)
@@ -53,7 +54,7 @@ class Stop:
         return self
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.signal = signal.Signals(number)
+        self.signal = Signals(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def __exit__(self, *_: object) -> None:
