@@ -19,7 +19,7 @@ if __name__ == "__main__":  # as `alexnet train`, which watches for signals befo
 import contextlib
 import dataclasses
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -96,13 +96,13 @@ def what_to_fix(error: Exception, several: bool) -> UserError | None:
     return None
 
 
-def run(config: ConfigDict, workdir: Path, given: dict[str, Any] | None = None) -> int:
+def run(config: ConfigDict, workdir: Path, given: Collection[str] = ()) -> int:
     """Prepares the data, trains or resumes, draws the figures and says where everything is.
 
-    given: the fields that the command line sets, {dotted field: value}.
+    given: dotted names of the fields that the command line sets.
     Returns the exit status: 0, or stopping.STOPPED after a signal. Raises UserError.
     """
-    own_classes(config, given or {})
+    own_classes(config, given)
     check(config)
     claims.refuse_converted(workdir)
     mesh = towers.make_mesh(config.devices, config.model.towers, config.batch_size)
@@ -248,10 +248,10 @@ def conclude(result: dict[str, Any], prepared: Prepared, workdir: Path) -> None:
         print(f"  pictures:              alexnet figures --workdir {workdir}")
 
 
-def own_classes(config, given: dict):
+def own_classes(config: ConfigDict, given: Collection[str]) -> None:
     """A data set that the command line names comes with its own number of classes, unless it names that too.
 
-    given: the fields that the command line sets, by dotted names.
+    given: dotted names of the fields that the command line sets.
     """
     if "data.name" in given and "model.num_classes" not in given:
         config.model.num_classes = 0

@@ -239,7 +239,7 @@ def main(flags: Namespace) -> None:
     if flags.topology:
         jax.config.update("jax_platforms", "cpu")
     elif flags.devices:
-        jax.config.update("jax_num_cpu_devices", math.prod(flags.devices))
+        commands.use_devices(flags.devices)
     check(flags.config)
     found = summarize(flags.config, mesh_for(flags.config, flags.devices, flags.topology), flags.topology)
     print(json.dumps(found) if flags.json else table(found))

@@ -176,6 +176,18 @@ def add_devices(parser: ArgumentParser, default: tuple[int, int] | None = (1, 1)
     parser.add_argument("--devices", type=_devices, default=default, metavar="DATAxTOWER", help=says)
 
 
+def use_devices(devices: tuple[int, int]) -> None:
+    """Makes JAX offer as many CPU devices as flags.devices needs; has no effect on accelerators.
+
+    Call it before JAX uses a device.
+    """
+    import jax
+
+    needed = devices[0] * devices[1]
+    if needed > max(1, jax.config.values["jax_num_cpu_devices"]):  # -1 if it is not set
+        jax.config.update("jax_num_cpu_devices", needed)
+
+
 def add_batch_size(parser: ArgumentParser) -> None:
     """--batch-size: images at a time; None for the run's own."""
     says = "images at a time (default: the run's evaluation.batch_size)"

@@ -14,16 +14,16 @@ from alexnet_jax.cli.commands import command, parse, set_up_libraries
 
 VERBS = {  # verb: its module, and what it does
     "train": ("alexnet_jax.main", "train a config, or resume its run"),
-    "evaluate": ("alexnet_jax.evaluate", "error rates of a run, or of several averaged"),
+    "evaluate": ("alexnet_jax.evaluate", "the error rates of a run, or of several averaged"),
     "predict": ("alexnet_jax.analysis.predict", "the most probable classes of photos"),
-    "features": ("alexnet_jax.analysis.features", "activations of any layer, for images of your own"),
-    "retrieve": ("alexnet_jax.analysis.retrieval", "the images whose features are nearest"),
+    "features": ("alexnet_jax.analysis.features", "the activations of any layer for your images"),
+    "retrieve": ("alexnet_jax.analysis.retrieve", "the images whose features are most alike"),
     "figures": ("alexnet_jax.analysis.figures", "the paper's figures, drawn from a run"),
     "convert": ("alexnet_jax.weights.convert", "weights from and to other libraries' files"),
     "summary": ("alexnet_jax.analysis.summary", "what a network costs, layer by layer and device by device"),
     "sweep": ("experiments.sweep", "train a base config and its ablations, over seeds"),
-    "report": ("experiments.report", "compare runs: tables and curves in one page"),
-    "benchmark": ("experiments.benchmark", "speed of the input pipeline and of training"),
+    "report": ("experiments.report.command", "compare runs: tables and curves in one page"),
+    "benchmark": ("experiments.benchmark.command", "the speed of the input pipeline, or of the split over devices"),
 }
 OVERVIEW = """usage: alexnet VERB [flags]
 
@@ -76,7 +76,8 @@ def find_module(verb: str) -> ModuleType:
         return importlib.import_module(name)
     from alexnet_jax.cli import config_file
 
-    if folder := config_file.checkout():
+    folder = config_file.checkout()
+    if folder:
         sys.path.insert(0, str(folder))
         # Jobs of a sweep are processes of their own, which import experiments too.
         paths = [str(folder), os.environ.get("PYTHONPATH")]
@@ -84,7 +85,7 @@ def find_module(verb: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as e:
-        if e.name not in ("experiments", name):
+        if folder or not (e.name or "").startswith("experiments"):
             raise
         raise UserError(
             f"alexnet {verb} is part of the repository, not of the installed package: get a checkout, "
