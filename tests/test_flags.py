@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.modules import forgotten
 
 from alexnet_jax import UserError, main, towers
 from alexnet_jax.analysis import summary
@@ -140,16 +141,13 @@ def test_a_config_file_imports_the_configs_around_it(tmp_path, monkeypatch, plac
     """Those beside it, or the current folder's, else the repository's, though none of these is installed."""
     root = config_file.checkout()
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p and not (Path(p) / "configs").exists()])
-    for name in [m for m in sys.modules if m.split(".")[0] == "configs"]:
-        monkeypatch.delitem(sys.modules, name)
     before = list(sys.path)
     file = tmp_path / place
     file.parent.mkdir(exist_ok=True)
     file.write_text("from configs import paper\ndef get_config():\n    return paper.get_config('smoke')\n")
-    assert parse(f"--config={file}").config.name == "paper_smoke"
-    assert sys.modules["configs"].__file__ == str(root / "configs" / "__init__.py")
-    for name in [m for m in sys.modules if m.split(".")[0] == "configs"]:
-        monkeypatch.delitem(sys.modules, name)
+    with forgotten("configs"):
+        assert parse(f"--config={file}").config.name == "paper_smoke"
+        assert sys.modules["configs"].__file__ == str(root / "configs" / "__init__.py")
     own = tmp_path / "configs"
     own.mkdir(exist_ok=True)
     (own / "__init__.py").write_text("")
@@ -157,7 +155,8 @@ def test_a_config_file_imports_the_configs_around_it(tmp_path, monkeypatch, plac
         "from ml_collections import ConfigDict\ndef get_config(_):\n    return ConfigDict({'name': 'own'})\n"
     )
     monkeypatch.chdir(tmp_path)
-    assert parse(f"--config={file}").config.name == "own"
+    with forgotten("configs"):
+        assert parse(f"--config={file}").config.name == "own"
     assert sys.path == before
 
 
