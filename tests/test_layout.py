@@ -60,7 +60,7 @@ def test_each_library_has_its_place(name):
     top = imports(PACKAGE / f"{name.replace('.', '/')}.py", top_only=True)
     assert not any(m.split(".")[0] in ("tensorflow", "tensorflow_datasets", "onnx") for m in top)
     assert not any(m.split(".")[0] in ("configs", "experiments") for m in found)  # they are not installed with it
-    assert not any(m.split(".")[0] == "torch" for m in (top if name == "weights.formats" else found))
+    assert not any(m.split(".")[0] == "torch" for m in (top if name == "weights.pytorch" else found))
 
 
 def test_trains_where_tensorflow_is_not_installed(config, tiny_run, tmp_path):
