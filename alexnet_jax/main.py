@@ -1,101 +1,122 @@
-"""Trains a config.
+"""Trains a config, or resumes its run.
 
-python -m alexnet_jax.main --config configs/quickstart.py [--workdir DIR] [--config.FIELD=VALUE ...]
+    alexnet train --config configs/quickstart.py [--workdir DIR] [--config.FIELD=VALUE ...]
+    python -m alexnet_jax.main --config configs/quickstart.py        # the same
 
-Several processes, on one machine or many, train together with --distributed: see "Several processes" in the README.
+Several processes, on one machine or many, train together with --distributed.
 
-Exit status: 0 when the run has come to its end, 130 when SIGTERM or Ctrl-C stopped it, in any of the processes, and 1
-when something is to be mended or another process is lost. The same command goes on from the last checkpoint.
+Exit status: 0 when the run is complete; 130 when SIGTERM or Ctrl-C stopped it, in any of the processes; 1 when there is
+something to fix or another process is lost. The same command resumes from the last checkpoint.
 """
 
-from alexnet_jax.cli import stopping
+import sys
 
-if __name__ == "__main__":
-    stopping.watch()  # first of all: what is imported below takes seconds
+if __name__ == "__main__":  # as `alexnet train`, which watches for signals before the slow imports below
+    from alexnet_jax.cli import verbs
+
+    verbs.main(["train", *sys.argv[1:]])
 
 import contextlib
 import dataclasses
-import io
-import os
-import shlex
-import sys
-from collections.abc import Callable, Collection
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from alexnet_jax import UserError, checkpoint, model, one_line, towers
 from alexnet_jax.analysis import figures
-from alexnet_jax.cli import config_file
+from alexnet_jax.cli import commands, stopping
 from alexnet_jax.config import check
 from alexnet_jax.data.batches import steps_in_epoch
 from alexnet_jax.data.prepare import prepare
+from alexnet_jax.data.records import Prepared
 from alexnet_jax.runs import claims, finetune, provenance
 from alexnet_jax.train import train
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "the config's file, e.g. configs/paper.py", lock_config=True)
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "this is one of several processes that train together")
-COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where no cluster manager tells it")
-PROCESSES = flags.DEFINE_integer("processes", None, "how many there are, where no cluster manager tells it")
-PROCESS = flags.DEFINE_integer("process", None, "which of them this is, from 0")
-WORKDIR = flags.DEFINE_string("workdir", None, "where the run lives; default: runs/ and the config's name")
-
-MOST_STEPS = 2**31  # a state counts them in int32
+MOST_STEPS = 2**31  # the training state counts steps in int32
 LESS_MEMORY = (
-    "lower --config.batch_size or --config.evaluation.batch_size, keep the images off the device by "
-    "--config.data.on_device=False, or give the towers a device each"
+    "lower --config.batch_size or --config.evaluation.batch_size, keep the images off the device with "
+    "--config.data.on_device=False, or give each tower its own device"
 )
-LOST_AFTER = 20  # seconds without a sign of life; a process that waits for a lost one in a step learns of it at once
+LOST_AFTER = 20  # seconds without a sign of life; a process that waits for a lost one in a step notices at once
+Result = TypeVar("Result")
 
 
-def run(config, workdir: Path, given: Collection[str] = ()) -> int:
-    """Prepares, trains or resumes, draws the figures and says where everything is. Returns the exit status.
+def add_flags(parser: ArgumentParser) -> None:
+    """The flags of `alexnet train`."""
+    commands.add_config(parser)
+    commands.add_workdir(parser, required=False, help="the run's folder (default: runs/ and the config's name)")
+    group = parser.add_argument_group("several processes", "a cluster manager sets the last three where there is one")
+    group.add_argument("--distributed", action="store_true", help="this is one of several processes of one run")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="an address on process 0's machine")
+    group.add_argument("--processes", type=int, metavar="N", help="how many processes there are")
+    group.add_argument("--process", type=int, metavar="I", help="the number of this one, from 0")
+
+
+def main(flags: Namespace) -> int:
+    """Trains flags.config and returns the exit status. Raises UserError on what the user can fix."""
+    config = flags.config
+    workdir = Path(flags.workdir or Path("runs") / str(config.get("name"))).expanduser()
+    if flags.distributed:
+        join(flags.coordinator, flags.processes, flags.process)
+    elif (flags.coordinator, flags.processes, flags.process) != (None, None, None):
+        raise UserError("--coordinator, --processes and --process require --distributed")
+    try:
+        status = run(config, workdir, flags.given)
+    except KeyboardInterrupt:  # the second Ctrl-C: the first one lets a step finish
+        print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
+        return stopping.STOPPED
+    except Exception as error:
+        failure = what_to_fix(error, flags.distributed)
+        if failure is None:
+            raise
+        if flags.distributed:  # each process ends by itself, because the others may be lost
+            stopping.leave(f"error: {failure}", towers.leads())
+        raise failure from error
+    if status == stopping.STOPPED and towers.leads():
+        print(f"stopped and saved; the same command resumes from here: {flags.command}")
+    return status
+
+
+def what_to_fix(error: Exception, several: bool) -> UserError | None:
+    """What to tell the user of an exception that ended the run; None if it is a bug."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, OSError):  # a full disk, a folder that went away
+        return UserError(f"{error}: fix that, and the same command resumes from the last checkpoint")
+    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+        return UserError(f"not enough memory ({one_line(error)[:200]}): {LESS_MEMORY}")
+    if several and isinstance(error, jax.errors.JaxRuntimeError | ValueError) and towers.lost(error):
+        return UserError(stopping.LOST.format(f" ({one_line(error)[:200]})"))
+    return None
+
+
+def run(config: ConfigDict, workdir: Path, given: Collection[str] = ()) -> int:
+    """Prepares the data, trains or resumes, draws the figures and says where everything is.
 
     given: dotted names of the fields that the command line sets, which fine-tuning does not take from its start.
+    Returns the exit status: 0, or stopping.STOPPED after a signal. Raises UserError.
     """
+    own_classes(config, given)
     config = together(lambda: finetune.resolved(config, workdir, given))
     check(config)
     claims.refuse_converted(workdir)
     mesh = towers.make_mesh(config.devices, config.model.towers, config.batch_size)
     config, prepared, facts = together(lambda: ready(config, mesh, workdir))
     refuse_other_data(facts)
-    with contextlib.ExitStack() as held:
-
-        def claim():
-            machine = provenance.of_machine(mesh)
-            statistics, classes = prepared.statistics, prepared.classes
-            held.enter_context(claims.claim(workdir, config, statistics, classes, facts, machine))
-            if checkpoint.trained(workdir) is not None and (warning := provenance.warning(machine, workdir)):
-                print(warning, file=sys.stderr)
-
-        together(claim if towers.leads() else lambda: None)  # nobody goes on before the workdir is ours
+    with claimed(workdir, config, prepared, facts, mesh):
         if towers.leads():
             introduce(config, prepared, mesh, workdir)
         result = train(config, prepared, mesh, workdir)
-    if not towers.leads():
-        return stopping.STOPPED if result is None else 0
     if result is None:
-        command = f"python -m alexnet_jax.main {shlex.join(sys.argv[1:])}"
-        print(f"stopped and saved; the same command goes on from here: {command}")
         return stopping.STOPPED
-    drawn, latest = {}, checkpoint.trained(workdir)
-    best = latest
-    if jax.process_count() == 1:  # a run is read back, and drawn, by one process
-        drawn = figures.draw_run(workdir, prepared.evaluation)
-        best = checkpoint.best_step(workdir)
-    print(
-        f"validation, {result['views']} view(s), {result['images']} images, latest checkpoint (step {latest}): "
-        f"top-1 error {result['top1_error']:.2%}, top-5 error {result['top5_error']:.2%}"
-    )
-    if best != latest:
-        print(f"  the best in one view is step {best}: evaluate takes it unless told --which latest")
-    for what, path in {"checkpoints": workdir / "checkpoints", "metrics": workdir / "metrics.jsonl", **drawn}.items():
-        print(f"  {what + ':':22} {path}")
-    if not drawn:
-        print(f"  pictures:              alexnet figures --workdir {workdir}")
+    if towers.leads():
+        conclude(result, prepared, workdir)
     return 0
 
 
@@ -117,37 +138,54 @@ def ready(config, mesh, workdir: Path):
     return config, prepared, facts
 
 
-def refuse_other_data(facts: dict):
+@contextlib.contextmanager
+def claimed(workdir: Path, config: ConfigDict, prepared: Prepared, facts: dict, mesh: Mesh) -> Iterator[None]:
+    """The workdir is this run's until the context ends. Process 0 claims it; no process continues before that."""
+    with contextlib.ExitStack() as held:
+
+        def claim() -> None:
+            machine = provenance.of_machine(mesh)
+            statistics, classes = prepared.statistics, prepared.classes
+            held.enter_context(claims.claim(workdir, config, statistics, classes, facts, machine))
+            if checkpoint.trained(workdir) is not None and (warning := provenance.warning(machine, workdir)):
+                print(warning, file=sys.stderr)
+
+        together(claim if towers.leads() else lambda: None)
+        yield
+
+
+def refuse_other_data(facts: dict) -> None:
     """Raises UserError in all processes if one has prepared another data set than process 0."""
     digests = towers.gather(np.frombuffer(provenance.digest(facts), np.uint8))
     if other := [str(i) for i, digest in enumerate(digests) if (digest != digests[0]).any()]:
         raise UserError(
-            f"process {', '.join(other)} has prepared another data set than process 0, from other images or by another "
-            "Pillow: give all the same --config.data.prepared_dir, or a copy of one's folder there"
+            f"process {', '.join(other)} has prepared another data set than process 0, from other images or with "
+            "another Pillow: give all of them the same --config.data.prepared_dir, or copies of one such folder"
         )
 
 
-def together(step: Callable):
-    """What a step returns. Raises UserError in all processes if it does in one: none waits for it in vain."""
+def together(step: Callable[[], Result]) -> Result:
+    """What `step` returns. If it raises UserError in one process, all raise one: none waits for another for ever."""
     if jax.process_count() == 1:
         return step()
-    found, failure = None, None
+    failure: UserError | None = None
     try:
         found = step()
     except UserError as e:
         failure = e
     if towers.any_process(failure is not None):
-        raise failure or UserError("another process cannot start: mend what it says, then start all again")
+        raise failure or UserError("another process cannot start: fix what it reports, then start all of them again")
     return found
 
 
-def join():
-    """Meets the other processes. Raises UserError if they do not come, or if nothing tells where they are."""
+def join(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Meets the other processes, at an address or as the cluster manager says. Raises UserError if that fails."""
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
-    known = COORDINATOR.value, PROCESSES.value, PROCESS.value
     try:
-        jax.distributed.initialize(*known, heartbeat_timeout_seconds=LOST_AFTER, shutdown_timeout_seconds=LOST_AFTER)
+        jax.distributed.initialize(
+            coordinator, processes, process, heartbeat_timeout_seconds=LOST_AFTER, shutdown_timeout_seconds=LOST_AFTER
+        )
     except (ValueError, RuntimeError) as e:
         reason = str(e).strip().splitlines()[0]
         raise UserError(
@@ -157,108 +195,64 @@ def join():
     stopping.expect_losses()
 
 
-def check_against_data(config, prepared, mesh):
-    """Raises UserError, naming the field, on what only the images and the devices tell; nothing is written yet."""
+def check_against_data(config: ConfigDict, prepared: Prepared, mesh: Mesh) -> None:
+    """Checks what depends on the images and the devices, before anything is written. Raises UserError."""
     images = len(prepared.train)
     steps = config.epochs * steps_in_epoch(images, config.batch_size)
     if steps >= MOST_STEPS:
-        raise UserError(f"--config.epochs={config.epochs} makes {steps:,} steps, of {MOST_STEPS:,} at most: lower it")
+        raise UserError(
+            f"--config.epochs={config.epochs} makes {steps:,} steps, and at most {MOST_STEPS - 1:,} are possible: "
+            "lower it"
+        )
     towers.share(mesh)
 
 
-def introduce(config, prepared, mesh, workdir: Path):
+def introduce(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> None:
     """Says what is about to run, and where things go."""
     steps = steps_in_epoch(len(prepared.train), config.batch_size)
     parameters = model.parameter_count(model.shapes(config.model, config.data.crop))
     kind = mesh.devices.flat[0].device_kind
-    fresh = f", {', '.join(config.start.fresh)} anew" if config.start.fresh else ""
-    begins = f"start:    {config.start.workdir}{fresh}\n" if config.start.workdir else ""
+    start = ""
+    if config.start.workdir:
+        fresh = f", {', '.join(config.start.fresh)} from scratch" if config.start.fresh else ""
+        start = f"start:    {config.start.workdir}{fresh}\n"
     print(
         f"network:  {parameters:,} parameters, {config.model.towers} tower(s), {config.model.dtype}\n"
         f"devices:  {mesh.shape['data']} x {mesh.shape['tower']} (data x tower) of {len(jax.devices())} {kind}, "
         f"{jax.process_count()} process(es)\n"
         f"data:     {config.data.name}: {len(prepared.train):,} training and {len(prepared.evaluation):,} validation "
         f"images, {len(prepared.classes)} classes, in {prepared.directory}\n"
-        f"{begins}training: {config.epochs} epochs x {steps} steps of {config.batch_size} images, learning rate "
+        f"{start}training: {config.epochs} epochs x {steps} steps of {config.batch_size} images, learning rate "
         f"{config.optimizer.learning_rate:g}\n"
         f"workdir:  {workdir}",
         flush=True,
     )
 
 
-def own_classes(config, given: dict):
+def conclude(result: dict[str, Any], prepared: Prepared, workdir: Path) -> None:
+    """Draws the figures, and says how good the network is and where everything is."""
+    latest = checkpoint.trained(workdir)
+    drawn: dict[str, Path] = {}
+    best = latest
+    if jax.process_count() == 1:  # only a single process can read a run back and draw it
+        drawn = figures.draw_run(workdir, prepared.evaluation)
+        best = checkpoint.best_step(workdir)
+    print(
+        f"validation, {result['views']} view(s), {result['images']} images, latest checkpoint (step {latest}): "
+        f"top-1 error {result['top1_error']:.2%}, top-5 error {result['top5_error']:.2%}"
+    )
+    if best != latest:
+        print(f"  the best checkpoint in one view is step {best}: alexnet evaluate uses it, or --which latest")
+    for what, path in {"checkpoints": workdir / "checkpoints", "metrics": workdir / "metrics.jsonl", **drawn}.items():
+        print(f"  {what + ':':22} {path}")
+    if not drawn:
+        print(f"  pictures:              alexnet figures --workdir {workdir}")
+
+
+def own_classes(config: ConfigDict, given: Collection[str]) -> None:
     """A data set that the command line names comes with its own number of classes, unless it names that too.
 
-    given: the fields that the command line sets, by dotted names.
+    given: dotted names of the fields that the command line sets.
     """
     if "data.name" in given and "model.num_classes" not in given:
         config.model.num_classes = 0
-
-
-def main(argv: list[str]):
-    """absl's main; the user's mistakes end in one line."""
-    if len(argv) > 1:
-        sys.exit(f"error: '{argv[1]}' is not a flag; flags start with --, as in --config.batch_size=64")
-    several = False
-    try:
-        if CONFIG.value is None:
-            raise UserError("name a config: python -m alexnet_jax.main --config configs/quickstart.py")
-        config = CONFIG.value
-        given = config_flags.get_override_values(flags.FLAGS["config"])
-        own_classes(config, given)
-        if DISTRIBUTED.value:
-            join()
-            several = True
-        elif (COORDINATOR.value, PROCESSES.value, PROCESS.value) != (None, None, None):
-            raise UserError("--coordinator, --processes and --process want --distributed beside them")
-        sys.exit(run(config, Path(WORKDIR.value or Path("runs") / str(config.get("name"))).expanduser(), given))
-    except UserError as e:
-        end(f"error: {e}", several)
-    except OSError as e:  # a full disk, a folder that went away
-        end(f"error: {e}: mend that, and the same command goes on from the last checkpoint", several)
-    except (jax.errors.JaxRuntimeError, ValueError) as e:
-        if isinstance(e, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(e):
-            end(f"error: the memory does not suffice ({one_line(e)[:200]}): {LESS_MEMORY}", several)
-        if not (several and towers.lost(e)):
-            raise
-        end(stopping.LOST.format(f" ({one_line(e)[:200]})"), several)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(stopping.STOPPED)
-
-
-def end(text: str, several: bool):
-    """Ends this process with a line and status 1; of several each ends by itself, as others may be lost."""
-    if several:
-        stopping.leave(text, towers.leads())
-    sys.exit(text)
-
-
-def parse(argv: list[str]) -> list[str]:
-    """Parses the flags; what is wrong with them ends in one line. CONFIG then is None or a ConfigDict."""
-    try:
-        argv = config_file.located(argv)
-    except UserError as e:
-        sys.exit(f"error: {e}")
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # ml_collections prints a traceback of its own
-            rest = flags.FLAGS(argv)
-        named = config_file.given(argv)[0] is not None
-        if named and not isinstance(CONFIG.value, ConfigDict):  # None, or how ml_collections says OSError
-            raise TypeError("the config cannot be read")
-        return rest
-    except Exception as e:  # ml_collections raises whatever the config file or an override raises
-        sys.exit(f"error: {config_file.explain(argv, e)}")
-
-
-def settle():
-    """What a process that trains does first: less talk from the libraries, and a cache of what it compiles."""
-    if not jax.config.jax_compilation_cache_dir:  # $JAX_COMPILATION_CACHE_DIR
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "alexnet_jax" / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-    logging.set_verbosity(logging.ERROR)  # TFDS and orbax report every file at the level below
-
-
-if __name__ == "__main__":
-    settle()
-    app.run(main, flags_parser=parse)

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from alexnet_jax import UserError, main, optimizer, towers
-from alexnet_jax.analysis import summary
+from alexnet_jax.analysis import cost as step_cost
 from alexnet_jax.config import check, flat
 from alexnet_jax.model import shapes
 from alexnet_jax.runs import finetune
@@ -147,7 +147,7 @@ def test_frozen_layers_cost_no_gradient_and_no_velocity(network, algorithm):
     cost, held = {}, {}
     for name, layer_rates in {"all": (), "fc8": FROM_FC8}.items():
         network.optimizer.layer_rates = layer_rates
-        compiled = summary.compile_step(network, mesh_of(1, 1))
+        compiled = step_cost.compile_step(network, mesh_of(1, 1))
         cost[name] = compiled.cost_analysis()["flops"]
         held[name] = sum(v.size for v in jax.tree.leaves(program(network, mesh_of(1, 1)).state["velocity"]) if v.ndim)
     assert cost["fc8"] < 0.5 * cost["all"]  # forward alone is a third

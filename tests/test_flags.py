@@ -1,5 +1,6 @@
 """What is wrong with a command's flags ends in one line that names the flag and what it takes."""
 
+import importlib
 import os
 import re
 import subprocess
@@ -9,39 +10,33 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import flags
+from helpers.modules import forgotten
 
-import alexnet_jax
-from alexnet_jax import UserError, evaluate, main, towers
-from alexnet_jax.analysis import features, figures, predict, retrieval, summary
+from alexnet_jax import UserError, main, towers
+from alexnet_jax.analysis import summary
 from alexnet_jax.analysis.curves import curves
-from alexnet_jax.cli import config_file
+from alexnet_jax.cli import commands, config_file
+from alexnet_jax.cli.verbs import VERBS
 from configs import paper
-from experiments import ablations, pipeline, report
+from experiments import sweep
 
 
-@pytest.fixture
-def parse(monkeypatch):
-    """main.parse on flags; absl's own are put back afterwards."""
-
-    def run(*given):
-        argv = ["main", *given]
-        monkeypatch.setattr(sys, "argv", argv)
-        return main.parse(argv)
-
-    yield run
-    for name in [n for n in flags.FLAGS if n.startswith("config.")]:
-        delattr(flags.FLAGS, name)
-    for name in flags.FLAGS:
-        flags.FLAGS[name].unparse()
-    flags.FLAGS.unparse_flags()
+def parse(*words):
+    """The flags of `alexnet train`."""
+    return commands.parse(main, words, "alexnet train")
 
 
-def one_line(parse, *given):
-    with pytest.raises(SystemExit) as error:
-        parse(*given)
+def run(verb, words):
+    """A verb in this process."""
+    module = importlib.import_module(VERBS[verb][0])
+    return module.main(commands.parse(module, words, f"alexnet {verb}"))
+
+
+def one_line(*words):
+    with pytest.raises(UserError) as error:
+        parse(*words)
     text = str(error.value)
-    assert text.startswith("error: ") and "\n" not in text
+    assert text and "\n" not in text
     return text
 
 
@@ -55,24 +50,48 @@ C = "--config=configs/paper.py:smoke"
         (["--config.model.conv_width=3"], "has no field model.conv_width; is it model.conv_widths?"),
         (["--config.learning_rate=3"], "is it optimizer.learning_rate?"),
         (["--config.batch_size.x=3"], "is it batch_size?"),
-        (["--config.model=3"], "--config.model is a section|it is a section of fields"),
+        (["--config.model=3"], "--config.model: it is a section of fields"),
         (["--config.batch_size=many"], "takes a whole number, as in --config.batch_size=32, and 'many' was given"),
         (["--config.batch_size", "1.5"], "--config.batch_size takes a whole number.*'1.5' was given"),
         (["--config.batch_size="], "nothing was given"),
+        (["--config.batch_size"], "nothing was given"),
         (["--config.data.flip=7"], "--config.data.flip takes true or false.*'7'"),
         (["--config.optimizer.learning_rate=x"], "--config.optimizer.learning_rate takes a number.*'x'"),
         (["--config.model.conv_widths=(1,"], r"--config.model.conv_widths takes a tuple, as in .*\(12, 32"),
         (["--config.model.conv_widths[0]=3"], "it is set as a whole"),
         (["--process=x"], "--process takes a whole number, and 'x' was given"),
-        (["--workdr=1"], "workdr'. Did you mean: workdir"),
+        (["--workdr=1"], "no flag --workdr; did you mean --workdir?"),
+        (["stray"], "'stray' is not a flag"),
+        (["--workdir"], "--workdir takes a value"),
     ],
 )
-def test_overrides_name_the_field_and_what_it_takes(parse, given, says):
-    assert re.search(says, one_line(parse, C, *given))
+def test_overrides_name_the_field_and_what_it_takes(given, says):
+    assert re.search(says, one_line(C, *given))
 
 
-def test_a_config_comes_before_its_fields(parse):
-    assert "name a config before --config.batch_size" in one_line(parse, "--config.batch_size=3")
+@pytest.mark.parametrize("words", [["--config.batch_size=3"], ["--workdir=x"], []])
+def test_a_config_is_required(words):
+    assert "name a config, as in --config configs/" in one_line(*words)
+
+
+def test_fields_are_set_as_they_are_written():
+    words = [
+        "--config.data.flip", "false", "--noconfig.data.on_device", "--config.epochs", "3", "--process=2",
+        "--config.optimizer.momentum", "-1", "--config.model.fc_widths=(7, 9)", "--config.name=a=b", "--distributed",
+    ]  # fmt: skip
+    flags = parse(*words, C)  # the config may come last
+    c = flags.config
+    assert flags.process == 2 and flags.distributed and c.is_locked
+    assert flags.given == {
+        "data.flip": False, "data.on_device": False, "epochs": 3, "optimizer.momentum": -1.0,
+        "model.fc_widths": (7, 9), "name": "a=b",
+    }  # fmt: skip
+    assert not c.data.flip and c.epochs == 3 and c.model.fc_widths == (7, 9) and c.name == "a=b"
+    assert parse(C, "--config.data.flip", "--config.epochs=3", "--config.epochs=4").given == {
+        "data.flip": True,
+        "epochs": 4,
+    }
+    assert parse(C).given == {} and parse("--config=configs/source.py", C).config.name == "paper_smoke"  # the last one
 
 
 @pytest.mark.parametrize(
@@ -86,17 +105,17 @@ def test_a_config_comes_before_its_fields(parse):
         ("raises.py", r"raises.py, line 2 cannot be run \(KeyError: 'key'\)"),
         ("syntax.py", "syntax.py cannot be run .SyntaxError"),
         ("none.py", "get_config.. of none.py returns NoneType"),
-        ("file", "file is no Python file|cannot be run"),
+        ("file", "file is not a Python file"),
     ],
 )
-def test_a_config_that_cannot_be_read_is_named(parse, tmp_path, monkeypatch, config, says):
+def test_a_config_that_cannot_be_read_is_named(tmp_path, monkeypatch, config, says):
     """From outside the repository."""
     (tmp_path / "raises.py").write_text("def get_config():\n    return {}['key']\n")
     (tmp_path / "syntax.py").write_text("def (\n")
     (tmp_path / "none.py").write_text("def get_config():\n    pass\n")
     (tmp_path / "file").write_text("x")
     monkeypatch.chdir(tmp_path)
-    assert re.search(says, one_line(parse, f"--config={config}"))
+    assert re.search(says, one_line(f"--config={config}"))
 
 
 def test_a_file_without_a_config_is_named(tmp_path):
@@ -106,20 +125,49 @@ def test_a_file_without_a_config_is_named(tmp_path):
         config_file.call(config_file.load(path), path, None)
 
 
-def test_the_packages_configs_are_found_from_anywhere(parse, tmp_path, monkeypatch):
+def test_the_repositorys_configs_are_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    parse("--config", "configs/paper.py:smoke", "--config.batch_size=7")
-    assert main.CONFIG.value.name == "paper_smoke" and main.CONFIG.value.batch_size == 7
+    config = parse("--config", "configs/paper.py:smoke", "--config.batch_size=7").config
+    assert config.name == "paper_smoke" and config.batch_size == 7
     (tmp_path / "configs").mkdir()  # a folder of one's own goes first
     (tmp_path / "configs" / "paper.py").write_text(
         "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({'name': 'own'})\n"
     )
-    assert config_file.located(["main", "--config=configs/paper.py"]) == ["main", "--config=configs/paper.py"]
+    assert parse("--config=configs/paper.py").config.name == "own"
+
+
+@pytest.mark.parametrize("place", ["configs/mine.py", "elsewhere/mine.py", "mine.py"])
+def test_a_config_file_imports_the_configs_around_it(tmp_path, monkeypatch, place):
+    """Those beside it, or the current folder's, else the repository's, though none of these is installed."""
+    root = config_file.checkout()
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p and not (Path(p) / "configs").exists()])
+    before = list(sys.path)
+    file = tmp_path / place
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("from configs import paper\ndef get_config():\n    return paper.get_config('smoke')\n")
+    with forgotten("configs"):
+        assert parse(f"--config={file}").config.name == "paper_smoke"
+        assert sys.modules["configs"].__file__ == str(root / "configs" / "__init__.py")
+    own = tmp_path / "configs"
+    own.mkdir(exist_ok=True)
+    (own / "__init__.py").write_text("")
+    (own / "paper.py").write_text(
+        "from ml_collections import ConfigDict\ndef get_config(_):\n    return ConfigDict({'name': 'own'})\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    with forgotten("configs"):
+        assert parse(f"--config={file}").config.name == "own"
+    assert sys.path == before
 
 
 @pytest.mark.parametrize(
     ("data", "tower", "says"),
-    [(0, 0, "devices.data is 0"), (-1, 1, "devices.data is -1"), (1, -1, "devices.tower is -1"), (1, 3, "tower is 3")],
+    [
+        (0, 0, "devices.data.* is 0"),
+        (-1, 1, "devices.data.* is -1"),
+        (1, -1, "devices.tower.* is -1"),
+        (1, 3, "tower.* is 3"),
+    ],
 )
 def test_devices_are_blamed_by_their_own_name(data, tower, says):
     devices = paper.get_config().devices
@@ -130,16 +178,17 @@ def test_devices_are_blamed_by_their_own_name(data, tower, says):
 
 @pytest.mark.parametrize("devices", ["0x1", "1x0", "axb", "9", "", "1x2x3", "99999999999x1", "-1x1"])
 def test_devices_that_are_none_are_refused_before_they_are_made(devices):
+    words = ["--config=configs/paper.py", f"--devices={devices}"]
     with pytest.raises(UserError, match="--devices"):
-        towers.wanted(devices)
-    assert towers.wanted("4x2") == (4, 2)
+        commands.parse(summary, words)
+    assert commands.parse(summary, [words[0], "--devices=4x2"]).devices == (4, 2)
 
 
 def test_averaged_maps_have_their_row_in_the_summary(narrow):
     config = paper.get_config("smoke")
     config.model = narrow(average_pool=2, towers=1, lrn__layers=())
     mesh = towers.make_mesh(config.devices, 1, config.batch_size)
-    names = [row["name"] for row in summary.layers(config, mesh)]
+    names = [row["name"] for row in summary.layer_costs(config, mesh)]
     assert names.index("pool5") + 1 == names.index("average_pool5") < names.index("fc6")
 
 
@@ -150,32 +199,32 @@ FEATURES = ("--workdir", RUN, "--images", PHOTO, "--out", "o", "--layer")
 @pytest.mark.parametrize(
     ("command", "given", "says"),
     [
-        (evaluate.main, ["--workdir", RUN, "--dense", "1"], "less than the 64 pixels"),
-        (evaluate.main, ["--workdir", RUN, "--dense", "1000000000"], "--dense is 1000000000"),
-        (evaluate.main, ["--workdir", RUN, "--dense", "-5"], "--dense is -5"),
-        (predict.main, ["--workdir", RUN, PHOTO, "--top", "0"], "--top is 0"),
-        (predict.main, ["--workdir", "missing", PHOTO], "missing holds no run"),
-        (predict.main, ["--workdir", "empty", PHOTO], "empty holds no run"),
-        (retrieval.main, ["--workdir", RUN, "--queries", "1000000000"], "--queries is 1000000000"),
-        (retrieval.main, ["--workdir", RUN, "--query", "empty"], "empty|no photo"),
-        (features.main, [*FEATURES, "fc7", "--devices", "0x1"], "0x1"),
-        (features.main, [*FEATURES, "x"], "no layer x"),
-        (features.main, [*FEATURES, "fc7", "--batch_size", "0"], "--batch_size=0"),
-        (figures.main, ["--weights", ""], "is no file"),
-        (figures.main, ["--weights", "empty"], "empty is no file"),
-        (figures.main, ["--weights", "fifo"], "fifo is no file"),
-        (figures.main, ["--weights", "missing.npz"], "there is no file missing.npz"),
-        (figures.main, ["--weights", "conv1.npy"], "conv1.npy is no .npz: --weights takes an .npz"),
-        (figures.main, ["--weights", "net.pth"], "net.pth is no .npz.*alexnet_jax.weights.convert"),
-        (figures.main, ["--weights", "file"], "file is no .npz, or not a whole one"),
-        (figures.main, ["--weights", "integers.npz"], "conv1 in integers.npz is int8"),
-        (figures.main, ["--weights", "pickled.npz"], "plain arrays"),
-        (pipeline.main, ["--repeats", "0"], "--repeats"),
-        (pipeline.main, ["--seconds", "nan"], "--seconds"),
-        (ablations.run, ["--sweep", "smoke", "--seeds", "1000000000"], "--seeds"),
-        (partial(ablations.make_executor, "local", Path("file/jobs")), [], "cannot write to file/jobs.*--workdir"),
-        (report.main, ["missing"], "there is no folder missing"),
-        (report.main, ["file", "empty"], "no run in file, empty"),
+        ("evaluate", ["--workdir", RUN, "--dense", "1"], "less than the 64 pixels"),
+        ("evaluate", ["--workdir", RUN, "--dense", "1000000000"], "--dense is 1000000000"),
+        ("evaluate", ["--workdir", RUN, "--dense", "-5"], "--dense is -5"),
+        ("predict", ["--workdir", RUN, PHOTO, "--top", "0"], "--top is 0"),
+        ("predict", ["--workdir", "missing", PHOTO], "missing holds no run"),
+        ("predict", ["--workdir", "empty", PHOTO], "empty holds no run"),
+        ("retrieve", ["--workdir", RUN, "--queries", "1000000000"], "--queries is 1000000000"),
+        ("retrieve", ["--workdir", RUN, "--query", "empty"], "empty|no photo"),
+        ("features", [*FEATURES, "fc7", "--devices", "0x1"], "0x1"),
+        ("features", [*FEATURES, "x"], "no layer x"),
+        ("features", [*FEATURES, "fc7", "--batch_size", "0"], "--batch_size=0"),
+        ("figures", ["--weights", ""], "is no file"),
+        ("figures", ["--weights", "empty"], "empty is no file"),
+        ("figures", ["--weights", "fifo"], "fifo is no file"),
+        ("figures", ["--weights", "missing.npz"], "there is no file missing.npz"),
+        ("figures", ["--weights", "conv1.npy"], "conv1.npy is no .npz: --weights takes an .npz"),
+        ("figures", ["--weights", "net.pth"], "net.pth is no .npz.*alexnet convert"),
+        ("figures", ["--weights", "file"], "file is no .npz, or not a whole one"),
+        ("figures", ["--weights", "integers.npz"], "conv1 in integers.npz is int8"),
+        ("figures", ["--weights", "pickled.npz"], "plain arrays"),
+        ("benchmark", ["--repeats", "0"], "--repeats"),
+        ("benchmark", ["--seconds", "nan"], "--seconds"),
+        ("sweep", ["--sweep", "smoke", "--seeds", "1000000000"], "--seeds"),
+        (partial(sweep.make_executor, "local", Path("file/jobs")), [], "cannot write to file/jobs.*--workdir"),
+        ("report", ["missing"], "there is no folder missing"),
+        ("report", ["file", "empty"], "no run in file, empty"),
     ],
 )
 def test_commands_name_what_is_wrong(tiny_run, photos, tmp_path, monkeypatch, command, given, says):
@@ -189,7 +238,8 @@ def test_commands_name_what_is_wrong(tiny_run, photos, tmp_path, monkeypatch, co
     np.savez(tmp_path / "pickled.npz", a=np.array([{}], object))
     known = {RUN: str(tiny_run), PHOTO: str(photos / "validation" / "red" / "0.png")}
     with pytest.raises(UserError, match=says) as error:
-        command([known.get(word, word) for word in given])
+        words = [known.get(word, word) for word in given]
+        run(command, words) if isinstance(command, str) else command(words)
     assert "\n" not in str(error.value)
 
 
@@ -211,7 +261,7 @@ def test_a_device_is_not_replaced_by_a_picture(tmp_path):
 @pytest.mark.parametrize(
     ("raised", "status"),
     [
-        (UserError("mend it"), "error: mend it"),
+        (UserError("fix it"), "error: fix it"),
         (KeyboardInterrupt(), 130),
         (BrokenPipeError(), 1),
         (OSError(28, "No space left on device", "x"), "error: No space left on device: x"),
@@ -223,13 +273,13 @@ def test_a_command_ends_in_one_line(raised, status):
         raise raised
 
     with pytest.raises(SystemExit) as error:
-        alexnet_jax.command(fails)
+        commands.command(fails)
     assert error.value.code == status
 
 
 def test_a_reader_that_leaves_and_a_full_disk_are_one_line():
     """`| head -1` and `> /dev/full`, of a process that prints more than a pipe holds."""
-    code = "from alexnet_jax import command\ncommand(lambda argv: print('x' * 2**20))"
+    code = "from alexnet_jax.cli.commands import command\ncommand(lambda argv: print('x' * 2**20))"
     ran = [sys.executable, "-c", code]
     process = subprocess.Popen(ran, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()

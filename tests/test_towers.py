@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from alexnet_jax import UserError, checkpoint, optimizer, towers
-from alexnet_jax.analysis import summary
+from alexnet_jax.analysis import cost
 from alexnet_jax.data import augment
 from alexnet_jax.data.batches import resident_batches
 from alexnet_jax.model import AlexNet, fc6_side
@@ -272,7 +272,7 @@ def test_devices_exchange_at_the_configs_layers_alone(narrow, draw, changes, lay
 
 def step_collectives(config, copies):
     """Of the compiled training step: (operation, layer) of those between towers, and the operations between copies."""
-    text = summary.compile_step(config, mesh_of(copies, 2)).as_text()
+    text = cost.compile_step(config, mesh_of(copies, 2)).as_text()
     pair = re.escape("{{" + "},{".join(f"{2 * i},{2 * i + 1}" for i in range(copies)) + "}}")
     lines = text.splitlines()
     between_towers = "\n".join(line for line in lines if re.search(rf"replica_groups={pair}", line))

@@ -1,8 +1,8 @@
-"""How a training process ends before its time: by a signal, or because another process is lost.
+"""How a training process ends early: because of a signal, or because another process is lost.
 
-Whatever ends it, it says one line, the last on standard error, and the same command goes on. The exit status is STOPPED
-after SIGTERM or Ctrl-C, whichever of the processes was told, and 1 after a mistake or a loss. Imports nothing heavy, so
-that main.py can watch for signals while it imports the rest.
+Its last line on standard error says why, and the same command resumes the run. The exit status is STOPPED after SIGTERM
+or Ctrl-C, no matter which of several processes received it, and 1 after a mistake or a loss. This module imports
+nothing heavy, so that signals can be watched for while the rest is imported.
 """
 
 import ctypes
@@ -11,17 +11,20 @@ import signal
 import sys
 import threading
 import time
+from signal import Signals
+from types import FrameType
+from typing import NoReturn
 
 STOPPED = 130  # what a shell reports of a program that Ctrl-C ended
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-LOST = "error: another process is lost{}: start all again, they go on from the last checkpoint"
+LOST = "another process is lost{}: start all of them again, and they resume from the last checkpoint"
 
 
-def watch():
-    """From now on SIGTERM and Ctrl-C end the process at once with one line, but where Stop lets a step finish.
+def watch() -> None:
+    """From now on SIGTERM and Ctrl-C end the process at once with one line, except where Stop lets a step finish.
 
-    A thread does it: Python's own handlers wait for the main thread to leave compiled code, which takes minutes where
-    XLA compiles or the processes wait for one another. Files stay as a kill leaves them, which every writer copes with.
+    A thread does it: Python's own handlers wait until the main thread leaves compiled code, which takes minutes while
+    XLA compiles or while processes wait for one another. Files are left as after a kill; every writer copes with that.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -31,40 +34,41 @@ def watch():
     threading.Thread(target=_end_at_signal, args=(reader,), daemon=True).start()
 
 
-def _end_at_signal(reader: int):
-    while (number := os.read(reader, 1)[0]) not in SIGNALS:
-        pass
-    name = signal.Signals(number).name
-    say(f"stopped by {name}: the same command goes on from the last checkpoint, or starts again if there is none yet")
+def _end_at_signal(reader: int) -> None:
+    number = 0
+    while number not in SIGNALS:
+        number = os.read(reader, 1)[0]
+    name = Signals(number).name
+    say(f"stopped by {name}: the same command resumes from the last checkpoint, or starts again if there is none yet")
     os._exit(STOPPED)
 
 
 class Stop:
     """Whether SIGTERM or Ctrl-C has asked the run to finish its step and stop; a second Ctrl-C stops at once."""
 
-    signal = None
+    signal: Signals | None = None
 
-    def __enter__(self):
+    def __enter__(self) -> "Stop":
         self.watched = signal.set_wakeup_fd(-1)
         self.before = {s: signal.signal(s, self._ask) for s in SIGNALS}
         return self
 
-    def _ask(self, number, frame):
-        self.signal = signal.Signals(number)
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.signal = Signals(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         for s, handler in self.before.items():
             signal.signal(s, handler)
         signal.set_wakeup_fd(self.watched)
 
 
-def expect_losses():
-    """Once several processes have met: a lost one ends this one with a line, not with JAX's abort.
+def expect_losses() -> None:
+    """Once several processes have met: the loss of one ends this one with a line instead of JAX's abort.
 
-    JAX watches the others from a thread of its own, which cannot be told to do anything but abort (jaxlib cannot hand
-    its callback an error). An abort raises SIGABRT, and that can be caught, below Python: its own handlers run in the
-    main thread, which may be waiting for the lost process.
+    JAX watches the others from a thread of its own, which can only abort (jaxlib cannot hand its callback an error). An
+    abort raises SIGABRT, which can be caught, but only below Python: its own handlers run in the main thread, which may
+    be waiting for the lost process.
     """
     libc = ctypes.CDLL(None)
     libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, _HANDLER), ctypes.c_void_p
@@ -75,15 +79,15 @@ _HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)
 
 
 @_HANDLER
-def _end_at_abort(number):
-    say(LOST.format(", or this one failed (see above)"))
+def _end_at_abort(number: int) -> None:
+    say("error: " + LOST.format(", or this one failed (see above)"))
     os._exit(1)
 
 
-def leave(text: str, leads: bool):
-    """Ends one of several processes with a line and status 1, without JAX's farewell, which waits for the lost.
+def leave(text: str, leads: bool) -> NoReturn:
+    """Ends one of several processes with a line and status 1, without JAX's shutdown, which waits for lost processes.
 
-    The one that leads goes last: when it goes, the others are aborted, and each is to say its own line first.
+    The process that leads goes last: when it goes, the others are aborted, and each should say its own line first.
     """
     sys.stdout.flush()
     say(text)
@@ -92,6 +96,6 @@ def leave(text: str, leads: bool):
     os._exit(1)
 
 
-def say(text: str):
-    """Writes a line to standard error from any thread, a new one where a progress line may stand."""
+def say(text: str) -> None:
+    """Writes a line to standard error from any thread, on a new line because a progress bar may stand there."""
     os.write(2, f"\n{text}\n".encode(errors="backslashreplace"))

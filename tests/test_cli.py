@@ -1,0 +1,182 @@
+"""The command `alexnet`: its verbs, their help, the flags that they share, and what is installed."""
+
+import ast
+import importlib
+import pkgutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from absl import flags as absl_flags
+from helpers.modules import forgotten
+
+import alexnet_jax
+from alexnet_jax import UserError
+from alexnet_jax.cli import commands, config_file, verbs
+from alexnet_jax.cli.verbs import VERBS
+
+ROOT = Path(alexnet_jax.__file__).parents[1]
+SHARED = {"--workdir", "--which", "--devices", "--batch-size", "--batch_size", "--json", "--config"}
+
+
+def source(module: str) -> Path:
+    return ROOT / f"{module.replace('.', '/')}.py"
+
+
+def test_every_module_with_a_command_line_is_a_verb():
+    found = set()
+    for path in ROOT.glob("alexnet_jax/**/*.py"):
+        functions = {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
+        if {"add_flags", "main"} <= functions:
+            found.add(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    assert found == {module for module, _ in VERBS.values() if module.startswith("alexnet_jax.")}
+
+
+@pytest.fixture(params=VERBS)
+def verb(request):
+    """A verb, imported before output is captured: submitit keeps the stream that it finds."""
+    verbs.find_module(request.param)
+    return request.param
+
+
+def test_help_shows_the_docstring(verb, capsys):
+    module = verbs.find_module(verb)
+    with pytest.raises(SystemExit) as end:
+        commands.parse(module, ["--help"], f"alexnet {verb}")
+    assert end.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: alexnet {verb} ") and f"\n    alexnet {verb} " in said
+    assert module.__doc__.strip() in said
+    assert "default: None" not in said and "default: False" not in said
+
+
+def test_the_overview_has_a_line_for_every_verb(capsys):
+    assert verbs.run(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for verb, (_, says) in VERBS.items():
+        assert f"  {verb:10} {says}" in lines
+    assert verbs.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"alexnet_jax {alexnet_jax.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["trian"], "there is no verb 'trian'; did you mean alexnet train?"),
+        (["xyz"], "there is no verb 'xyz'; there are train, evaluate, .*, benchmark: see alexnet --help"),
+        (["--workdir=x"], "there is no verb '--workdir=x'; there are train"),
+        ([], "name a verb; there are train"),
+    ],
+)
+def test_a_verb_that_is_none_is_refused(words, says):
+    with pytest.raises(UserError, match=says):
+        verbs.run(words)
+
+
+def test_without_a_checkout_experiments_say_what_they_need(monkeypatch):
+    monkeypatch.setattr(config_file, "checkout", lambda: None)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if not (Path(p) / "experiments").exists()])
+    for verb in ("sweep", "report", "benchmark"):
+        says = f"alexnet {verb} is part of the repository.*pip install -e"
+        with forgotten("experiments"), pytest.raises(UserError, match=says):
+            verbs.find_module(verb)
+
+
+def test_experiments_are_found_from_anywhere(monkeypatch, tmp_path):
+    """By the processes that they start, too."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p and not (Path(p) / "experiments").exists()])
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")
+    with forgotten("experiments"):
+        assert verbs.find_module("sweep").__file__ == str(source("experiments.sweep"))
+    code = "import os; print(os.environ['PYTHONPATH']); import experiments"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr == "" and done.stdout.split(":") == [str(ROOT), "elsewhere\n"]
+
+
+def test_signals_are_watched_before_the_slow_imports(monkeypatch, capsys):
+    called = []
+
+    def interrupted(verb):
+        called.append(verb)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verbs.stopping, "watch", lambda: called.append("watch"))
+    monkeypatch.setattr(verbs, "find_module", interrupted)
+    for verb in ("train", "summary"):
+        with pytest.raises(SystemExit) as end:
+            verbs.main([verb])
+        assert end.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+    assert called == ["watch", "train", "summary"]
+    code = "import sys, alexnet_jax.cli.verbs\nprint({'jax', 'numpy', 'absl', 'ml_collections'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT) == "set()\n"
+
+
+def test_no_module_registers_global_flags():
+    for module in pkgutil.walk_packages(alexnet_jax.__path__, "alexnet_jax."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    owners = [owner for owner in absl_flags.FLAGS.flags_by_module_dict() if owner.startswith("alexnet_jax")]
+    assert not owners
+    assert "config" not in absl_flags.FLAGS
+
+
+@pytest.mark.parametrize("module", sorted({module for module, _ in VERBS.values()}))
+def test_shared_flags_are_defined_once(module):
+    for node in ast.walk(ast.parse(source(module).read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
+            names = {arg.value for arg in node.args if isinstance(arg, ast.Constant)}
+            assert not names & SHARED, f"{module} defines {names & SHARED}: cli/commands.py does"
+
+
+def test_a_verb_can_choose_the_config_that_is_not_given():
+    """As convert does: the config of the weights' origin, whose fields the command line may set."""
+
+    def origins(flags):
+        return None if flags.origin == "safetensors" else f"configs/{flags.origin}.py"
+
+    def add_flags(parser):
+        parser.add_argument("--origin", default="caffe", help="what they come from")
+        commands.add_config(parser, required=False, default=origins)
+
+    module = ModuleType("verb", "Does it.\n\n    alexnet verb")
+    module.add_flags = add_flags
+    assert commands.parse(module, []).config.name == "caffe"
+    flags = commands.parse(module, ["--config.batch_size=3", "--origin=source"])
+    assert flags.config.name == "source" and flags.config.batch_size == 3 and flags.given == {"batch_size": 3}
+    assert commands.parse(module, ["--config=configs/paper.py"]).config.name == "paper"
+    flags = commands.parse(module, ["--origin=safetensors"])
+    assert flags.config is None and flags.given == {}
+    with pytest.raises(UserError, match="name a config before --config.batch_size"):
+        commands.parse(module, ["--origin=safetensors", "--config.batch_size=3"])
+
+
+def test_the_help_tells_a_default_once(capsys):
+    module = ModuleType("verb", "Does it.")
+    module.add_flags = lambda parser: [
+        parser.add_argument("--a", default=7, help="a number"),
+        parser.add_argument("--b", default=8, help="a number (default: eight)"),
+        parser.add_argument("--c", help="a number"),
+    ]
+    with pytest.raises(SystemExit):
+        commands.parse(module, ["--help"])
+    said = capsys.readouterr().out
+    assert "a number (default: 7)" in said and said.count("default") == 2
+
+
+def test_the_package_alone_is_installed():
+    setuptools = pytest.importorskip("setuptools")
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = setuptools.find_packages(ROOT, **settings["tool"]["setuptools"]["packages"]["find"])
+    rooms = [path.parent.relative_to(ROOT) for path in ROOT.glob("alexnet_jax/**/__init__.py")]
+    assert sorted(packages) == sorted(".".join(room.parts) for room in rooms)
+    for package, files in settings["tool"]["setuptools"]["package-data"].items():
+        for name in files:
+            assert (source(package).with_suffix("") / name).is_file()
+    data = [p for p in (ROOT / "alexnet_jax").rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
+    assert len(data) == sum(map(len, settings["tool"]["setuptools"]["package-data"].values()))
+    module, function = settings["project"]["scripts"]["alexnet"].split(":")
+    assert getattr(importlib.import_module(module), function) is verbs.main
