@@ -79,17 +79,20 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
     (tmp_path / "closed").mkdir(mode=0o500)
     folders = ["none", "file"] + (["closed"] if os.geteuid() else [])  # root may write anywhere
     for folder in folders:
-        with pytest.raises(UserError, match=f"cannot write {tmp_path / folder / 'a.md'} .*: name a file") as error:
-            with replacing(tmp_path / folder / "a.md") as partial:
-                partial.write_text("new")
+        path = tmp_path / folder / "a.md"
+        with (
+            pytest.raises(UserError, match=f"cannot write {path} .*: name a file") as error,
+            replacing(path) as partial,
+        ):
+            partial.write_text("new")
         assert "\n" not in str(error.value)
     assert names(tmp_path) == ["closed", "file"] and names(tmp_path / "closed") == []
 
 
 def test_a_full_disk_keeps_what_was_there(path):
-    with full_disk(10_000), pytest.raises(UserError, match=r"cannot write .*table.md \(File too large\)"):
-        with replacing(path) as partial:
-            partial.write_bytes(bytes(20_000))
+    too_large = pytest.raises(UserError, match=r"cannot write .*table.md \(File too large\)")
+    with full_disk(10_000), too_large, replacing(path) as partial:
+        partial.write_bytes(bytes(20_000))
     assert path.read_text() == "old" and names(path.parent) == ["table.md"]
 
 

@@ -14,12 +14,15 @@ PACKAGE = Path(alexnet_jax.__file__).parent
 # A file imports only from lower floors, or from its own floor to its left.
 FLOORS = [
     ["cli.stopping", "cli.commands", "cli.config_file", "files", "data.classes"],
-    ["data.records", "data.photos", "data.glyphs", "data.sources", "data.prepare", "data.augment", "data.batches"],
+    [
+        "data.records", "data.photos", "data.glyphs", "data.sources", "data.prepare", "data.augment", "data.batches",
+        "data.images",
+    ],
     ["layers", "towers", "model", "optimizer", "config", "metrics", "checkpoint"],
     ["runs.run", "runs.provenance", "runs.claims", "runs.finetune", "inference", "evaluate", "train"],
     [
         "analysis.plots", "analysis.curves", "analysis.features", "analysis.predict",
-        "analysis.retrieval", "analysis.figures", "analysis.summary",
+        "analysis.neighbours", "analysis.retrieve", "analysis.figures", "analysis.summary",
         "weights.formats", "weights.export", "weights.convert",
     ],
     ["main", "cli.verbs", "__main__"],

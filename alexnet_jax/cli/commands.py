@@ -74,3 +74,21 @@ def _devices(text: str) -> tuple[int, int]:
     if not match:
         raise ArgumentTypeError(f"'{text}' is not data x tower, as in 4x2")
     return int(match[1]), int(match[2])
+
+
+MOST_DEVICES = 1024  # that --devices can ask for: on CPU each is a thread
+
+
+def use_devices(devices: tuple[int, int]) -> None:
+    """Makes JAX offer as many CPU devices as flags.devices needs; has no effect on accelerators.
+
+    Call it before JAX uses a device. Raises UserError if there can never be so many.
+    """
+    import jax  # here, so that the other flags do not wait for it
+
+    data, tower = devices
+    if data * tower > MOST_DEVICES:
+        raise UserError(f"--devices {data}x{tower} are {data * tower:,} devices, and {MOST_DEVICES:,} are the most")
+    there: int = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]  # -1: not set, which is 1
+    if data * tower > max(1, there):
+        jax.config.update("jax_num_cpu_devices", data * tower)

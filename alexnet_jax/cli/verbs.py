@@ -12,7 +12,7 @@ VERBS = {
     "evaluate": "alexnet_jax.evaluate",
     "predict": "alexnet_jax.analysis.predict",
     "features": "alexnet_jax.analysis.features",
-    "retrieve": "alexnet_jax.analysis.retrieval",
+    "retrieve": "alexnet_jax.analysis.retrieve",
     "figures": "alexnet_jax.analysis.figures",
     "convert": "alexnet_jax.weights.convert",
     "summary": "alexnet_jax.analysis.summary",
