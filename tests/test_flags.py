@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from absl import flags
+from helpers import verbs
 
 import alexnet_jax
 from alexnet_jax import UserError, evaluate, main, towers
-from alexnet_jax.analysis import features, figures, predict, retrieval, summary
+from alexnet_jax.analysis import features, figures, predict, retrieve, summary
 from alexnet_jax.analysis.curves import curves
 from alexnet_jax.cli import config_file
 from configs import paper
@@ -143,6 +144,10 @@ def test_averaged_maps_have_their_row_in_the_summary(narrow):
     assert names.index("pool5") + 1 == names.index("average_pool5") < names.index("fc6")
 
 
+def verb(module, words):
+    return verbs.run(module, *words)
+
+
 RUN, PHOTO = "a run", "a photo"
 FEATURES = ("--workdir", RUN, "--images", PHOTO, "--out", "o", "--layer")
 
@@ -150,26 +155,26 @@ FEATURES = ("--workdir", RUN, "--images", PHOTO, "--out", "o", "--layer")
 @pytest.mark.parametrize(
     ("command", "given", "says"),
     [
-        (evaluate.main, ["--workdir", RUN, "--dense", "1"], "less than the 64 pixels"),
-        (evaluate.main, ["--workdir", RUN, "--dense", "1000000000"], "--dense is 1000000000"),
-        (evaluate.main, ["--workdir", RUN, "--dense", "-5"], "--dense is -5"),
-        (predict.main, ["--workdir", RUN, PHOTO, "--top", "0"], "--top is 0"),
-        (predict.main, ["--workdir", "missing", PHOTO], "missing holds no run"),
-        (predict.main, ["--workdir", "empty", PHOTO], "empty holds no run"),
-        (retrieval.main, ["--workdir", RUN, "--queries", "1000000000"], "--queries is 1000000000"),
-        (retrieval.main, ["--workdir", RUN, "--query", "empty"], "empty|no photo"),
-        (features.main, [*FEATURES, "fc7", "--devices", "0x1"], "0x1"),
-        (features.main, [*FEATURES, "x"], "no layer x"),
-        (features.main, [*FEATURES, "fc7", "--batch_size", "0"], "--batch_size=0"),
-        (figures.main, ["--weights", ""], "is no file"),
-        (figures.main, ["--weights", "empty"], "empty is no file"),
-        (figures.main, ["--weights", "fifo"], "fifo is no file"),
-        (figures.main, ["--weights", "missing.npz"], "there is no file missing.npz"),
-        (figures.main, ["--weights", "conv1.npy"], "conv1.npy is no .npz: --weights takes an .npz"),
-        (figures.main, ["--weights", "net.pth"], "net.pth is no .npz.*alexnet_jax.weights.convert"),
-        (figures.main, ["--weights", "file"], "file is no .npz, or not a whole one"),
-        (figures.main, ["--weights", "integers.npz"], "conv1 in integers.npz is int8"),
-        (figures.main, ["--weights", "pickled.npz"], "plain arrays"),
+        (partial(verb, evaluate), ["--workdir", RUN, "--dense", "1"], "less than the 64 pixels"),
+        (partial(verb, evaluate), ["--workdir", RUN, "--dense", "1000000000"], "--dense is 1000000000"),
+        (partial(verb, evaluate), ["--workdir", RUN, "--dense", "-5"], "--dense is -5"),
+        (partial(verb, predict), ["--workdir", RUN, PHOTO, "--top", "0"], "--top is 0"),
+        (partial(verb, predict), ["--workdir", "missing", PHOTO], "missing holds no run"),
+        (partial(verb, predict), ["--workdir", "empty", PHOTO], "empty holds no run"),
+        (partial(verb, retrieve), ["--workdir", RUN, "--queries", "1000000000"], "--queries is 1000000000"),
+        (partial(verb, retrieve), ["--workdir", RUN, "--query", "empty"], "empty|no photo"),
+        (partial(verb, features), [*FEATURES, "fc7", "--devices", "0x1"], "0x1"),
+        (partial(verb, features), [*FEATURES, "x"], "no layer x"),
+        (partial(verb, features), [*FEATURES, "fc7", "--batch_size", "0"], "--batch-size=0"),
+        (partial(verb, figures), ["--weights", ""], "is no file"),
+        (partial(verb, figures), ["--weights", "empty"], "empty is no file"),
+        (partial(verb, figures), ["--weights", "fifo"], "fifo is no file"),
+        (partial(verb, figures), ["--weights", "missing.npz"], "there is no file missing.npz"),
+        (partial(verb, figures), ["--weights", "conv1.npy"], "conv1.npy is no .npz: --weights takes an .npz"),
+        (partial(verb, figures), ["--weights", "net.pth"], "net.pth is no .npz.*alexnet_jax.weights.convert"),
+        (partial(verb, figures), ["--weights", "file"], "file is no .npz, or not a whole one"),
+        (partial(verb, figures), ["--weights", "integers.npz"], "conv1 in integers.npz is int8"),
+        (partial(verb, figures), ["--weights", "pickled.npz"], "plain arrays"),
         (pipeline.main, ["--repeats", "0"], "--repeats"),
         (pipeline.main, ["--seconds", "nan"], "--seconds"),
         (ablations.run, ["--sweep", "smoke", "--seeds", "1000000000"], "--seeds"),
@@ -203,7 +208,7 @@ def test_records_of_any_kind_are_drawn_as_far_as_they_go(tmp_path):
 
 def test_a_device_is_not_replaced_by_a_picture(tmp_path):
     os.mkfifo(tmp_path / "device.png")
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="is a device or a pipe"):
         curves({"run": []}, tmp_path / "device.png")
     assert (tmp_path / "device.png").is_fifo()
 

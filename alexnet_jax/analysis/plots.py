@@ -145,9 +145,9 @@ def mistakes(
 ) -> Path:
     """Draws wrongly classified images in two rows, each over the bars of the predicted and of the true class.
 
-    images, labels, probabilities: as in `predictions`. The first half are the most certain mistakes, in their order, and
-    the second half the least certain (one less if their number is odd). The true class is orange and bold with an
-    arrow. If there are no images the picture says so.
+    images, labels, probabilities: as in `predictions`. The most certain mistakes come first, in their order, then as
+    many of the least certain (one less if their number is odd). The true class is orange and bold with an arrow. If
+    there are no images the picture says so.
     """
     probabilities = np.asarray(probabilities)
     first = -(-len(images) // 2)

@@ -133,8 +133,8 @@ def hurt(path: Path, damage: str, rng: random.Random):
 
 def run(command: str, trial: Trial, folder: Path, out: Path):
     """In a child: one of COMMANDS, as its module runs it."""
-    from alexnet_jax import UserError, evaluate, main
-    from alexnet_jax.analysis import predict
+    from alexnet_jax import main
+    from alexnet_jax.cli import verbs
 
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(out / "xla")
@@ -148,14 +148,13 @@ def run(command: str, trial: Trial, folder: Path, out: Path):
         sys.argv = ["main", *trial.flags()]
         main.main(main.parse(sys.argv))
         return
-    try:
-        if command == "evaluate":
-            evaluate.main([f"--workdir={trial.workdir}", "--views=1"])
-        else:
-            photos = sorted((out / "photos" / "validation").rglob("*.png"))[:6]
-            raise SystemExit(predict.main([*map(str, photos), f"--workdir={trial.workdir}", "--json"]))
-    except UserError as e:
-        raise SystemExit(f"error: {e}") from e
+    sys.argv = ["alexnet", command, f"--workdir={trial.workdir}"]
+    if command == "evaluate":
+        sys.argv.append("--views=1")
+    else:
+        photos = sorted((out / "photos" / "validation").rglob("*.png"))[:6]
+        sys.argv += [*map(str, photos), "--json"]
+    verbs.main()
 
 
 def answers(text: str) -> list[dict]:
