@@ -1,9 +1,16 @@
-"""The one way to write a file: it is complete under its name, or it is not there at all."""
+"""Files written safely: complete under their name or not there at all, by one process at a time.
+
+with replacing(Path("table.md")) as partial:
+    partial.write_text(table)
+"""
 
 import contextlib
+import fcntl
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from alexnet_jax import UserError
 
@@ -12,19 +19,85 @@ from alexnet_jax import UserError
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path to write to. Its file is renamed to `path` when the block ends, and removed if the block fails.
 
-    Raises UserError if the file cannot be written.
+    The temporary path is `path` with ".tmp" after it. What a killed process left there is taken over. Raises UserError
+    if the file cannot be written, or if another process is writing it.
     """
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: name a file in it")
-    if path.exists() and not path.is_file():  # a device, which the file would replace
-        raise UserError(f"{path} is no file: name another")
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+
+    def busy() -> None:
+        raise UserError(f"another process writes {path}: wait for it, or name another file")
+
+    refuse_no_file(path)
+    partial = path.with_name(f"{path.name}.tmp")
+    with writing(path), alone(partial, busy):
+        try:
+            yield partial
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns an OSError of the block, which writes `path` or its parts, into a UserError."""
     try:
-        yield partial
-        partial.replace(path)
+        yield
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"cannot write {path} ({reason}): name a file where there is room and you can write") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+
+
+def refuse_no_file(path: Path) -> None:
+    """Raises UserError if `path` is something that a file must not replace: a folder, a device or a pipe."""
+    if path.is_dir():
+        raise UserError(f"cannot write {path}, which is a folder: name a file in it")
+    if path.exists() and not path.is_file():
+        raise UserError(f"cannot write {path}, which is a device or a pipe: name a file")
+
+
+@contextlib.contextmanager
+def alone(path: Path, busy: Callable[[], object] | None = None) -> Iterator[BinaryIO]:
+    """Creates the file `path`, empty, and locks it for this process; removes it at the end unless it was renamed.
+
+    A file that a killed process left there is taken over: its lock ended with the process. If another process holds
+    the lock, `busy` is called, and this waits for the lock unless `busy` raises. Without `busy` it raises
+    BlockingIOError instead of waiting.
+    """
+    while True:
+        with contextlib.ExitStack() as held:
+            file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")  # noqa: SIM115
+            held.callback(close, file)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if busy is None:
+                    raise
+                busy()
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_at(path, file):  # its holder removed it while this process waited
+                continue
+            try:
+                file.truncate()
+                yield file
+            finally:
+                if _is_at(path, file):
+                    path.unlink()
+            return
+
+
+def close(file: BinaryIO) -> None:
+    """Closes a file that nobody will read, so a full disk that cannot take the rest of it does not matter."""
+    with contextlib.suppress(OSError):
+        file.close()
+
+
+def _is_at(path: Path, file: BinaryIO) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def slug(name: str) -> str:
+    """Returns the name as part of a file's name: all but letters, digits, "_", "." and "-" become "_"."""
+    return re.sub(r"[^\w.-]", "_", name)

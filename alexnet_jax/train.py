@@ -13,14 +13,16 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from alexnet_jax import UserError, checkpoint, metrics, optimizer, towers
+from alexnet_jax import UserError, checkpoint, inference, metrics, optimizer, towers
 from alexnet_jax.cli.stopping import Stop
 from alexnet_jax.data import augment
-from alexnet_jax.data.batches import eval_batches, filled, resident_batches, steps_in_epoch, train_batches
+from alexnet_jax.data.batches import resident_batches, steps_in_epoch, train_batches
+from alexnet_jax.data.images import SplitImages
 from alexnet_jax.data.records import Prepared
-from alexnet_jax.evaluate import evaluate, make_log_probabilities
+from alexnet_jax.evaluate import Member, evaluate
 from alexnet_jax.model import AlexNet, shapes
 from alexnet_jax.runs.finetune import parameters as inherited
+from alexnet_jax.runs.run import Run
 
 
 def train_step(
@@ -121,7 +123,7 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
 
     # --- the network, new or from the latest checkpoint ----------------------------------------------------------
     net = program(config, mesh)
-    log_probabilities = make_log_probabilities(net.apply, config.data)
+    forward = inference.make_forward(net.apply, config, mesh)
     checkpoints = checkpoint.manager(workdir)
     host = {"plateau": optimizer.new_plateau(), "window": {}, "result": None}
     if found := checkpoint.restore(checkpoints, net.state):
@@ -152,14 +154,11 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
         log.say(f"resumed at step {start} of {steps}")
 
     def validate(views: int) -> dict:
-        size = filled(config.evaluation.batch_size, len(prepared.evaluation), mesh.shape[towers.DATA])
-        batches = eval_batches(prepared.evaluation, size, part)
-        shards = (towers.place(b, towers.batch_sharding(mesh)) for b in batches)
-        with metrics.bar(
-            len(prepared.evaluation), f"validation, {views} view(s)", quiet=not towers.leads()
-        ) as progress:
-            predict = partial(log_probabilities, state["params"], statistics, views=views)
-            return evaluate([predict], [shards], progress)
+        now = Run(workdir, step, config, mesh, net.apply, state["params"], statistics, prepared.classes)
+        size = inference.batch_size(now, len(prepared.evaluation))
+        quiet = not towers.leads()
+        with metrics.bar(len(prepared.evaluation), f"validation, {views} view(s)", quiet) as progress:
+            return evaluate([Member(now, forward, SplitImages(prepared.evaluation))], size, views, progress)
 
     def stopped(step: int) -> bool:
         """Whether to stop; several processes agree on it, at some steps only, so that all stop at the same step."""

@@ -8,12 +8,16 @@ import sys
 import jax
 import numpy as np
 import pytest
+from helpers import verbs
+from helpers.images import Given, run_of
 from ml_collections import FrozenConfigDict
 
-from alexnet_jax import UserError, checkpoint, evaluate, main, metrics
-from alexnet_jax.analysis import predict
+from alexnet_jax import UserError, evaluate, inference, main, metrics
+from alexnet_jax.analysis import features, figures, predict
 from alexnet_jax.data import augment
+from alexnet_jax.data.images import PhotoImages, SplitImages
 from alexnet_jax.data.prepare import prepare
+from alexnet_jax.inference import LOGS, make_forward
 from alexnet_jax.model import AlexNet, fc6_side
 from alexnet_jax.runs.run import load_run
 
@@ -45,6 +49,13 @@ def run(tiny_run):
     return load_run(tiny_run)
 
 
+def probabilities(run):
+    """Of the validation split's centre crops, all at once: float32 (n, classes)."""
+    split = prepare(run.config.data).evaluation
+    forward = make_forward(run.apply, run.config, run.mesh)
+    return np.exp(np.asarray(forward(run.params, run.statistics, split.images())[LOGS]))
+
+
 @pytest.mark.parametrize("views", [1, 10])
 def test_equals_brute_force(tiny_run, run, views):
     """33 images in batches of 10: the last batch is padded, and the padding does not count."""
@@ -65,13 +76,8 @@ def test_several_runs_average_probabilities(tiny_run, run, tmp_path):
     config.seed, config.epochs = 7, 1
     main.run(config, tmp_path / "other")
     other = load_run(tmp_path / "other")
-    split = prepare(run.config.data).evaluation
-
-    def probabilities(r):
-        predict = evaluate.make_probabilities(r.apply, r.config.data)
-        return np.asarray(predict(r.params, r.statistics, split.images()))
-
-    wanted = score((probabilities(run) + probabilities(other)) / 2, split.labels)
+    labels = prepare(run.config.data).evaluation.labels
+    wanted = score((probabilities(run) + probabilities(other)) / 2, labels)
     together = evaluate.evaluate_runs([str(tiny_run), str(tmp_path / "other")], 1, "validation")
     for name, value in wanted.items():
         assert together[name] == pytest.approx(value, rel=1e-4), name
@@ -85,11 +91,6 @@ def test_runs_of_different_networks_average_too(tiny_run, run, tmp_path):
     config.data.update({"size": 96, "crop": 80, "mean": "value", "mean_value": (120.0,) * 3, "deviation": (60.0,) * 3})
     main.run(config, tmp_path / "other")
     other = load_run(tmp_path / "other")
-
-    def probabilities(r):
-        split = prepare(r.config.data).evaluation
-        return np.asarray(evaluate.make_probabilities(r.apply, r.config.data)(r.params, r.statistics, split.images()))
-
     labels = prepare(run.config.data).evaluation.labels
     wanted = score((probabilities(run) + probabilities(other)) / 2, labels)
     together = evaluate.evaluate_runs([str(tiny_run), str(tmp_path / "other")], 1, "validation")
@@ -114,7 +115,8 @@ def test_dense_averages_the_map(tiny_run, run):
     maps = net.apply({"params": run.params}, augment.whole(large, run.statistics, run.config.data))[0]
     assert maps.shape[1:3] == (3, 3)
     expected = np.asarray(jax.nn.softmax(maps)).reshape(2, 9, 3).mean(axis=1)
-    np.testing.assert_allclose(np.exp(evaluate.make_dense(run)(large)), expected, rtol=1e-4)
+    forward = make_forward(inference.dense_apply(run), run.config, run.mesh, dense=True)
+    np.testing.assert_allclose(np.exp(forward(run.params, run.statistics, large)[LOGS]), expected, rtol=1e-4)
 
 
 # Networks that are sure of themselves.
@@ -155,20 +157,17 @@ def test_a_loss_of_hundreds_of_nats_is_finite_and_right(views, scale):
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 7, 13).astype(np.int32)
     places = [4] if views == 1 else [0, 0, 2, 2, 6, 6, 8, 8, 4, 4]  # corners, centre; of one pixel a mirror is itself
-    predictors, logs = [], []
+    members, logs = [], []
     for _ in range(2):
         logits = (scale * rng.choice([-1, 1], (9, 15, 7)) + rng.normal(size=(9, 15, 7))).astype(np.float32)
         logits[:, np.arange(13), labels] = -scale - 1  # wrong in every view
         apply, rows = look_up(logits)
-        predict = evaluate.make_log_probabilities(apply, DATA)
-        predictors.append(lambda images, p=logits, predict=predict: predict(p, {}, images, views=views))
+        run = run_of(apply, logits, DATA)
+        images = Given(rows, np.append(labels, [0, 0]), padding=2)
+        members.append(evaluate.Member(run, make_forward(apply, run.config, run.mesh), images))
         logs.append(mean_log(*logits[places]))
-    batches = [
-        {"image": rows[i : i + 5], "label": np.append(labels, [0, 0])[i : i + 5].astype(np.int32),
-         "mask": (np.arange(i, i + 5) < 13).astype(np.float32)} for i in (0, 5, 10)
-    ]  # fmt: skip
     for number in (1, 2):
-        found = evaluate.evaluate(predictors[:number], [batches] * number)
+        found = evaluate.evaluate(members[:number], 5, views)
         together = logs[0] if number == 1 else np.logaddexp(*logs) - np.log(2)
         own = together[np.arange(13), labels]
         assert found["images"] == 13 and found["loss"] > scale / 2
@@ -182,10 +181,12 @@ def test_padding_counts_for_nothing(padding):
     """Whatever the network says of it."""
     logs = np.log(np.random.default_rng(0).dirichlet(np.ones(6), 4)).astype(np.float32)
     logs[2:] = padding
-    batch = {"image": logs, "label": np.zeros(4, np.int32), "mask": np.float32([1, 1, 0, 0])}
-    found = evaluate.evaluate([jax.numpy.asarray] * 2, [[batch], [batch]])
+    apply, rows = look_up(np.stack([logs] * 9))
+    run, labels = run_of(apply, np.stack([logs] * 9), DATA), np.zeros(4, np.int32)
+    member = evaluate.Member(run, make_forward(apply, run.config, run.mesh), Given(rows, labels, padding=2))
+    found = evaluate.evaluate([member] * 2, 4)
     assert found["images"] == 2 and found["loss"] == pytest.approx(-logs[:2, 0].mean(), rel=1e-6)
-    found = metrics.sums(logs, batch["label"], batch["mask"])
+    found = metrics.sums(logs, labels, np.float32([1, 1, 0, 0]))
     assert float(found["loss"]) == pytest.approx(-logs[:2, 0].sum(), rel=1e-6)
 
 
@@ -199,15 +200,29 @@ def astray(run, value):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dense", [None, 0])
 def test_a_network_that_gives_no_numbers_is_refused(tiny_run, run, monkeypatch, capsys, value, dense):
-    """In one line that names the run, not in a JSON object that holds NaN or Infinity."""
+    """In one line that names the run, not in a JSON object that contains NaN or Infinity."""
     broken = astray(run, value)
-    monkeypatch.setattr(checkpoint, "load", lambda workdir, which="best": broken if "broken" in workdir else run)
+    monkeypatch.setattr(evaluate, "load_run", lambda workdir, *_: broken if "broken" in workdir else run)
     flags = ["--dense"] if dense == 0 else ["--views=1"]
-    with pytest.raises(UserError, match=f"step {run.step} of {run.workdir} gives no numbers") as e:
-        evaluate.main([f"--workdir={tiny_run}", "--workdir=broken", *flags])
+    says = f"step {run.step} of {run.workdir} gives NaN or infinity"
+    with pytest.raises(UserError, match=says) as e:
+        verbs.run(evaluate, f"--workdir={tiny_run}", "--workdir=broken", *flags)
     assert "\n" not in str(e.value) and not capsys.readouterr().out
-    with pytest.raises(UserError, match="gives no numbers"):
-        list(predict.predict(broken, [run.workdir / "predictions.png"]))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_every_use_refuses_a_network_that_gives_no_numbers(run, tmp_path, value):
+    """In the same words."""
+    broken, split = astray(run, value), prepare(run.config.data).evaluation
+    uses = (
+        lambda: list(predict.predict(broken, PhotoImages([run.workdir / "predictions.png"], run.config.data, []))),
+        lambda: features.save(broken, ["fc7", "fc8"], SplitImages(split), tmp_path / "f.npz"),
+        lambda: figures.probabilities(broken, split),
+    )
+    for use in uses:
+        with pytest.raises(UserError, match=f"step {run.step} of {run.workdir} gives NaN or infinity.*learning_rate"):
+            use()
+    assert not list(tmp_path.iterdir())
 
 
 def test_dense_on_less_than_the_crop_is_refused(tiny_run):
@@ -215,26 +230,32 @@ def test_dense_on_less_than_the_crop_is_refused(tiny_run):
         evaluate.evaluate_runs([str(tiny_run)], 1, "validation", dense=32)
 
 
-def test_the_last_line_is_json(tiny_run):
-    command = [
-        sys.executable,
-        "-m",
-        "alexnet_jax.evaluate",
-        "--workdir",
-        str(tiny_run),
-        "--views",
-        "1",
-        "--split",
-        "train",
-        "--which",
-        "latest",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.strip().splitlines()[-1])
+def test_the_last_line_is_json(tiny_run, capsys):
+    """And the only one with --json."""
+    flags = [f"--workdir={tiny_run}", "--views=1", "--split=train", "--which=latest"]
+    assert not verbs.run(evaluate, *flags)
+    readable, last = capsys.readouterr().out.splitlines()
+    found = json.loads(last)
     assert found["split"] == "train" and found["views"] == 1 and found["images"] == 96
     assert {"top1_error", "top5_error", "loss"} <= set(found)
     assert found["which"] == "latest" and found["step"] == [12]
+    assert f"top-1 error {found['top1_error']:.2%}" in readable and "96 images" in readable
+    verbs.run(evaluate, *flags, "--json", "--batch-size=7")
+    [line] = capsys.readouterr().out.splitlines()
+    again = json.loads(line)
+    assert again.keys() == found.keys() and again["images"] == 96
+    assert again["loss"] == pytest.approx(found["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("devices", ["1x2", "2x2"])
+def test_more_devices_find_the_same(tiny_run, capsys, devices):
+    """Batches of 10 on two copies; the last one is filled up."""
+    found = []
+    for how in ("1x1", devices):
+        verbs.run(evaluate, f"--workdir={tiny_run}", "--views=10", f"--devices={how}", "--json")
+        found.append(json.loads(capsys.readouterr().out))
+    losses = [result.pop("loss") for result in found]
+    assert found[0] == found[1] and losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 def test_no_run_is_one_line(tmp_path):
@@ -262,6 +283,6 @@ def test_progress_counts_every_image_once(tiny_run, run):
             seen.append(self.n)
 
     split = prepare(run.config.data).evaluation
-    flat = np.log(np.full((10, 3), 1 / 3, np.float32))
-    found = evaluate.evaluate([lambda images: flat], [evaluate.eval_batches(split, 10)], Bar())
+    member = evaluate.Member(run, make_forward(run.apply, run.config, run.mesh), SplitImages(split))
+    found = evaluate.evaluate([member], 10, progress=Bar())
     assert seen == [10, 20, 30, 33] and found["images"] == 33

@@ -10,12 +10,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers import verbs
 from helpers.runs import full_disk
 from PIL import Image
 
-from alexnet_jax import UserError
+from alexnet_jax import UserError, files
 from alexnet_jax.analysis import features
-from alexnet_jax.data import photos, records
+from alexnet_jax.data import photos
+from alexnet_jax.data.images import SplitImages
 from alexnet_jax.data.prepare import prepare
 from alexnet_jax.runs.run import load_run
 
@@ -28,7 +30,7 @@ def run(tiny_run):
 def extract(workdir, images, out, *flags, layers=("fc7",)):
     """Runs the command; returns its exit status and the arrays."""
     named = [f"--layer={name}" for name in layers]
-    status = features.main([f"--workdir={workdir}", f"--images={images}", f"--out={out}", *named, *flags])
+    status = verbs.run(features, f"--workdir={workdir}", f"--images={images}", f"--out={out}", *named, *flags)
     return status, read(out)
 
 
@@ -93,7 +95,7 @@ def test_a_bfloat16_network_gives_float32(tiny_run, run, tmp_path):
 
 
 def test_the_network_is_compiled_once(run):
-    """For batches of 10 out of 33 images: it is traced once, on ten images."""
+    """For batches of 10 out of 33 images: it is traced once, on ten images; on one its layers are looked up."""
     seen = []
 
     def apply(params, images):
@@ -102,9 +104,9 @@ def test_the_network_is_compiled_once(run):
 
     counted = dataclasses.replace(run, apply=apply)
     split = prepare(run.config.data).evaluation
-    rows = list(features.extract(counted, ["fc7"], features.batches(run, split, 10)))
+    rows = list(features.extract(counted, ["fc7"], SplitImages(split), 10))
     assert [len(ids) for ids, _, _ in rows] == [10, 10, 10, 3]
-    assert seen == [(10, 64, 64, 3)]
+    assert seen == [(1, 64, 64, 3), (10, 64, 64, 3)]
 
 
 def odd_photos(folder):
@@ -234,8 +236,8 @@ def test_a_disk_that_fills_up_is_one_line(tmp_path, room):
 def test_too_little_room_is_said_before_the_work(run, tmp_path, monkeypatch):
     monkeypatch.setattr(features.shutil, "disk_usage", lambda path: SimpleNamespace(free=2 * 33 * 128 * 4 - 1))
     monkeypatch.setattr(features, "extract", None)
-    with pytest.raises(UserError, match="it takes 33,792 bytes meanwhile, and the disk has 33,791 left"):
-        features.save(run, ["fc7"], prepare(run.config.data).evaluation, tmp_path / "f.npz", 10)
+    with pytest.raises(UserError, match="it needs 33,792 bytes while it is written, and the disk has 33,791 left"):
+        features.save(run, ["fc7"], SplitImages(prepare(run.config.data).evaluation), tmp_path / "f.npz", 10)
 
 
 @pytest.mark.parametrize(
@@ -248,8 +250,8 @@ def test_too_little_room_is_said_before_the_work(run, tmp_path, monkeypatch):
         ({"devices": "2"}, "'2' is not data x tower"),
         ({"devices": "0x1"}, "'0x1' is not data x tower"),
         ({"devices": "1x3"}, "devices.tower is 3 and must be 1 or 2"),
-        ({"devices": "3x1", "batch_size": "10"}, "batch_size=10 must be a multiple of the 3"),
-        ({"batch_size": "0"}, "batch_size=0"),
+        ({"devices": "3x1", "batch_size": "10"}, "--batch-size=10 must be a multiple of the 3"),
+        ({"batch_size": "0"}, "--batch-size=0"),
         ({"out": "{tmp}/none/f.npz"}, "cannot write .*none/f.npz"),
         ({"out": "{tmp}/bare"}, "is a folder"),
         ({"out": "{tmp}/pipe"}, "is a device or a pipe"),
@@ -263,13 +265,13 @@ def test_what_the_user_gets_wrong_is_said(tiny_run, tmp_path, changed, said):
     os.mkfifo(tmp_path / "pipe")
     flags = {"workdir": tiny_run, "images": "validation", "layer": "fc7", "out": tmp_path / "f.npz"} | changed
     with pytest.raises(UserError, match=said):
-        features.main([f"--{name}={str(value).format(tmp=tmp_path)}" for name, value in flags.items()])
+        verbs.run(features, *(f"--{name}={str(value).format(tmp=tmp_path)}" for name, value in flags.items()))
     assert names(tmp_path) == ["bare", "pipe", "text.png"]
 
 
 def test_what_a_killed_process_left_is_taken_over_and_a_living_one_is_left_alone(tmp_path):
     (tmp_path / "f.npz.tmp").write_bytes(bytes(10**6))
-    with records.alone(tmp_path / "f.npz.tmp"), pytest.raises(UserError, match="another process writes .*f.npz"):
+    with files.alone(tmp_path / "f.npz.tmp"), pytest.raises(UserError, match="another process writes .*f.npz"):
         features.write(tmp_path / "f.npz", ["fc7"], some_rows(1), {})
     (tmp_path / "f.npz.tmp").write_bytes(bytes(10**6))
     assert features.write(tmp_path / "f.npz", ["fc7"], some_rows(1), {}) == 4

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from helpers import verbs
 from PIL import Image
 
 from alexnet_jax import UserError
@@ -102,7 +103,7 @@ def test_weights_of_caffe_and_of_pytorch(tmp_path):
 def test_main_draws_other_weights(tmp_path, capsys):
     kernel = grey_and_colored([1, 1, 1, 1, 0, 0, 0, 0])
     np.savez(tmp_path / "weights.npz", w=kernel.transpose(3, 2, 0, 1))
-    figures.main(["--weights", str(tmp_path / "weights.npz"), "--towers", "2", "--out", str(tmp_path / "new" / "out")])
+    verbs.run(figures, "--weights", tmp_path / "weights.npz", "--towers", 2, "--out", tmp_path / "new" / "out")
     assert "yes, tower 2" in capsys.readouterr().out
     assert size(tmp_path / "new" / "out" / "kernels.png")[1] > 100
 
@@ -112,7 +113,7 @@ def test_bad_weights_are_one_line(tmp_path):
         if arrays:
             np.savez(tmp_path / "w.npz", **arrays)
         with pytest.raises(UserError, match=match) as raised:
-            figures.main(["--weights", str(tmp_path / "w.npz"), "--out", str(tmp_path), *flags])
+            verbs.run(figures, "--weights", tmp_path / "w.npz", "--out", tmp_path, *flags)
         assert "\n" not in str(raised.value)
 
     good = np.ones((8, 3, 5, 5))
@@ -120,7 +121,7 @@ def test_bad_weights_are_one_line(tmp_path):
     check(r"it holds a \(5, 5, 3, 8\), b \(8,\)", a=good.T, b=np.zeros(8))
     check("one array", a=good, b=good)
     check("plain arrays", a=np.array([{}], object))
-    check("no number", a=good * np.nan)
+    check("NaN or infinity", a=good * np.nan)
     check("--towers is 3", "--towers", "3", a=good)
     whole = (tmp_path / "w.npz").read_bytes()
     (tmp_path / "w.npz").write_bytes(whole[:200] + b"xxxxxxxx" + whole[208:])
@@ -131,7 +132,7 @@ def test_bad_weights_are_one_line(tmp_path):
 
 def test_main_draws_a_run(tiny_run, tmp_path, capsys):
     """All that one pass over the validation split gives, into a folder of its own, and the colours in words."""
-    figures.main(["--workdir", str(tiny_run), "--out", str(tmp_path / "pictures")])
+    verbs.run(figures, "--workdir", tiny_run, "--out", tmp_path / "pictures", "--batch-size", 12, "--devices", "2x1")
     names = ["confusion", "curves", "kernels", "mistakes", "predictions"]
     assert [p.name for p in sorted((tmp_path / "pictures").iterdir())] == [f"{name}.png" for name in names]
     out = capsys.readouterr().out
@@ -139,7 +140,7 @@ def test_main_draws_a_run(tiny_run, tmp_path, capsys):
 
 
 def test_main_draws_what_is_asked_for(tiny_run, tmp_path, capsys):
-    figures.main(["--workdir", str(tiny_run), "--out", str(tmp_path), "--what", "neighbours"])
+    verbs.run(figures, "--workdir", tiny_run, "--out", tmp_path, "--what", "neighbours")
     assert [p.name for p in tmp_path.iterdir()] == ["neighbours.png"]
     assert "colour-blind" not in capsys.readouterr().out
 
@@ -149,10 +150,10 @@ def test_main_draws_the_curves_of_several_runs(tiny_run, tmp_path):
     other.mkdir()
     (other / "metrics.jsonl").write_text(json.dumps({"step": 1, "epoch": 1.0, "split": "train", "loss": 1.0}) + "\n")
     both = ["--workdir", str(tiny_run), "--workdir", str(other), "--out", str(tmp_path)]
-    figures.main(both)
+    verbs.run(figures, *both)
     assert size(tmp_path / "curves.png")[0] > 900
     with pytest.raises(UserError, match="only the curves"):
-        figures.main([*both, "--what", "all"])
+        verbs.run(figures, *both, "--what", "all")
 
 
 def test_mistaken_flags_are_one_line(tiny_run, tmp_path):
@@ -163,6 +164,8 @@ def test_mistaken_flags_are_one_line(tiny_run, tmp_path):
         ([*run, "--out", str(tmp_path / "file" / "folder")], "cannot make the folder"),
         ([*run, "--out", "a.png"], "names a picture"),
         (["--workdir", str(tmp_path)], "holds no run"),
+        ([], "either a run with --workdir or another network's weights with --weights"),
+        ([*run, "--weights", "w.npz"], "either a run"),
     ):
         with pytest.raises(UserError, match=match):
-            figures.main(flags)
+            verbs.run(figures, *flags)

@@ -192,6 +192,10 @@ def test_averaged_maps_have_their_row_in_the_summary(narrow):
     assert names.index("pool5") + 1 == names.index("average_pool5") < names.index("fc6")
 
 
+def verb(module, words):
+    return verbs.run(module, *words)
+
+
 RUN, PHOTO = "a run", "a photo"
 FEATURES = ("--workdir", RUN, "--images", PHOTO, "--out", "o", "--layer")
 
@@ -209,7 +213,7 @@ FEATURES = ("--workdir", RUN, "--images", PHOTO, "--out", "o", "--layer")
         ("retrieve", ["--workdir", RUN, "--query", "empty"], "empty|no photo"),
         ("features", [*FEATURES, "fc7", "--devices", "0x1"], "0x1"),
         ("features", [*FEATURES, "x"], "no layer x"),
-        ("features", [*FEATURES, "fc7", "--batch_size", "0"], "--batch_size=0"),
+        ("features", [*FEATURES, "fc7", "--batch_size", "0"], "--batch-size=0"),
         ("figures", ["--weights", ""], "is no file"),
         ("figures", ["--weights", "empty"], "empty is no file"),
         ("figures", ["--weights", "fifo"], "fifo is no file"),
@@ -253,7 +257,7 @@ def test_records_of_any_kind_are_drawn_as_far_as_they_go(tmp_path):
 
 def test_a_device_is_not_replaced_by_a_picture(tmp_path):
     os.mkfifo(tmp_path / "device.png")
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="is a device or a pipe"):
         curves({"run": []}, tmp_path / "device.png")
     assert (tmp_path / "device.png").is_fifo()
 

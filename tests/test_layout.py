@@ -14,13 +14,16 @@ PACKAGE = Path(alexnet_jax.__file__).parent
 # A file imports only from lower floors, or from its own floor to its left.
 FLOORS = [
     ["cli.stopping", "cli.config_file", "cli.commands", "files", "data.classes"],
-    ["data.records", "data.photos", "data.glyphs", "data.sources", "data.prepare", "data.augment", "data.batches"],
+    [
+        "data.threads", "data.records", "data.photos", "data.glyphs", "data.sources", "data.prepare", "data.augment",
+        "data.batches", "data.images",
+    ],
     ["layers", "towers", "model", "optimizer", "config", "metrics", "checkpoint"],
     ["runs.run", "runs.provenance", "runs.claims", "runs.finetune", "inference", "evaluate", "train"],
     [
-        "analysis.plots", "analysis.curves", "analysis.features", "analysis.predict",
-        "analysis.retrieval", "analysis.figures", "analysis.cost", "analysis.summary",
-        "weights.formats", "weights.export", "weights.convert",
+        "analysis.plots", "analysis.curves", "analysis.features", "analysis.predict", "analysis.neighbours",
+        "analysis.retrieve", "analysis.figures", "analysis.cost", "analysis.summary", "weights.ilsvrc", "weights.layouts",
+        "weights.pytorch", "weights.caffe", "weights.npy", "weights.onnx_graph", "weights.stablehlo", "weights.convert",
     ],
     ["cli.verbs", "main", "__main__"],
 ]  # fmt: skip

@@ -9,10 +9,13 @@ import sys
 import jax
 import numpy as np
 import pytest
+from helpers import verbs
 
-from alexnet_jax import UserError, evaluate
+from alexnet_jax import UserError
 from alexnet_jax.analysis import predict
+from alexnet_jax.data.images import PhotoImages
 from alexnet_jax.data.photos import square
+from alexnet_jax.inference import LOGS, make_forward
 from alexnet_jax.runs.run import load_run
 
 
@@ -28,10 +31,15 @@ def paths(photos):
 
 
 def by_hand(run, paths, views):
-    """Probabilities (n, classes) from evaluate.py, all at once."""
-    probabilities = evaluate.make_probabilities(run.apply, run.config.data)
+    """Probabilities (n, classes), all at once."""
+    forward = make_forward(run.apply, run.config, run.mesh)
     images = np.stack([np.asarray(square(path, run.config.data.size)) for path in paths])
-    return np.asarray(probabilities(run.params, run.statistics, images, views=views))
+    return np.exp(np.asarray(forward(run.params, run.statistics, images, views=views)[LOGS]))
+
+
+def predicted(run, paths, views=1, batch_size=None):
+    """What predict yields for photos."""
+    return list(predict.predict(run, PhotoImages(paths, run.config.data, run.classes), views, batch_size))
 
 
 def lines(capsys):
@@ -41,16 +49,15 @@ def lines(capsys):
 
 
 @pytest.mark.parametrize("views", [1, 10])
-def test_probabilities_are_evaluations(run, paths, views, monkeypatch):
+def test_probabilities_are_evaluations(run, paths, views):
     """In batches of 3, the last of which is padded."""
-    monkeypatch.setattr(predict, "BATCH", 3)
-    found = list(predict.predict(run, paths, views))
-    assert [path for path, _ in found] == paths
+    found = predicted(run, paths, views, batch_size=3)
+    assert [path for path, _ in found] == [str(path) for path in paths]
     np.testing.assert_allclose([p for _, p in found], by_hand(run, paths, views), atol=1e-6)
 
 
 def test_ten_views_are_not_one(run, paths):
-    one, ten = ([p for _, p in predict.predict(run, paths, views)] for views in (1, 10))
+    one, ten = ([p for _, p in predicted(run, paths, views)] for views in (1, 10))
     assert np.abs(np.array(one) - np.array(ten)).max() > 1e-4
 
 
@@ -63,7 +70,7 @@ def test_best_sorts_and_stops():
 @pytest.mark.parametrize(("views", "top"), [(1, 2), (10, 5)])
 def test_json_lines_say_the_same(tiny_run, run, paths, capsys, views, top):
     flags = [f"--workdir={tiny_run}", f"--views={views}", f"--top={top}", "--json"]
-    assert predict.main([*flags, *map(str, paths)]) == 0
+    assert verbs.run(predict, *flags, *paths) == 0
     found, _ = lines(capsys)
     assert [line["path"] for line in found] == [str(path) for path in paths]
     for line, expected in zip(found, by_hand(run, paths, views), strict=True):
@@ -75,7 +82,7 @@ def test_json_lines_say_the_same(tiny_run, run, paths, capsys, views, top):
 
 
 def test_the_table_is_aligned(tiny_run, run, paths, capsys):
-    assert predict.main([f"--workdir={tiny_run}", *map(str, paths)]) == 0
+    assert verbs.run(predict, f"--workdir={tiny_run}", *paths) == 0
     blocks = capsys.readouterr().out.rstrip("\n").split("\n\n")
     assert [block.splitlines()[0] for block in blocks] == [str(path) for path in paths]
     for block, expected in zip(blocks, by_hand(run, paths, 1), strict=True):
@@ -109,7 +116,7 @@ def test_folders_and_what_cannot_be_read(tiny_run, photos, tmp_path, capsys):
         tmp_path / "odd",
         "~nobody_at_all/0.jpg",
     ]
-    assert predict.main([f"--workdir={tiny_run}", "--json", *map(str, given)]) == 1
+    assert verbs.run(predict, f"--workdir={tiny_run}", "--json", *given) == 1
     found, said = lines(capsys)
     assert [line["path"] for line in found] == [*map(str, sorted(folder.iterdir())), str(given[4])]
     named = {line.split(": ")[1]: line for line in said.splitlines() if line.startswith("unreadable: ")}
@@ -122,14 +129,14 @@ def test_folders_and_what_cannot_be_read(tiny_run, photos, tmp_path, capsys):
 
 def test_what_the_user_gets_wrong_is_said(tiny_run, run, paths, tmp_path):
     with pytest.raises(UserError, match="no photo to be read"):
-        predict.main([f"--workdir={tiny_run}", str(tmp_path / "none.png")])
+        verbs.run(predict, f"--workdir={tiny_run}", tmp_path / "none.png")
     with pytest.raises(UserError, match="--top is 0"):
-        predict.main([f"--workdir={tiny_run}", "--top=0", str(paths[0])])
+        verbs.run(predict, f"--workdir={tiny_run}", "--top=0", paths[0])
     with pytest.raises(UserError, match="holds no run"):
-        predict.main([f"--workdir={tmp_path}", str(paths[0])])
+        verbs.run(predict, f"--workdir={tmp_path}", paths[0])
     astray = dataclasses.replace(run, params=jax.tree.map(lambda p: p * np.nan, run.params))
-    with pytest.raises(UserError, match="no numbers"):
-        list(predict.predict(astray, paths))
+    with pytest.raises(UserError, match="NaN or infinity"):
+        predicted(astray, paths)
 
 
 def test_the_command_and_its_exit_status(tiny_run, paths, tmp_path):

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.images import Given, run_of
 from ml_collections import ConfigDict
 
-from alexnet_jax import evaluate, layers, metrics, towers
-from alexnet_jax.analysis import retrieval
+from alexnet_jax import evaluate, inference, layers, metrics, towers
+from alexnet_jax.analysis import neighbours
 from alexnet_jax.data import augment
 
 ROWS = 32_769
@@ -87,12 +88,13 @@ def test_evaluation(views):
     config = ConfigDict({"crop": 2, "mean": "none", "deviation": (60.0,) * 3})
     images = np.random.default_rng(0).integers(0, 256, (ROWS, 4, 4, 3), np.uint8)
     labels, w = np.arange(ROWS, dtype=np.int32) % 7, normal(12, 7, scale=0.2)
-    predict = evaluate.make_log_probabilities(lambda w, x: (layers.dense(x, w, groups=1), {}), config)
-    batch = {"image": images, "label": labels, "mask": np.ones(ROWS, np.float32)}
-    found = evaluate.evaluate([lambda images: predict(w, {}, images, views=views)], [[batch]])
+    run = run_of(lambda w, x: (layers.dense(x, w, groups=1), {}), w, config)
+    forward = inference.make_forward(run.apply, run.config, run.mesh)
+    found = evaluate.evaluate([evaluate.Member(run, forward, Given(images, labels))], ROWS, views)
     crops = double(*augment.views(images, {}, config, views))
     probabilities = sum(np.exp(log_softmax(c.reshape(ROWS, -1) @ w.astype(np.float64))) for c in crops) / views
-    np.testing.assert_allclose(np.exp(predict(w, {}, images, views=views)), probabilities, atol=1e-5)
+    logs = forward(w, {}, images, views=views)[inference.LOGS]
+    np.testing.assert_allclose(np.exp(logs), probabilities, atol=1e-5)
     own = probabilities[np.arange(ROWS), labels]
     rank = (probabilities > own[:, None]).sum(axis=1)
     assert found["images"] == ROWS and found["loss"] == pytest.approx(-np.log(own).mean(), rel=1e-5)
@@ -105,15 +107,15 @@ def test_distances(width):
     """Lengths and products of a block, and what is made of them, whichever side has the rows."""
     rows, few = normal(ROWS, width), normal(5, width)
     centre = rows.mean(axis=0)
-    lengths = retrieval._centred(rows, centre)[1]
+    lengths = neighbours._centred(rows, centre)[1]
     a, b, c = double(rows, few, centre)
     close(lengths, np.square(a - c).sum(axis=1))
     wanted = np.square(a[:, None] - b).sum(axis=2)
     order = np.argsort(wanted, axis=0, kind="stable")[:6].T
-    distances, indices = retrieval.nearest(few, rows, 6, block=ROWS)
+    distances, indices = neighbours.nearest(few, rows, 6, block=ROWS)
     np.testing.assert_array_equal(indices, order)
     np.testing.assert_allclose(distances, np.sqrt(np.take_along_axis(wanted.T, order, axis=1)), rtol=1e-6)
-    distances, indices = retrieval.nearest(rows, few, 2, block=ROWS)
+    distances, indices = neighbours.nearest(rows, few, 2, block=ROWS)
     np.testing.assert_array_equal(indices, np.argsort(wanted, axis=1, kind="stable")[:, :2])
     np.testing.assert_allclose(distances, np.sqrt(np.sort(wanted, axis=1)[:, :2]), rtol=1e-6)
 
@@ -163,5 +165,5 @@ def test_spatial_norm_behind_a_convolution():
 @pytest.mark.parametrize("axis", ((1, 2), (1,)))
 def test_log_mean_over_places(axis):
     logs = np.log(np.random.default_rng(0).dirichlet(np.ones(5), (2, *SIDES))).astype(np.float32)
-    found = compiled(partial(evaluate.log_mean, axis=axis))(logs)
+    found = compiled(partial(inference.log_mean, axis=axis))(logs)
     np.testing.assert_allclose(found, np.log(np.exp(double(logs)[0]).mean(axis=axis)), rtol=1e-4)

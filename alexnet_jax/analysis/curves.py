@@ -1,10 +1,11 @@
-"""Training curves, from what a run's log holds.
+"""Training curves from the records of one or more runs.
 
-curves({"paper": journal.read_metrics("run/metrics.jsonl")}, "curves.png")
+curves({"paper": metrics.read_metrics("run/metrics.jsonl")}, "curves.png")
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,7 +15,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from alexnet_jax.analysis.plots import COLORS, DPI, GREY, WIDTH, save
 
-MARKERS = "os^Dv"  # as many as share no factor with COLORS: 35 runs before two look the same
+MARKERS = "os^Dv"  # five, which shares no factor with the seven COLORS: the 36th run is the first to look like another
 
 
 def _kind(record: Mapping) -> str:
@@ -24,50 +25,57 @@ def _kind(record: Mapping) -> str:
 
 
 def _is_number(value) -> bool:
-    """Whether a record's value can be drawn: nan and inf leave a gap; an integer may be too large for any float."""
-    return isinstance(value, float) or isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    """Whether a record's value can be drawn. NaN and infinity can: they leave a gap."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) < 2**63  # a larger one may not fit into any float
+    return isinstance(value, float)
 
 
 def _points(records: Sequence[Mapping], key: str, kind: str, scale: float = 1) -> np.ndarray:
-    """float64 (2, points): epochs and values by step. A resumed run repeats steps: the last record of each counts."""
+    """float64 (2, points): epochs and values by step. A resumed run can repeat steps; the last record counts."""
     of_kind = [r for r in records if _kind(r) == kind and all(_is_number(r.get(n)) for n in ("step", "epoch", key))]
     points = {r["step"]: (r["epoch"], scale * r[key]) for r in of_kind}
     return np.array([points[step] for step in sorted(points)], np.float64).reshape(-1, 2).T
 
 
 def _thinned(points: np.ndarray, most: int = 400) -> np.ndarray:
-    """Means over equal stretches: drawn one by one, 20,000 noisy steps are a band that hides the evaluations."""
+    """Means over equal stretches: 20,000 noisy steps, drawn one by one, are a band that hides the evaluations."""
     if points.shape[1] <= most:
         return points
     return np.stack([part.mean(axis=1) for part in np.array_split(points, most, axis=1)], axis=1)
 
 
 def _legend(axes: Axes, entries: Mapping[str, Mapping]) -> None:
-    """A legend of lines by label. Its texts are set afterwards: legend() itself drops "_run" and typesets "$run$"."""
+    """A legend of lines by label. Its texts are set afterwards, because legend() drops "_run" and typesets "$run$"."""
     handles = [Line2D([], [], **style) for style in entries.values()]
-    beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)}  # inside it would cover somebody's curve
+    # Beside the axes: inside it would cover a curve.
+    beside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
     legend = axes.legend(handles, [" "] * len(handles), fontsize=8, frameon=False, **beside)
     for text, label in zip(legend.get_texts(), entries, strict=True):
         text.set(text=label, parse_math=False)
 
 
 def curves(runs: Mapping[str, Sequence[Mapping]], path: str | Path, top5: bool = True) -> Path:
-    """Draws loss, error in percent and learning rate over epochs, one colour a run.
+    """Draws loss, error in percent and learning rate over epochs, with one colour for each run.
 
     runs: by label, the records of metrics.jsonl: step, epoch (float), split ("train"; any other is an evaluation) and,
-    as far as they are there, loss, top1_error and top5_error (fractions), learning_rate (of training), views. At most
-    400 points of training are drawn, each the mean over its stretch; evaluations are all in their line, one of several
-    views is a star. Hairlines mark where a rate fell by a quarter or more at once, grey ones where several runs' did.
-    top5: draw the top-5 error too, where there is one; of ten classes it says little.
+    if they are there, loss, top1_error and top5_error (fractions), learning_rate (of training), views. At most 400
+    points of training are drawn, each the mean over its stretch. All evaluations are drawn; one of several views is a
+    star. Thin lines mark where a rate fell by a quarter or more at once; grey ones, where several runs' rates did.
+    top5: draw the top-5 error too, if there is one; of ten classes it says little.
+    Raises UserError if the picture cannot be written.
     """
     figure = Figure(figsize=(WIDTH / DPI, 5.6), dpi=DPI, layout="constrained")
     loss, error, rate = figure.subplots(3, 1, sharex=True, height_ratios=(4, 4, 1.5))
-    by_run, by_line, drops, all_rates = {}, {}, {}, []
+    by_run: dict[str, dict] = {}
+    by_line: dict[str, dict] = {}
+    drops: dict[float, str] = {}
+    all_rates: list[float] = []
 
     def draw(axes, name, points, **style):
         count = points.shape[1]
         if count:
-            style = {"ms": 3.5, "marker": "o" if count == 1 else None} | style  # of one point there is no line to see
+            style = {"ms": 3.5, "marker": "o" if count == 1 else None} | style  # a single point has no line
             axes.plot(*points, markevery=count // 25 + 1, **style)
             by_line.setdefault(name, style | {"color": GREY})
 
@@ -85,12 +93,12 @@ def curves(runs: Mapping[str, Sequence[Mapping]], path: str | Path, top5: bool =
             five = _points(records, "top5_error", "evaluation", 100)
             draw(error, "evaluation, top-5", five, color=color, lw=1.2, ls="--", mfc="white")
         epochs, rates = _points(records, "learning_rate", "train")
-        first = {"marker": ".", "ms": 4, "markevery": slice(1)}  # seen even where it is the only one
+        first = {"marker": ".", "ms": 4, "markevery": slice(1)}  # visible even if it is the only one
         rate.plot(epochs, rates, color=color, lw=1.5, drawstyle="steps-post", **first)
         all_rates.extend(rates[rates > 0])
         for epoch in epochs[1:][rates[1:] < 0.75 * rates[:-1]]:
             drops[epoch] = GREY if epoch in drops else color
-    # The loss can shoot far above chance in the first steps: that spike leaves the panel rather than flatten the rest.
+    # In the first steps the loss can rise far above chance: that spike is cut off, or it would flatten the rest.
     levels = [y[np.isfinite(y)] for y in (line.get_ydata() for line in loss.lines)]
     top = max((1.3 * np.percentile(y, 97) for y in levels if y.size), default=0) or 1
     loss.set(ylabel="loss", ylim=(0, min(loss.get_ylim()[1], top)))
@@ -106,7 +114,7 @@ def curves(runs: Mapping[str, Sequence[Mapping]], path: str | Path, top5: bool =
     error.set(ylabel="top-1 error, %", ylim=(0, None))
     rate.set(ylabel="learning\nrate", xlabel="epoch", xlim=(0, None), yticks=[])
     rate.locator_params(axis="x", steps=(1, 2, 5, 10))
-    if all_rates:  # a log axis cannot be drawn without a value; a factor of 16 always holds a power of ten to tick
+    if all_rates:  # a log axis requires a value; a factor of 16 always includes a power of ten to label
         rate.set(yscale="log", ylim=(min(all_rates) / 4, max(all_rates) * 4))
         rate.yaxis.set_major_locator(LogLocator(numticks=6))
         rate.yaxis.set_minor_locator(NullLocator())

@@ -4,49 +4,59 @@
     alexnet figures --workdir runs/paper --what neighbours --out pictures
     alexnet figures --workdir runs/caffe --data imagenette/160px-v2  # of other images than its own
     alexnet figures --workdir runs/a --workdir runs/b                # their curves in one picture
-    alexnet figures --weights caffe.npz --bgr --towers 2             # conv1 of somebody else's network
+    alexnet figures --weights caffe.npz --bgr --towers 2             # conv1 of another network
 
-Beside the kernels it prints how much of them is colour, and whether one tower is colour-blind.
+With the kernels it prints how much of them is colour, and whether one tower is colour-blind.
 """
 
-import argparse
 import sys
 import zipfile
 import zlib
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from alexnet_jax import UserError, metrics, one_line
-from alexnet_jax.analysis import retrieval
 from alexnet_jax.analysis.curves import curves
 from alexnet_jax.analysis.plots import confusion, kernels, mistakes, predictions, towers_colors
-from alexnet_jax.cli.commands import command
-from alexnet_jax.data.batches import eval_batches
+from alexnet_jax.analysis.predict import predict
+from alexnet_jax.analysis.retrieve import draw_neighbours
+from alexnet_jax.cli.commands import add_batch_size, add_devices, add_which, add_workdir, use_devices
+from alexnet_jax.data.images import SplitImages, subset
 from alexnet_jax.data.prepare import prepare
 from alexnet_jax.data.records import Split
-from alexnet_jax.evaluate import NO_NUMBERS, images_for, make_probabilities
+from alexnet_jax.evaluate import images_for
 from alexnet_jax.metrics import read_metrics
 from alexnet_jax.runs.run import Run, load_run
 
-QUICK = ("kernels", "curves", "predictions")  # what the end of training draws: it reads eight images, of any set
-ONE_PASS = ("confusion", "mistakes")  # of the network over the validation split
-WHAT = (*QUICK, *ONE_PASS, "neighbours")  # which take one over the training set
+QUICK = ("kernels", "curves", "predictions")  # drawn at the end of training: they need eight images at most
+ONE_PASS = ("confusion", "mistakes")  # they need one pass over the validation split
+WHAT = (*QUICK, *ONE_PASS, "neighbours")  # neighbours need one over the training set
 
 # --- A run's own pictures ---------------------------------------------------------------------------------------------
 
 
-def draw_run(
-    workdir: str | Path, split: Split | None, what: Sequence[str] = QUICK, out: str | Path | None = None
-) -> dict[str, Path]:
-    """Draws pictures of a run, out of WHAT; returns their paths by title.
-
-    Args: split: its validation split, None if no picture shows photos; out: a folder, made if need be; default: the
-    workdir.
-    """
+def draw_run(workdir: str | Path, split: Split | None, what: Sequence[str] = QUICK) -> dict[str, Path]:
+    """Draws pictures of a run's best checkpoint into its workdir; see `draw`."""
     run = load_run(workdir)
-    folder = _folder(out or run.workdir)
+    return draw(run, split, what, run.workdir)
+
+
+def draw(
+    run: Run, split: Split | None, what: Sequence[str], folder: Path, batch_size: int | None = None
+) -> dict[str, Path]:
+    """Draws pictures of a run.
+
+    Args:
+      split: its validation split; None if no picture shows photos.
+      what: which of WHAT to draw.
+      folder: where they go; it exists.
+      batch_size: see inference.batch_size.
+    Returns: the pictures' paths by title.
+    Raises UserError if the network gives NaN or infinity, or if a picture cannot be written.
+    """
     drawn = {}
     if "kernels" in what:
         kernel = np.asarray(run.params["conv1"]["kernel"])
@@ -54,52 +64,55 @@ def draw_run(
     if "curves" in what:
         records = {run.config.name: read_metrics(run.workdir / "metrics.jsonl")}
         drawn["training curves"] = curves(records, folder / "curves.png", top5=len(run.classes) > 10)
+    if split is not None:
+        drawn |= _draw_answers(run, split, what, folder, batch_size)
+    if "neighbours" in what:
+        path = folder / "neighbours.png"
+        drawn["neighbours"] = draw_neighbours(run, prepare(run.config.data), path, batch_size=batch_size)
+    return drawn
+
+
+def _draw_answers(run: Run, split: Split, what: Sequence[str], folder: Path, batch_size: int | None) -> dict[str, Path]:
+    """Draws the pictures of WHAT that show the network's answers for a split."""
+    drawn, classes = {}, run.classes
     if "predictions" in what:
-        shown = np.linspace(0, len(split) - 1, min(8, len(split))).astype(int)
-        images = split.images(shown)
-        predict = make_probabilities(run.apply, run.config.data)
-        shares = np.asarray(predict(run.params, run.statistics, images))
-        path = folder / "predictions.png"
-        drawn["predictions"] = predictions(images, split.labels[shown], shares, run.classes, path)
-    if set(ONE_PASS) & set(what):
-        shares = probabilities(run, split)
+        few = subset(split, np.linspace(0, len(split) - 1, min(8, len(split))).astype(int))
+        shares, path = probabilities(run, few, batch_size), folder / "predictions.png"
+        drawn["predictions"] = predictions(few.images(), few.labels, shares, classes, path)
+    if not set(what) & set(ONE_PASS):
+        return drawn
+    shares = probabilities(run, split, batch_size)
     if "confusion" in what:
-        number, names = group(split.labels, run.classes)
+        number, names = group(split.labels, classes)
         counts = count(number[split.labels], number[shares.argmax(axis=1)], len(names))
         drawn["confusion matrix"] = confusion(counts, names, folder / "confusion.png")
     if "mistakes" in what:
         chosen = np.concatenate(wrong(split.labels, shares))
-        images, path = split.images(chosen), folder / "mistakes.png"
-        drawn["mistakes"] = mistakes(images, split.labels[chosen], shares[chosen], run.classes, path)
-    if "neighbours" in what:
-        drawn["neighbours"] = retrieval.draw_run(run, prepare(run.config.data), folder / "neighbours.png")
+        few, path = subset(split, chosen), folder / "mistakes.png"
+        drawn["mistakes"] = mistakes(few.images(), few.labels, shares[chosen], classes, path)
     return drawn
 
 
-def probabilities(run: Run, split: Split) -> np.ndarray:
-    """What the network makes of a split's centre crops: float32 (n, classes). Raises UserError if it is no numbers."""
-    predict, size = make_probabilities(run.apply, run.config.data), run.config.evaluation.batch_size
-    found = []
+def probabilities(run: Run, split: Split, batch_size: int | None = None) -> np.ndarray:
+    """The network's probabilities for a split's centre crops: float32 (n, classes). Raises UserError as `predict`."""
+    found = np.empty((len(split), len(run.classes)), np.float32)
     with metrics.bar(len(split), f"predicting {split.name}") as progress:
-        for batch in eval_batches(split, size):
-            found.append(np.asarray(predict(run.params, run.statistics, batch["image"])))
-            progress.update(min(size, len(split) - progress.n))
-    found = np.concatenate(found)[: len(split)]
-    if not np.isfinite(found).all():
-        raise UserError(f"step {run.step} of {run.workdir} {NO_NUMBERS}")
+        for row, (_, shares) in enumerate(predict(run, SplitImages(split), batch_size=batch_size)):
+            found[row] = shares
+            progress.update()
     return found
 
 
 def count(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """The confusion matrix: int64 (classes, classes), how many images of a true class (row) were taken for which."""
+    """The confusion matrix: int64 (classes, classes), images by true class (row) and predicted class (column)."""
     return np.bincount(labels.astype(np.int64) * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
 def group(labels: np.ndarray, classes: Sequence[str], most: int = 20) -> tuple[np.ndarray, list[str]]:
-    """How to count classes so that their names can be read, where the images are of few classes out of many.
+    """The rows of a confusion matrix, few enough to have readable names if the images are of few classes.
 
-    Returns: for each class its row, int64 (classes,), and the rows' names. If there are more than `most` classes and
-    fewer than that in `labels`, each of these has a row and all others share the last; else each has its own.
+    Returns: for each class its row, int64 (classes,), and the rows' names. If there are more than `most` classes but
+    fewer than that in `labels`, each of these has a row and all others share the last; otherwise each has its own.
     """
     there = np.unique(labels)
     if len(classes) <= most or len(there) >= most:
@@ -110,11 +123,11 @@ def group(labels: np.ndarray, classes: Sequence[str], most: int = 20) -> tuple[n
 
 
 def wrong(labels: np.ndarray, shares: np.ndarray, most: int = 5) -> tuple[np.ndarray, np.ndarray]:
-    """The images whose most probable class is not theirs: indices of the most certain and of the least certain.
+    """The images whose most probable class is not their own: indices of the most certain and of the least certain ones.
 
-    shares: float (n, classes). Each is at most `most` long and begins with its extreme: the highest, the lowest
-    probability of the predicted class; of equal ones the lower index comes first. No image is in both: of few mistakes
-    the first has half, and one more where their number is odd.
+    shares: float (n, classes), probabilities. The first list starts with the highest probability of a wrong prediction,
+    the second with the lowest, and each has up to `most` images; of equal ones the lower index is first. No image is in
+    both: if there are few mistakes each list has half of them, and the first one more if their number is odd.
     """
     indices = np.flatnonzero(shares.argmax(axis=1) != labels)
     certainty = shares[indices].max(axis=1)
@@ -131,9 +144,9 @@ def wrong(labels: np.ndarray, shares: np.ndarray, most: int = 5) -> tuple[np.nda
 def color_blindness(kernel: np.ndarray, towers: int) -> str:
     """Lines that say how much of conv1 is colour, and whether one tower is colour-blind (section 6.1, figure 3).
 
-    kernel: float (height, width, 3, n), tower by tower. A tower counts as colour-blind if no more than a quarter of its
-    kernels are mostly colour while more than half of another tower's are. Noise, as before training, is mostly colour:
-    two of its three dimensions are.
+    kernel: float (height, width, 3, n), tower by tower. A tower counts as colour-blind if at most a quarter of its
+    kernels are mostly colour while more than half of another tower's are. Noise, which kernels are before training, is
+    mostly colour: two of its three dimensions are.
     """
     found = towers_colors(kernel, towers)
     lines = [
@@ -149,30 +162,14 @@ def color_blindness(kernel: np.ndarray, towers: int) -> str:
 
 
 def read_weights(path: str | Path, bgr: bool = False) -> np.ndarray:
-    """conv1 out of an .npz of another framework: float32 (side, side, 3, n), RGB.
+    """conv1 from an .npz of another framework: float32 (side, side, 3, n), RGB.
 
-    It is the array in the layout of Caffe and PyTorch that reads three channels, (n, 3, side, side). bgr: these are
-    blue, green and red, as in Caffe. Raises UserError if the file is no .npz of plain arrays or holds no such array, or
-    several.
+    It is the one array in the layout of Caffe and PyTorch that reads three channels, (n, 3, side, side). bgr: these are
+    blue, green and red, as in Caffe. Raises UserError if the file is not an .npz of plain arrays, or does not contain
+    exactly one such array.
     """
-    path, takes = Path(path), "--weights takes an .npz with conv1's kernels, (kernels, 3, side, side)"
-    if not path.is_file():
-        raise UserError(f"{f'{path} is no file' if path.exists() else f'there is no file {path}'}: {takes}")
-    if path.suffix in (".pth", ".pt", ".safetensors", ".caffemodel", ".npy"):
-        raise UserError(
-            f"{path} is no .npz: {takes}; alexnet convert makes a run of an AlexNet's weights, and --workdir draws that"
-        )
-    try:
-        with path.open("rb") as file:
-            if not zipfile.is_zipfile(file):
-                raise UserError(f"{path} is no .npz, or not a whole one ({path.stat().st_size:,} bytes): {takes}")
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}): {takes}") from error
-    except (ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} cannot be read as an .npz of plain arrays ({one_line(error)}): {takes}") from error
-    arrays = {name: a for name, a in arrays.items() if isinstance(a, np.ndarray)}  # any other file comes as bytes
+    path = Path(path)
+    arrays = _read_arrays(path)
     found = [a for a in arrays.values() if a.ndim == 4 and a.shape[1] == 3 and a.shape[2] == a.shape[3] and a.size]
     if len(found) != 1:
         held = ", ".join(f"{name} {array.shape}" for name, array in list(arrays.items())[:20]) or "no array"
@@ -181,31 +178,73 @@ def read_weights(path: str | Path, bgr: bool = False) -> np.ndarray:
     if not np.issubdtype(kernel.dtype, np.floating):
         raise UserError(f"conv1 in {path} is {kernel.dtype}, and weights are floating numbers")
     if not np.isfinite(kernel).all():
-        raise UserError(f"conv1 in {path} holds what is no number")
+        raise UserError(f"conv1 in {path} contains NaN or infinity: name other weights")
     kernel = kernel.astype(np.float32).transpose(2, 3, 1, 0)
     return kernel[:, :, ::-1] if bgr else kernel
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz. Raises UserError if the file is not one, or not complete."""
+    takes = "--weights takes an .npz with conv1's kernels, (kernels, 3, side, side)"
+    if not path.exists():
+        raise UserError(f"there is no file {path}: {takes}")
+    if not path.is_file():
+        raise UserError(f"{path} is no file: {takes}")
+    if path.suffix in (".pth", ".pt", ".safetensors", ".caffemodel", ".npy"):
+        raise UserError(
+            f"{path} is no .npz: {takes}; alexnet convert makes a run of an AlexNet's weights, and --workdir draws that"
+        )
+    try:
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise UserError(f"{path} is no .npz, or not a whole one ({path.stat().st_size:,} bytes): {takes}")
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}): {takes}") from error
+    except (ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} cannot be read as an .npz of plain arrays ({one_line(error)}): {takes}") from error
+    return {name: a for name, a in found.items() if isinstance(a, np.ndarray)}  # any other file comes as bytes
 
 
 # --- The command line -------------------------------------------------------------------------------------------------
 
 
 def _folder(path: str | Path) -> Path:
-    if Path(path).suffix == ".png":
+    """The folder of this name, created if needed. Raises UserError if it cannot be."""
+    path = Path(path)
+    if path.suffix == ".png":
         raise UserError(f"--out is the folder that the pictures go to, and {path} names a picture")
     try:
-        Path(path).mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {path} ({error.strerror}): name another with --out") from error
-    return Path(path)
+    return path
+
+
+def _chosen(asked: str | None, several: bool) -> list[str]:
+    """What --what names, or the default. Raises UserError if it names what cannot be drawn."""
+    if asked is None:
+        return ["curves"] if several else [*QUICK, *ONE_PASS]
+    what = list(WHAT) if asked == "all" else asked.split(",")
+    if unknown := set(what) - set(WHAT):
+        raise UserError(f"--what names {', '.join(sorted(unknown))} and takes {', '.join(WHAT)} or all")
+    if several and what != ["curves"]:
+        raise UserError("of several --workdir only the curves make one picture: give each alone for the rest")
+    return what
 
 
 def _possible(run: Run, what: list[str], data: str | None, asked: bool) -> tuple[list[str], Split | None]:
-    """What can be drawn, and the images for it. Of converted weights, unless `asked` for more, that may be less."""
+    """What can be drawn, and the images for it.
+
+    asked: whether the user named it; if not, what converted weights do not have is left out. Raises UserError if
+    something that was asked for cannot be drawn.
+    """
     converted = not (run.workdir / "metrics.jsonl").exists()
     if converted and "curves" in what:
         if asked:
             raise UserError(f"{run.workdir} was not trained here and has no curves (no metrics.jsonl): ask for others")
-        what.remove("curves")
+        what = [name for name in what if name != "curves"]
     if data and "neighbours" in what:
         raise UserError("neighbours are drawn from the run's own data set: leave out --data, or neighbours")
     if not set(what) & {"predictions", *ONE_PASS}:
@@ -215,50 +254,54 @@ def _possible(run: Run, what: list[str], data: str | None, asked: bool) -> tuple
     except UserError as error:
         if asked or data or not converted:
             raise
-        what = [name for name in what if name == "kernels"]
         print(f"no {', '.join(('predictions', *ONE_PASS))}: {error}; or name photos with --data", file=sys.stderr)
-        return what, None
+        return [name for name in what if name == "kernels"], None
 
 
-def main(argv: list[str]) -> None:
-    """The command line: a run's pictures, the curves of several runs in one, or the kernels of other weights."""
-    parser = argparse.ArgumentParser(prog="alexnet figures", description=__doc__.splitlines()[0])
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--workdir", action="append", help="a run; of several the curves are drawn into one picture")
-    source.add_argument("--weights", help="an .npz with conv1 of another network, (kernels, 3, side, side)")
-    parser.add_argument("--what", help=f"out of {','.join(WHAT)}; or all; default: all but neighbours")
-    parser.add_argument(
-        "--data", help="a TFDS name or a folder, of classes that the run knows, in place of its own set"
+def add_flags(parser: ArgumentParser) -> None:
+    """The command's flags."""
+    add_workdir(
+        parser, action="append", required=False, help="the run's folder; give several for their curves in one picture"
     )
-    parser.add_argument("--out", help="a folder for the pictures; default: the workdir, or here")
+    parser.add_argument(
+        "--weights", metavar="FILE", help="instead of a run, an .npz with another network's conv1, (n, 3, side, side)"
+    )
+    parser.add_argument("--what", help=f"some of {','.join(WHAT)}, or all (default: all but neighbours)")
+    parser.add_argument(
+        "--data", help="a TFDS name or a folder, of classes that the run knows, instead of its own data set"
+    )
+    parser.add_argument("--out", metavar="DIR", help="a folder for the pictures (default: the workdir, or here)")
     parser.add_argument("--bgr", action="store_true", help="the weights' channels are blue, green, red, as in Caffe")
     parser.add_argument("--towers", type=int, default=1, help="towers of the weights, equal groups of kernels")
-    flags = parser.parse_args(argv)
+    add_which(parser)
+    add_devices(parser)
+    add_batch_size(parser)
+
+
+def main(flags: Namespace) -> None:
+    """The command: a run's pictures, the curves of several runs in one, or the kernels of other weights."""
+    if (flags.workdir is None) == (flags.weights is None):
+        raise UserError("name either a run with --workdir or another network's weights with --weights")
     if flags.weights is not None:
-        kernel = read_weights(flags.weights, flags.bgr)
-        if flags.towers < 1 or kernel.shape[3] % flags.towers:
-            raise UserError(f"--towers is {flags.towers} and must divide the {kernel.shape[3]} kernels")
-        print(f"conv1 kernels: {kernels(kernel, _folder(flags.out or '.') / 'kernels.png', flags.towers)}")
-        print(color_blindness(kernel, flags.towers))
+        _draw_weights(flags)
         return
-    several = len(flags.workdir) > 1
-    chosen = flags.what or ("curves" if several else ",".join(WHAT[:-1]))
-    what = WHAT if chosen == "all" else chosen.split(",")
-    if unknown := set(what) - set(WHAT):
-        raise UserError(f"--what names {', '.join(sorted(unknown))} and takes {', '.join(WHAT)} or all")
-    if several:
-        if list(what) != ["curves"]:
-            raise UserError("of several --workdir only the curves make one picture: give each alone for the rest")
-        runs = {Path(w).name: read_metrics(Path(w) / "metrics.jsonl") for w in flags.workdir}
+    what = _chosen(flags.what, several=len(flags.workdir) > 1)
+    if len(flags.workdir) > 1:
+        runs = {Path(workdir).name: read_metrics(Path(workdir) / "metrics.jsonl") for workdir in flags.workdir}
         print(f"training curves: {curves(runs, _folder(flags.out or '.') / 'curves.png')}")
         return
-    run = load_run(flags.workdir[0])
-    what, split = _possible(run, list(what), flags.data, asked=flags.what is not None)
-    for name, path in draw_run(run.workdir, split, what, flags.out).items():
+    use_devices(flags.devices)
+    run = load_run(flags.workdir[0], flags.which, *flags.devices)
+    what, split = _possible(run, what, flags.data, asked=flags.what is not None)
+    for name, path in draw(run, split, what, _folder(flags.out or run.workdir), flags.batch_size).items():
         print(f"{name}: {path}")
     if "kernels" in what:
         print(color_blindness(np.asarray(run.params["conv1"]["kernel"]), run.config.model.towers))
 
 
-if __name__ == "__main__":
-    command(main)
+def _draw_weights(flags: Namespace) -> None:
+    kernel = read_weights(flags.weights, flags.bgr)
+    if flags.towers < 1 or kernel.shape[3] % flags.towers:
+        raise UserError(f"--towers is {flags.towers} and must divide the {kernel.shape[3]} kernels")
+    print(f"conv1 kernels: {kernels(kernel, _folder(flags.out or '.') / 'kernels.png', flags.towers)}")
+    print(color_blindness(kernel, flags.towers))

@@ -1,63 +1,59 @@
-"""Pictures of arrays: conv1's kernels, photos with what a network says of them, a confusion matrix. Plain PNGs.
+"""Pictures of arrays: conv1's kernels, photos with the network's answers, a confusion matrix. All are PNG files.
 
     kernels(params["conv1"]["kernel"], "kernels.png")                                # the paper's figure 3
     predictions(images, labels, probabilities, classes, "predictions.png")           # figure 4, left
     neighbours(queries, [0, 7], hits, labels, ["ant", "bee"], "neighbours.png")      # figure 4, right
 
-Figures are drawn on objects of their own, never through pyplot: nothing global changes, no window is needed, and a
-notebook's own figures stay as they are.
+Figures are drawn without pyplot: nothing global changes, no window is needed, and a notebook's own figures stay as they
+are.
 """
 
-import contextlib
-import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from alexnet_jax import UserError
 from alexnet_jax.data.classes import words
+from alexnet_jax.files import replacing
 
 WIDTH = 1150  # pixels
 DPI = 150
-BAR = 27  # pixels: a bar with its text
+BAR = 27  # pixels: the height of a bar with its text
 GREY = "#666666"
 BLUE, ORANGE = "#0072B2", "#E69F00"
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito: for every eye
+COLORS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+)  # Okabe and Ito: for colour-blind readers too
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Writes the figure as a PNG, whole or not at all."""
-    if Path(path).exists() and not Path(path).is_file():  # a device, which the file would replace
-        raise UserError(f"cannot write {path}, which is no file: name another")
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=figure.dpi, facecolor="white")
-    partial = Path(f"{path}.{os.getpid()}.tmp")
-    try:
-        partial.write_bytes(png.getbuffer())
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}): name a file in a folder you can write to") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-    return Path(path)
+    """Writes the figure as a PNG. Raises UserError if it cannot be written; then what was there before is kept."""
+    path = Path(path)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=figure.dpi, facecolor="white")
+    return path
 
 
 # --- Kernels ----------------------------------------------------------------------------------------------------------
 
 
 def colorfulness(kernel: np.ndarray) -> np.ndarray:
-    """The share of each kernel's energy that is colour rather than grey: 0 for a grey kernel, 1 for opponent colours.
+    """The share of each kernel's energy that is colour and not grey: 0 for a grey kernel, 1 for opponent colours.
 
     kernel: float (height, width, 3, n). Returns float64 (n,) in 0..1, where w is one kernel and the mean is over RGB:
 
         sum((w - mean(w))^2) / sum(w^2)
 
-    A kernel of one colour, red alone, has 2/3: a third of it is the grey of its brightness. One of zeros has 0.
+    A kernel of one colour, such as red, has 2/3: a third of it is the grey of its brightness. One of zeros has 0.
     """
     kernel = np.asarray(kernel, np.float64)
     color = np.square(kernel - kernel.mean(axis=2, keepdims=True)).sum(axis=(0, 1, 2))
@@ -66,15 +62,15 @@ def colorfulness(kernel: np.ndarray) -> np.ndarray:
 
 
 def towers_colors(kernel: np.ndarray, towers: int) -> list[tuple[int, int, float]]:
-    """By tower: its kernels, those of them with more than half of their energy in colour, their mean `colorfulness`."""
+    """For each tower: how many kernels it has, how many have over half of their energy in colour, the mean share."""
     return [(len(part), int((part > 0.5).sum()), float(part.mean())) for part in np.split(colorfulness(kernel), towers)]
 
 
 def kernels(kernel: np.ndarray, path: str | Path, towers: int = 2) -> Path:
-    """Draws conv1's kernels, tower by tower from the top, each title with the tower's `towers_colors`.
+    """Draws conv1's kernels, tower by tower from the top, with each tower's `towers_colors` in its title.
 
-    kernel: float (height, width, 3, n), n a multiple of `towers`, tower by tower. Each kernel is scaled on its own,
-    0.5 + w / (2 max|w|), so that mid-grey is zero. A weight is a square of whole pixels.
+    kernel: float (height, width, 3, n), n a multiple of `towers`, tower by tower. Each kernel is scaled by itself,
+    0.5 + w / (2 max|w|), so that mid-grey is zero. Each weight is a square of whole pixels.
     """
     kernel = np.asarray(kernel, np.float64)
     height, width, _, n = kernel.shape
@@ -109,8 +105,8 @@ def kernels(kernel: np.ndarray, path: str | Path, towers: int = 2) -> Path:
 
 
 def predictions(
-    images: Sequence[np.ndarray],
-    labels: Sequence[int],
+    images: np.ndarray | Sequence[np.ndarray],
+    labels: np.ndarray | Sequence[int],
     probabilities: np.ndarray,
     classes: Sequence[str],
     path: str | Path,
@@ -119,7 +115,7 @@ def predictions(
     """Draws up to eight images, each over the bars of its `top` most probable classes.
 
     images: uint8 (height, width, 3) each; labels: the true classes' numbers; probabilities: float (b, len(classes)), in
-    0..1. A title is the true class and a tick where it came first; among the bars it is orange, bold and has an arrow.
+    0..1. The title is the true class, with a tick if it came first; its bar is orange, and its name bold with an arrow.
     """
     probabilities = np.asarray(probabilities)
     count = min(8, len(images))
@@ -141,17 +137,17 @@ def predictions(
 
 
 def mistakes(
-    images: Sequence[np.ndarray],
-    labels: Sequence[int],
+    images: np.ndarray | Sequence[np.ndarray],
+    labels: np.ndarray | Sequence[int],
     probabilities: np.ndarray,
     classes: Sequence[str],
     path: str | Path,
 ) -> Path:
     """Draws wrongly classified images in two rows, each over the bars of the predicted and of the true class.
 
-    images, labels, probabilities: as in `predictions`, the most certain mistakes first and in their order, then as many
-    of the least certain (one less where their number is odd). The true class is orange, bold and has an arrow. Without
-    an image the picture says that there are none.
+    images, labels, probabilities: as in `predictions`. The most certain mistakes come first, in their order, then as
+    many of the least certain (one less if their number is odd). The true class is orange and bold with an arrow. If
+    there are no images the picture says so.
     """
     probabilities = np.asarray(probabilities)
     first = -(-len(images) // 2)
@@ -176,18 +172,20 @@ def mistakes(
 
 
 def neighbours(
-    queries: Sequence[np.ndarray],
+    queries: np.ndarray | Sequence[np.ndarray],
     names: Sequence[str],
-    hits: Sequence[Sequence[np.ndarray]],
+    hits: np.ndarray | Sequence[Sequence[np.ndarray]],
     hit_names: Sequence[Sequence[str]],
     same: np.ndarray | None,
     path: str | Path,
 ) -> Path:
-    """Draws a query a row and, right of it, its nearest neighbours in their order.
+    """Draws each query in a row of its own, followed by its nearest neighbours in their order.
 
-    queries: uint8 (height, width, 3) each; names: what stands under each; hits, hit_names: for each query its
-    neighbours' images and classes, equally many; same: bool (queries, neighbours), whether a neighbour is of its
-    query's class: then it has a tick and a blue frame, else a cross and an orange one. None: unknown, all are grey.
+    Args:
+      queries: uint8 (height, width, 3) each; names: the text under each.
+      hits, hit_names: for each query its neighbours' images and classes, the same number for all.
+      same: bool (queries, neighbours), whether a neighbour is of its query's class. If so it has a tick and a blue
+        frame, otherwise a cross and an orange frame. None: not known, all frames are grey.
     """
     count = len(hits[0])
     gap, title, caption = 12, 40, 34  # pixels
@@ -213,13 +211,18 @@ def neighbours(
         top = title + i * cell
         draw(query, name, gap, top, weight="bold")
         for j, (image, hit_name) in enumerate(zip(images, theirs, strict=True)):
-            mark, color = ("", "#999999") if same is None else ("✓ ", BLUE) if same[i][j] else ("✗ ", ORANGE)
+            if same is None:
+                mark, color = "", "#999999"
+            elif same[i][j]:
+                mark, color = "✓ ", BLUE
+            else:
+                mark, color = "✗ ", ORANGE
             draw(image, hit_name, first + j * (side + gap), top, color, mark)
     return save(figure, path)
 
 
 def short(name: str, length: int = 20) -> str:
-    """A class's first name ("goldfish, Carassius auratus"; of a synset WordNet's), cut to `length` letters."""
+    """A class's name for pictures and tables: the first of its names, a synset's in words, cut to `length` letters."""
     [name] = words([name.split(",")[0]])
     return name if len(name) <= length else f"{name[: length - 1]}…"
 
@@ -237,17 +240,27 @@ def _photo(figure: Figure, image: np.ndarray, left: float, top: float, side: flo
     return photo
 
 
-def _bars(figure: Figure, shown: Sequence[int], shares: np.ndarray, label: int, classes: Sequence[str],
-          left: float, top: float, side: float):  # fmt: skip
-    """The shares of the classes `shown` as bars with names, the true class orange, bold and with an arrow."""
+def _bars(
+    figure: Figure,
+    shown: np.ndarray | Sequence[int],
+    shares: np.ndarray,
+    label: int,
+    classes: Sequence[str],
+    left: float,
+    top: float,
+    side: float,
+) -> None:
+    """The shares of the classes `shown` as bars with names. The true class is orange and bold with an arrow."""
     bars = _axes(figure, left, top, side, len(shown) * BAR)
     bars.set(xlim=(0, 1), ylim=(len(shown) - 0.5, -0.5))
     length = int(side / 9.4) - 6  # letters of this size that fit beside the number
     for y, k in enumerate(shown):
         true = k == label
         bars.barh(y, shares[k], height=0.84, color="#F0A030" if true else "#BCD3E6")
-        style = {"size": 7, "va": "center_baseline", "weight": "bold" if true else "normal", "parse_math": False}
-        bars.text(0.02, y, f"{'▸ ' if true else ''}{short(classes[k], length)}", **style)
+        weight = "bold" if true else "normal"
+        style: dict[str, Any] = {"size": 7, "va": "center_baseline", "weight": weight, "parse_math": False}
+        arrow = "▸ " if true else ""
+        bars.text(0.02, y, arrow + short(classes[k], length), **style)
         bars.text(0.98, y, "<1%" if shares[k] < 0.01 else f"{shares[k]:.0%}", ha="right", **style)
     bars.set_axis_off()
 
@@ -258,16 +271,17 @@ def _bars(figure: Figure, shown: Sequence[int], shares: np.ndarray, label: int, 
 def confusion(counts: np.ndarray, classes: Sequence[str], path: str | Path) -> Path:
     """Draws a confusion matrix: rows true classes, columns predicted ones, right answers blue, wrong ones orange.
 
-    counts: int (n, n), images by true and predicted class. Up to 20 classes have their names, and their counts in the
-    cells; of more the numbers. A cell's depth is the square root of its share of its row, so that rare confusions show;
-    of more than 20 classes, whose cells are points, the fourth root, in a darker orange.
+    counts: int (n, n), images by true and predicted class. Up to 20 classes have names, and counts in the cells; more
+    have numbers. A cell's depth is the square root of its share of its row, so that rare confusions are visible. With
+    more than 20 classes cells are points, so it is the fourth root, in a darker orange.
     """
     counts = np.asarray(counts)
     n, total = len(classes), counts.sum()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     named = n <= 20
     full = np.where(np.eye(n, dtype=bool)[..., None], (86, 180, 233), (230, 159, 0) if named else (213, 94, 0))
-    levels = np.rint(255 - (shares ** (1 / 2 if named else 1 / 4))[..., None] * (255 - full)).astype(np.uint8)
+    depth = shares ** (1 / 2 if named else 1 / 4)
+    levels = np.rint(255 - depth[..., None] * (255 - full)).astype(np.uint8)
 
     names = [short(name) for name in classes] if named else []
     label = 12 * max((len(name) for name in names), default=5) + 24  # pixels: the longest name at its size
