@@ -1,9 +1,12 @@
 """The one way to write a file: it is complete under its name, or it is not there at all."""
 
 import contextlib
+import fcntl
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from alexnet_jax import UserError
 
@@ -28,3 +31,51 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+@contextlib.contextmanager
+def alone(path: Path, busy: Callable[[], object] | None = None) -> Iterator[BinaryIO]:
+    """Creates the file `path`, empty, and locks it for this process; removes it at the end unless it was renamed.
+
+    A file that a killed process left there is taken over: its lock ended with the process. If another process holds
+    the lock, `busy` is called, and this waits for the lock unless `busy` raises. Without `busy` it raises
+    BlockingIOError instead of waiting.
+    """
+    while True:
+        with contextlib.ExitStack() as held:
+            file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")  # noqa: SIM115
+            held.callback(close, file)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if busy is None:
+                    raise
+                busy()
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_at(path, file):  # its holder removed it while this process waited
+                continue
+            try:
+                file.truncate()
+                yield file
+            finally:
+                if _is_at(path, file):
+                    path.unlink()
+            return
+
+
+def close(file: BinaryIO) -> None:
+    """Closes a file that nobody will read, so a full disk that cannot take the rest of it does not matter."""
+    with contextlib.suppress(OSError):
+        file.close()
+
+
+def _is_at(path: Path, file: BinaryIO) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def slug(name: str) -> str:
+    """Returns the name as part of a file's name: all but letters, digits, "_", "." and "-" become "_"."""
+    return re.sub(r"[^\w.-]", "_", name)

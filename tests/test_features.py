@@ -13,9 +13,9 @@ import pytest
 from helpers.runs import full_disk
 from PIL import Image
 
-from alexnet_jax import UserError
+from alexnet_jax import UserError, files
 from alexnet_jax.analysis import features
-from alexnet_jax.data import photos, records
+from alexnet_jax.data import photos
 from alexnet_jax.data.prepare import prepare
 from alexnet_jax.runs.run import load_run
 
@@ -269,7 +269,7 @@ def test_what_the_user_gets_wrong_is_said(tiny_run, tmp_path, changed, said):
 
 def test_what_a_killed_process_left_is_taken_over_and_a_living_one_is_left_alone(tmp_path):
     (tmp_path / "f.npz.tmp").write_bytes(bytes(10**6))
-    with records.alone(tmp_path / "f.npz.tmp"), pytest.raises(UserError, match="another process writes .*f.npz"):
+    with files.alone(tmp_path / "f.npz.tmp"), pytest.raises(UserError, match="another process writes .*f.npz"):
         features.write(tmp_path / "f.npz", ["fc7"], some_rows(1), {})
     (tmp_path / "f.npz.tmp").write_bytes(bytes(10**6))
     assert features.write(tmp_path / "f.npz", ["fc7"], some_rows(1), {}) == 4

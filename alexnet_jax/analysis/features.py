@@ -33,7 +33,8 @@ from alexnet_jax.cli.commands import command
 from alexnet_jax.data import augment, photos
 from alexnet_jax.data.batches import eval_batches, filled
 from alexnet_jax.data.prepare import prepare
-from alexnet_jax.data.records import Split, alone, close
+from alexnet_jax.data.records import Split
+from alexnet_jax.files import alone, close
 from alexnet_jax.runs.run import Run, load_run
 
 SPLITS = ("validation", "train")

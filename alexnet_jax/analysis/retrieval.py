@@ -29,8 +29,9 @@ from alexnet_jax.analysis import plots
 from alexnet_jax.cli.commands import command
 from alexnet_jax.data import photos
 from alexnet_jax.data.batches import eval_batches
+from alexnet_jax.data.host import in_threads
 from alexnet_jax.data.prepare import prepare
-from alexnet_jax.data.records import Prepared, Split, in_threads
+from alexnet_jax.data.records import Prepared, Split
 from alexnet_jax.runs.run import Run, load_run
 
 K = 6  # figure 4 shows six
