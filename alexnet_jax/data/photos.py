@@ -101,14 +101,14 @@ def is_photo(path: Path) -> bool:
 
 
 def below(folder: Path) -> Iterator[Path]:
-    """Yields all that is named like a photo in a folder and its subfolders, in no order; follows no links to folders."""
+    """Yields what is named like a photo in a folder and its subfolders, in no order. Follows no links to folders."""
     for path in folder.rglob("*"):
         if is_photo(path) and not any(map(is_hidden, path.relative_to(folder).parts)):
             yield path
 
 
 def find(path: str | Path) -> list[Path]:
-    """Returns the file itself, or the photos in a folder and its subfolders, sorted. Raises UserError if it has none."""
+    """Returns a file itself, or the sorted photos of a folder and its subfolders. Raises UserError if it has none."""
     path = Path(os.path.expanduser(path))
     if not os.path.lexists(path):
         raise UserError(f"there is no file or folder {path}")
