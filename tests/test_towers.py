@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from alexnet_jax import UserError, checkpoint, optimizer, towers
@@ -309,6 +310,21 @@ def test_annotated_shardings_would_show(narrow, draw):
     assert len(found) > 4
     layers = {layer for _, name in found for layer in re.findall(r"AlexNet/(\w+)/", name)}
     assert layers & {"conv2", "conv4", "conv5"}  # where towers must not meet
+
+
+@pytest.mark.parametrize("algorithm", ["momentum", "adam"])
+def test_a_layer_is_known_by_its_name_alone(config, algorithm):
+    """Only fc8 is whole on each device, in the parameters and in any optimizer's state; no other name is like it."""
+    config.optimizer.algorithm = algorithm
+    layer = {"kernel": np.zeros((2, 3, 4), np.float32), "bias": np.zeros(4, np.float32)}
+    params = {"fc8": layer, "fc80": layer, "my_fc8": layer}
+    tree = {"params": params, "velocity": optimizer.update_rule(config.optimizer).init(params)}
+    found = {"fc8": set(), "fc80": set(), "my_fc8": set()}
+    for path, spec in jax.tree.leaves_with_path(towers.specs(tree), is_leaf=lambda s: isinstance(s, P)):
+        [name] = {key.key for key in path if isinstance(key, jax.tree_util.DictKey)} & set(found)
+        found[name].add(spec)
+    split = {P(None, None, "tower"), P("tower")} | ({P()} if algorithm == "adam" else set())  # Adam counts its steps
+    assert found == {"fc8": {P()}, "fc80": split, "my_fc8": split}
 
 
 def test_each_device_holds_its_towers_kernels(narrow, draw):
