@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from alexnet_jax import UserError
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def cores() -> int:

@@ -180,8 +180,8 @@ def _write_set(config: ConfigDict, source: Source, folder: Path, learns: bool) -
 
 def _write_split(
     config: ConfigDict, source: Source, split: str, folder: Path, must_have_all: bool
-) -> tuple[dict, dict[str, np.ndarray]]:
-    """Writes a split's files. Returns its entry in meta.json and its statistics.
+) -> tuple[dict, dict]:
+    """Writes a split's files. Returns its entry in meta.json and its statistics (_statistics).
 
     Raises UserError if an image has no label, or if none can be read, or, where it must have all, none of a class.
     """
