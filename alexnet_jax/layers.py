@@ -51,11 +51,11 @@ def max_pool(x: jax.Array, *, size: int, stride: int) -> jax.Array:
     Args: x (b, h, w, c). Returns: (b, h', w', c), h' = (h - size) // stride + 1.
 
     It takes maxima over shifted views, along rows, then columns: on CPU the gradient takes a fifth of the time of
-    reduce_window's. If places tie for the maximum, the first one, row by row, gets the whole gradient, as in PyTorch and
-    cuDNN; the 2012 code gave the whole gradient to each of them (kLocalMaxUndo). Where a window is all 0 the ReLU before
-    it lets no gradient through, wherever it goes. Of the positive maxima of `source` and `paper`, at their initial
-    values on 64 photos of Imagenette, up to 5 in a million tie in float32, 3 in 100 in bfloat16, and 19 in 100 in the
-    paper's pool5.
+    reduce_window's. If places tie for the maximum, the first one, row by row, gets the whole gradient, as in PyTorch
+    and cuDNN; the 2012 code gave the whole gradient to each of them (kLocalMaxUndo). Where a window is all 0 the ReLU
+    before it lets no gradient through, wherever it goes. Of the positive maxima of `source` and `paper`, at their
+    initial values on 64 photos of Imagenette, up to 5 in a million tie in float32, 3 in 100 in bfloat16, and 19 in
+    100 in the paper's pool5.
     """
     if min(x.shape[1:3]) < size:
         raise ValueError(f"a {x.shape[1]}x{x.shape[2]} map is too small for {size}x{size} pooling")
