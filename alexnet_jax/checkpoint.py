@@ -1,11 +1,13 @@
-"""Save, restore, resume. A run is a workdir: config.json, statistics.npz, provenance.json, metrics.jsonl, checkpoints/.
+"""Checkpoints: saving, restoring, and what to do about a damaged one. Everything that knows Orbax.
 
-One that convert.py made has a converted.json in place of metrics.jsonl and provenance.json.
+A checkpoint is workdir/checkpoints/step_<step>, with the training state and the host's part: JSON of the plateau, the
+running sums, the last result, and a checksum of every array of the state.
 
 A run that was killed and resumed equals one that was not, and one whose epochs were raised later equals one that had
-them from the start. On one CPU type with as many cores that means: the checkpoints at the same step hold the same
-bits, parameters, velocity, plateau and running sums, and metrics.jsonl the same records but for images_per_second and,
-where epochs were raised, the last evaluation at the former end, which stays. TensorBoard's events may repeat steps.
+them from the start. On one CPU type with the same number of cores that means: the checkpoints at the same step contain
+the same bits, parameters, velocity, plateau and running sums, and metrics.jsonl the same records, except for
+images_per_second and, where epochs were raised, the last evaluation at the former end, which stays. TensorBoard's
+events may repeat steps.
 """
 
 import contextlib
@@ -18,8 +20,8 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,27 +32,30 @@ from orbax.checkpoint import checkpoint_managers as policies
 from alexnet_jax import UserError, one_line, towers
 
 FOLDER = "checkpoints"
-CHECKSUMS = "checksums"  # in the host's part of a checkpoint
+PREFIX = "step"  # of a checkpoint's folder, step_<step>
+CHECKSUMS = "checksums"  # their key in the host's part
+ERROR = "top1_error"  # the metric that is saved with a checkpoint at the end of an epoch
 
 
 def manager(workdir: Path) -> ocp.CheckpointManager:
-    """The run's checkpoints: the latest and the one of the lowest validation error are kept."""
-    # Orbax reports each save in twenty lines, and each error in a hundred before it raises it, for us to say.
+    """Opens a run's checkpoints. The latest one and the one with the lowest validation error are kept.
+
+    Raises UserError, saying what to do, if they cannot be listed.
+    """
+    # Orbax logs twenty lines for each save, and a hundred for each error before raising it; UserError says it in one.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    keep = policies.AnyPreservationPolicy(
-        [
-            policies.LatestN(1),
-            policies.BestN(get_metric_fn=lambda m: -m["top1_error"], n=1, keep_checkpoints_without_metrics=False),
-        ]
-    )
+    best = policies.BestN(get_metric_fn=lambda m: -m[ERROR], n=1, keep_checkpoints_without_metrics=False)
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=keep, best_fn=lambda m: m["top1_error"], best_mode="min", step_prefix="step"
+        preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), best]),
+        best_fn=lambda m: m[ERROR],
+        best_mode="min",
+        step_prefix=PREFIX,
     )
     directory = (workdir / FOLDER).absolute()
 
     def opened():
         found = ocp.CheckpointManager(directory, options=options)
-        found.best_step()  # which reads the errors of all
+        found.best_step()  # reads the errors of all of them
         return found
 
     found, reason = _attempt(opened)
@@ -59,33 +64,57 @@ def manager(workdir: Path) -> ocp.CheckpointManager:
     return found
 
 
-def save(checkpoints: ocp.CheckpointManager, step: int, state, host: dict, error: float | None = None):
-    """Writes a training state and the host's own (JSON) at `step`, in the background.
+def trained(workdir: Path) -> int | None:
+    """Returns the step of the latest checkpoint, from the folders' names alone; None if there is none."""
+    return max(_steps(workdir), default=None)
 
-    `error` is the validation top-1 error where the step ends an epoch. A kill while it writes leaves the previous
-    checkpoint as the latest. With the host's part goes a checksum of every array: the store has none. Raises UserError
-    if the disk is full or not writable.
+
+def best_step(workdir: Path) -> int | None:
+    """Returns the step of the checkpoint with the lowest validation error; None if none was measured."""
+    with manager(workdir) as checkpoints:
+        return checkpoints.best_step()
+
+
+def _steps(workdir: Path) -> list[int]:
+    folder = workdir / FOLDER
+    if not folder.is_dir():
+        return []
+    found = [re.fullmatch(rf"{PREFIX}_(\d+)", path.name) for path in folder.iterdir()]
+    return [int(match[1]) for match in found if match]
+
+
+# ---------------------------------------------------------------- saving
+
+
+def save(checkpoints: ocp.CheckpointManager, step: int, state: Any, host: dict, error: float | None = None) -> None:
+    """Writes a checkpoint at `step`, in the background. If it is killed, the previous checkpoint stays the latest.
+
+    Args:
+      state: a tree of arrays of 4-byte numbers.
+      host: the host's part, JSON; floats may be infinite or NaN.
+      error: the validation top-1 error, 0..1, if the step ends an epoch that was evaluated.
+    Raises UserError if the disk is full or not writable.
     """
     needed = sum(x.nbytes for x in jax.tree.leaves(state))
-    host = host | {CHECKSUMS: checksums(state)}
+    host = host | {CHECKSUMS: checksums(state)}  # Orbax's files have none
     try:
         free = shutil.disk_usage(checkpoints.directory).free
-        if free < needed:  # asked beforehand: orbax's threads fail in a hundred lines
-            raise OSError(f"it takes {needed:,} bytes and the disk has {free:,} left")
+        if free < needed:  # checked first, because Orbax's threads fail in a hundred lines
+            raise OSError(f"it requires {needed:,} bytes and the disk has {free:,} left")
         checkpoints.save(
             step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(_strict(host))),
-            metrics=None if error is None else {"top1_error": error},
+            args=ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(_to_json(host))),
+            metrics=None if error is None else {ERROR: error},
             force=True,
         )
     except (OSError, ValueError) as e:
         raise _write_error(checkpoints, e) from e
 
 
-def finish(checkpoints: ocp.CheckpointManager):
-    """Waits for saves that are under way, and removes what a kill between a save and its tidying left behind.
+def finish(checkpoints: ocp.CheckpointManager) -> None:
+    """Waits for saves in progress, and removes old checkpoints that a kill kept from being removed after a save.
 
-    Raises UserError if one failed.
+    Raises UserError if a save failed.
     """
     try:
         checkpoints.wait_until_finished()
@@ -97,29 +126,32 @@ def finish(checkpoints: ocp.CheckpointManager):
 
 @contextlib.contextmanager
 def ending(checkpoints: ocp.CheckpointManager) -> Iterator[None]:
-    """Lets a save under way come to its end where an error ends the run: cut off, its threads would complain."""
+    """Lets a save in progress finish if an error ends the run. If it were cut off, its threads would print errors."""
     try:
         yield
     except Exception:
-        if jax.process_count() == 1:  # of several, a lost one would be waited for
-            _attempt(checkpoints.close)  # the error has said what is wrong
+        if jax.process_count() == 1:  # several would wait for a lost one
+            _attempt(checkpoints.close)  # any error of its own would only hide the first one
         raise
 
 
-def _write_error(checkpoints, e: Exception) -> Exception:
-    if towers.lost(e):  # no fault of the disk
+def _write_error(checkpoints: ocp.CheckpointManager, e: Exception) -> Exception:
+    if towers.lost(e):  # not the disk's fault
         return jax.errors.JaxRuntimeError(str(e))
     reason = str(e).splitlines()[0]
     return UserError(
         f"the checkpoint could not be written to {checkpoints.directory}: {reason}; make room, then start the same "
-        "command again: it goes on from the last whole checkpoint"
+        "command again: it resumes from the last complete checkpoint"
     )
 
 
-def restore(checkpoints: ocp.CheckpointManager, like) -> tuple[int, object, dict] | None:
-    """The latest (step, state, host), or None. `like` gives the state's shapes, dtypes and shardings.
+# ---------------------------------------------------------------- restoring
 
-    Raises UserError, saying how to go on, if it cannot be read.
+
+def restore(checkpoints: ocp.CheckpointManager, like: Any) -> tuple[int, Any, dict] | None:
+    """Returns the latest (step, state, host), or None if there is none.
+
+    like: the state's shapes, dtypes and shardings. Raises UserError, saying what to do, if it cannot be read.
     """
     step = checkpoints.latest_step()
     if step is None:
@@ -128,7 +160,7 @@ def restore(checkpoints: ocp.CheckpointManager, like) -> tuple[int, object, dict
 
     def read():
         found = checkpoints.restore(step, args=args)
-        host = _loose(found["host"])
+        host = _from_json(found["host"])
         if not isinstance(host, dict):
             raise ValueError("its host part is not what a run writes")
         _compare(found["state"], host.pop(CHECKSUMS, {}))
@@ -137,127 +169,23 @@ def restore(checkpoints: ocp.CheckpointManager, like) -> tuple[int, object, dict
     return _read(read, Path(checkpoints.directory).parent, step)
 
 
-def checksums(state) -> dict[str, int]:
-    """A number for each array of a tree of 4-byte numbers, {path: number}, of whatever devices it lies on."""
-    named = jax.tree_util.tree_flatten_with_path(_sums(state))[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): int(number) for path, number in named}
-
-
-@jax.jit
-def _sums(state):
-    """Of each array's bits, each number times its place: sums modulo 2^32 are the same in any order."""
-
-    def one(x):
-        bits = jax.lax.bitcast_convert_type(x, jnp.uint32).ravel()
-        return jnp.sum(bits * (2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
-
-    return jax.tree.map(one, state)
-
-
-def _compare(state, saved: dict[str, int]):
-    """Raises ValueError if arrays are not those that were saved; an older checkpoint, without checksums, passes."""
-    if changed := [name for name, number in checksums(state).items() if saved.get(name, number) != number]:
-        raise ValueError(f"{changed[0]} is not what was saved")
-
-
-def _read(read: Callable, workdir: Path, step: int):
-    """What `read` returns of a checkpoint. Raises UserError, saying how to go on, if it raises anything."""
-    found, reason = _attempt(read)
-    if reason is None:
-        return found
-    raise UserError(f"checkpoint {step} of {workdir} cannot be read ({reason}): {_way_out(workdir, step)}")
-
-
-def _attempt(read: Callable) -> tuple:
-    """(what `read` returns, None), or (None, why it failed): orbax raises many kinds for a damaged checkpoint."""
-    with contextlib.redirect_stderr(io.StringIO()):  # threads of its store print tracebacks when a read is given up
-        try:
-            return read(), None
-        except Exception as e:
-            reason = one_line(e)
-        sys.unraisablehook = _but_late_reads
-        gc.collect()  # so do coroutines that nobody waited for, when they are collected
-    return None, reason
-
-
-def _but_late_reads(unraisable, others=sys.unraisablehook):
-    """Other threads of the store go on for a while and find that nobody waits for what they have read."""
-    if str(unraisable.exc_value) != "Event loop is closed":
-        others(unraisable)
-
-
-def _strict(value):
-    """JSON with words in place of the numbers that it has none for: the plateau begins at infinity."""
-    if isinstance(value, dict):
-        return {name: _strict(v) for name, v in value.items()}
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _loose(value):
-    """What `_strict` took."""
-    if isinstance(value, dict):
-        return {name: _loose(v) for name, v in value.items()}
-    return float(value) if value in ("inf", "-inf", "nan") else value
-
-
-def trained(workdir: Path) -> int | None:
-    """The step of the latest checkpoint, from the names of folders alone; None if there is nothing to go on from."""
-    return max(_steps(workdir), default=None)
-
-
-def best_step(workdir: Path) -> int:
-    """The step of a run's checkpoint of the lowest validation error."""
-    with manager(workdir) as checkpoints:
-        return checkpoints.best_step()
-
-
-def _steps(workdir: Path) -> list[int]:
-    folder = workdir / FOLDER
-    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    return [int(found[1]) for name in names if (found := re.fullmatch(r"step_(\d+)", name))]
-
-
-def _way_out(workdir: Path, damaged: int | None) -> str:
-    """What to do about a checkpoint that cannot be read, or, None, about some that cannot even be listed."""
-    there = {step: workdir / FOLDER / f"step_{step}" for step in sorted(_steps(workdir), reverse=True)}
-    for step, folder in there.items():
-        if step != damaged and _attempt(partial(read_whole, folder))[1] is None:
-            others = [folder for s, folder in there.items() if s == damaged or damaged is None and s != step]
-            remove = " and ".join(map(str, others))
-            return f"step {step} is whole; remove {remove}, and the same command goes on from there"
-    return "no other is whole, so train it anew in another --workdir, or remove this one"
-
-
-def read_whole(folder: Path) -> tuple[dict, dict]:
-    """A checkpoint's state, in NumPy arrays, and the host's part. Raises anything if it is damaged."""
-    if not isinstance(json.loads((folder / "_CHECKPOINT_METADATA").read_text()), dict):
-        raise ValueError("_CHECKPOINT_METADATA is none")
-    if (folder / "metrics").is_dir():  # written at the end of an epoch
-        json.loads((folder / "metrics" / "metrics").read_text())["top1_error"]
-    host = json.loads((folder / "host" / "metadata").read_text())
-    with ocp.PyTreeCheckpointer() as reader:
-        state = (folder / "state").absolute()
-        tree = reader.metadata(state).item_metadata.tree
-        arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        found = reader.restore(state, restore_args=arrays)
-    _compare(found, host.pop(CHECKSUMS, {}))
-    return found, _loose(host)
-
-
 def read_params(workdir: Path, like: dict, which: str = "best") -> tuple[int, dict]:
-    """The step of a run's checkpoint and the parameters in it, on other devices than it was trained on if need be.
+    """Returns the step of a run's checkpoint and its parameters, on any devices.
 
-    Args: like: shapes, dtypes and shardings, {layer: {"kernel", "bias"}}; of some layers, or of all. which: as in load.
+    Args:
+      like: shapes, dtypes and shardings, {layer: {"kernel", "bias"}}, of some layers or of all.
+      which: "best" (the lowest validation error; the latest if none was measured) or "latest".
     Raises UserError if there is no checkpoint yet, or if it cannot be read.
     """
     if trained(workdir) is None:
-        raise UserError(f"{workdir} holds no checkpoint yet: let python -m alexnet_jax.main reach its first one")
+        raise UserError(f"{workdir} has no checkpoint yet: let alexnet train reach its first one")
     checkpoints = manager(workdir)
     step = checkpoints.best_step() if which == "best" else None
-    step = checkpoints.latest_step() if step is None else step
-    like = {"params": like}
-    how = ocp.checkpoint_utils.construct_restore_args(like)
-    state = ocp.args.PyTreeRestore(like, restore_args=how, partial_restore=True)
+    if step is None:
+        step = checkpoints.latest_step()
+    wanted = {"params": like}
+    how = ocp.checkpoint_utils.construct_restore_args(wanted)
+    state = ocp.args.PyTreeRestore(wanted, restore_args=how, partial_restore=True)
     args = ocp.args.Composite(state=state, host=ocp.args.JsonRestore())
 
     def read():
@@ -266,3 +194,111 @@ def read_params(workdir: Path, like: dict, which: str = "best") -> tuple[int, di
         return found["state"]["params"]
 
     return step, _read(read, workdir, step)
+
+
+def read_whole(folder: Path) -> tuple[dict, dict]:
+    """Returns a checkpoint's state, as NumPy arrays, and its host part. Raises anything if it is damaged."""
+    if not isinstance(json.loads((folder / "_CHECKPOINT_METADATA").read_text()), dict):
+        raise ValueError("_CHECKPOINT_METADATA is not a JSON object")
+    if (folder / "metrics").is_dir():  # only at the end of an epoch
+        json.loads((folder / "metrics" / "metrics").read_text())[ERROR]
+    host = json.loads((folder / "host" / "metadata").read_text())
+    with ocp.PyTreeCheckpointer() as reader:
+        state = (folder / "state").absolute()
+        tree = reader.metadata(state).item_metadata.tree
+        arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        found = reader.restore(state, restore_args=arrays)
+    _compare(found, host.pop(CHECKSUMS, {}))
+    return found, _from_json(host)
+
+
+# ---------------------------------------------------------------- what is stored
+
+
+def checksums(state: Any) -> dict[str, int]:
+    """Returns a checksum of each array of 4-byte numbers in a tree, {path: number}, on whatever devices it lies."""
+    named = jax.tree_util.tree_flatten_with_path(_sums(state))[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): int(number) for path, number in named}
+
+
+@jax.jit
+def _sums(state):
+    """The sum, modulo 2^32, of each array's numbers, as bits, times their places: the same in any order of adding."""
+
+    def one(x):
+        bits = jax.lax.bitcast_convert_type(x, jnp.uint32).ravel()
+        return jnp.sum(bits * (2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
+
+    return jax.tree.map(one, state)
+
+
+def _compare(state: Any, saved: dict[str, int]) -> None:
+    """Raises ValueError if arrays are not those that were saved. Accepts an older checkpoint, without checksums."""
+    for name, number in checksums(state).items():
+        if saved.get(name, number) != number:
+            raise ValueError(f"{name} is not what was saved")
+
+
+def _to_json(value: Any) -> Any:
+    """The host's part as strict JSON, which has no infinity and no NaN: the plateau begins with infinity."""
+    if isinstance(value, dict):
+        return {name: _to_json(v) for name, v in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def _from_json(value: Any) -> Any:
+    """The host's part that `_to_json` was given."""
+    if isinstance(value, dict):
+        return {name: _from_json(v) for name, v in value.items()}
+    if value in ("inf", "-inf", "nan"):
+        return float(value)
+    return value
+
+
+# ---------------------------------------------------------------- damaged checkpoints
+
+
+def _read(read: Callable[[], Any], workdir: Path, step: int) -> Any:
+    """Returns read(). Raises UserError, saying what to do, if it raises anything."""
+    found, reason = _attempt(read)
+    if reason is not None:
+        raise UserError(f"checkpoint {step} of {workdir} cannot be read ({reason}): {_way_out(workdir, step)}")
+    return found
+
+
+def _attempt(read: Callable[[], Any]) -> tuple[Any, str | None]:
+    """(read(), None), or (None, why it failed). Orbax raises many kinds of exceptions for a damaged checkpoint."""
+    with contextlib.redirect_stderr(io.StringIO()):  # Orbax's threads print tracebacks when a read is given up
+        try:
+            return read(), None
+        except Exception as e:
+            reason = one_line(e)
+        sys.unraisablehook = _but_late_reads
+        gc.collect()  # collects coroutines that nobody awaited now, because they print too
+    return None, reason
+
+
+def _but_late_reads(unraisable, others=sys.unraisablehook):
+    """Ignores the errors of Orbax's threads that finish a read after it was given up; passes on all others."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        others(unraisable)
+
+
+def _way_out(workdir: Path, damaged: int | None) -> str:
+    """What to do about a checkpoint that cannot be read; None: about checkpoints that cannot even be listed."""
+    folders = {step: workdir / FOLDER / f"{PREFIX}_{step}" for step in sorted(_steps(workdir), reverse=True)}
+    for step, folder in folders.items():
+        if step == damaged or not _is_whole(folder):
+            continue
+        if damaged is None:
+            broken = [str(other) for other in folders.values() if other != folder]
+        else:
+            broken = [str(folders[damaged])] if damaged in folders else []
+        return f"step {step} is whole; remove {' and '.join(broken)}, and the same command resumes from there"
+    return "no other is whole, so train it again in another --workdir, or remove this one"
+
+
+def _is_whole(folder: Path) -> bool:
+    return _attempt(lambda: read_whole(folder))[1] is None

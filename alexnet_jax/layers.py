@@ -1,7 +1,7 @@
-"""The operations of AlexNet as plain functions on (batch, height, width, channel) arrays, with their fast gradients.
+"""The operations of AlexNet as plain functions on (batch, height, width, channel) arrays, with fast gradients.
 
-Each has a plain definition that the tests hold it to. Towers are consecutive, equal runs of channels: with two towers
-the first half of the channels is tower one. `groups` counts the towers that live on this device.
+The tests compare each with a plain definition. Towers are consecutive groups of channels of equal size: of two towers
+the first has the first half of the channels. `groups` is the number of towers on this device.
 """
 
 from functools import partial, reduce
@@ -15,13 +15,13 @@ LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 def convolution(x: jax.Array, kernel: jax.Array, *, stride: int, padding: tuple[int, int], groups: int) -> jax.Array:
-    """Convolution in `groups` towers: kernel group i reads channel group i only (section 3.2).
+    """Convolution in `groups` towers: kernel group i reads only channel group i (section 3.2).
 
     Args:
       x: (b, h, w, c). kernel: (k, k, c / groups, filters). padding: zeros before and after, on both axes.
     Returns: (b, h', w', filters), h' = (h + sum(padding) - k) // stride + 1.
 
-    The groups are convolved one by one: on CPU the gradients of a grouped one take several times as long.
+    The groups are convolved one by one: on CPU the gradients of a grouped convolution take several times as long.
     """
     if groups > 1:
         towers = zip(jnp.split(x, groups, axis=3), jnp.split(kernel, groups, axis=3), strict=True)
@@ -50,15 +50,16 @@ def max_pool(x: jax.Array, *, size: int, stride: int) -> jax.Array:
 
     Args: x (b, h, w, c). Returns: (b, h', w', c), h' = (h - size) // stride + 1.
 
-    A maximum over shifted views, along rows, then columns: on CPU its gradient takes a fifth of the time of
-    reduce_window's. Of places that tie the first, row by row, gets the whole gradient, as in PyTorch and cuDNN; the
-    2012 code gave it to each of them whole (kLocalMaxUndo). Where a window is all 0 the ReLU before it lets no
-    gradient through, whoever gets it. Of the positive maxima of `source` and `paper`, at their initial values on 64
-    photos of Imagenette, up to 5 in a million tie in float32, 3 in 100 in bfloat16, 19 in 100 in the paper's pool5.
+    It takes maxima over shifted views, along rows, then columns: on CPU the gradient takes a fifth of the time of
+    reduce_window's. If places tie for the maximum, the first one, row by row, gets the whole gradient, as in PyTorch
+    and cuDNN; the 2012 code gave the whole gradient to each of them (kLocalMaxUndo). Where a window is all 0 the ReLU
+    before it lets no gradient through, wherever it goes. Of the positive maxima of `source` and `paper`, at their
+    initial values on 64 photos of Imagenette, up to 5 in a million tie in float32, 3 in 100 in bfloat16, and 19 in
+    100 in the paper's pool5.
     """
     if min(x.shape[1:3]) < size:
         raise ValueError(f"a {x.shape[1]}x{x.shape[2]} map is too small for {size}x{size} pooling")
-    for axis in (2, 1):  # each row's first column of the maximum, then the first row
+    for axis in (2, 1):  # in each row the first column of its maximum, then the first such row
         out = (x.shape[axis] - size) // stride + 1
         taps = [lax.slice_in_dim(x, i, i + (out - 1) * stride + 1, stride, axis) for i in range(size)]
         x = reduce(_first_maximum, taps)
@@ -72,13 +73,13 @@ def _first_maximum(a, b):
 
 @_first_maximum.defjvp
 def _first_maximum_jvp(primals, tangents):
-    """jnp.maximum's own would halve a tie: over three by three, shares of 1/16 to 1/4; and it takes longer."""
+    """jnp.maximum's own gradient halves a tie: over 3x3 places, shares of 1/16 to 1/4. It also takes longer."""
     (a, b), (da, db) = primals, tangents
     return jnp.maximum(a, b), jnp.where(a >= b, da, db)
 
 
 def average_pool(x: jax.Array, side: int) -> jax.Array:
-    """Averages maps of any height and width down, or spreads them, to side x side: PyTorch's adaptive average pooling.
+    """Averages maps of any height and width to side x side, or stretches smaller ones: PyTorch's AdaptiveAvgPool2d.
 
     Output i averages the places floor(i n / side) up to ceil((i + 1) n / side) of n.
 
@@ -91,7 +92,7 @@ def average_pool(x: jax.Array, side: int) -> jax.Array:
 
 
 def averages(n: int, side: int) -> np.ndarray:
-    """What average_pool makes of n places, as a matrix: float32 (side, n)."""
+    """Returns average_pool along one axis of n places as a matrix, float32 (side, n)."""
     edges, places = np.arange(side + 1) * n, np.arange(n)
     start, stop = edges[:-1] // side, -(-edges[1:] // side)
     inside = (start[:, None] <= places) & (places < stop[:, None])
@@ -103,8 +104,8 @@ def local_response_norm(
 ) -> jax.Array:
     """Local response normalization (section 3.3): x / (k + a S)^beta.
 
-    S sums the squares of the `size` maps around each map, clipped at the edges of its tower (of all maps if groups
-    is 1); a is alpha, or alpha / size as in the 2012 code (layer.py:1183) and Caffe.
+    S is the sum of squares over the `size` maps around each map, cut off at the edges of its tower (of all maps if
+    groups is 1). a is alpha, or alpha / size as in the 2012 code (layer.py:1183) and Caffe.
 
     Args: x (..., c). Returns: the same shape and dtype; computed in float32.
     """
@@ -116,9 +117,9 @@ def local_response_norm(
 
 
 def spatial_response_norm(x: jax.Array, *, size: int, k: float, alpha: float, beta: float) -> jax.Array:
-    """The 2012 code's norm within a map: x / (k + alpha / size^2 S)^beta, S over size x size neighbours of one map.
+    """The 2012 code's norm within a map: x / (k + alpha / size^2 S)^beta, S over size x size neighbours in one map.
 
-    Not in the paper; the code ran it after the cross-map norm of conv2 (layers-145.cfg:107).
+    It is not in the paper. The code ran it after the cross-map norm of conv2 (layers-145.cfg:107).
 
     Args: x (b, h, w, c). Returns: the same shape and dtype; computed in float32.
     """
@@ -134,7 +135,7 @@ def _window_sum(x, axes, before, after):
 
 
 def _inverse_power(d, beta):
-    if beta == 0.75:  # two square roots cost a fraction of a power
+    if beta == 0.75:  # two square roots take a fraction of the time of a power
         root = lax.rsqrt(d)
         return root * jnp.sqrt(root)
     return d**-beta
@@ -142,7 +143,7 @@ def _inverse_power(d, beta):
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4, 5))
 def _response_norm(x, axes, window, k, a, beta):
-    """x / (k + a S)^beta, S the sum of squares over a window, (before, after) each place, along each of the axes."""
+    """x / (k + a S)^beta, where S sums squares over a window, (before, after) each place, along each of the axes."""
     return x * _inverse_power(k + a * _window_sum(x * x, axes, *window), beta)
 
 
@@ -151,7 +152,7 @@ def _response_norm_forward(x, *rule):
 
 
 def _response_norm_backward(axes, window, k, a, beta, x, g):
-    """The denominators are computed again: cheaper than keeping them, and autodiff would sum every window twice."""
+    """Computes the denominators again, which is cheaper than keeping them; autodiff would sum every window twice."""
     before, after = window
     d = k + a * _window_sum(x * x, axes, before, after)
     s = _inverse_power(d, beta)
@@ -167,9 +168,15 @@ def dropout(x: jax.Array, rate: float, key: jax.Array, *, rows: jax.Array, tower
     The paper multiplies by 0.5 at test time instead; the expectations agree.
 
     Args:
-      x: (b, units of the towers here), or maps (b, h, w, units). rows: int (b,), each image's place in the global
-        batch. towers: int (t,), which towers are here. A unit's mask depends on its image's row and its tower alone,
-        so that a batch or towers split over devices draw the masks that one device would.
+      x: (b, units of the towers on this device), or maps (b, h, w, units).
+      rate: from 0 to below 1.
+      key: of this layer and step.
+      rows: int (b,), each image's place in the global batch.
+      towers: int (t,), the towers on this device.
+    Returns: the same shape and dtype as x.
+
+    A unit's mask depends only on its image's row and its tower, so that a batch or towers that are split over devices
+    get the same masks as on one device.
     """
     width = x.shape[-1] // towers.shape[0]
 

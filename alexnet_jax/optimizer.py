@@ -1,11 +1,14 @@
-"""The paper's update rule and its learning rate (section 5); PyTorch's momentum and Adam beside it.
+"""The paper's update rule and its learning rate (section 5), and also PyTorch's momentum and Adam.
 
     v <- 0.9 v - 0.0005 lr w - lr g        w <- w + v
 
-The velocity carries the learning rate and the decay, so after a drop it coasts on for some twenty steps; torch's and
-optax's own momentum multiply by the rate outside and slow down at once. Every rule changes the rate between epochs
-only, so the host works it out and hands it to the compiled step as an argument.
+The velocity contains the learning rate and the decay, so after a drop of the rate it takes some twenty steps to slow
+down. The momentum of torch and optax multiplies by the rate outside and slows down at once. Every rule changes the rate
+only between epochs, so the host computes it and passes it to the compiled step as an argument.
 """
+
+from collections.abc import Collection
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,21 +25,24 @@ KINDS = ("kernel", "bias")
 
 
 def update_rule(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
-    """The update above as optax; `update` takes the keyword `rates`, a tree of learning rates like the parameters.
+    """Returns the update above for optax. Its `update` takes the keyword `rates`, a tree of learning rates like params.
 
-    Weights decay and biases do not, unless config.decay_biases (weights.cu:147, layer.cu:565). A leaf whose rate is
-    0 is left alone wholly: no decay, no coasting, its velocity kept (weights.cu:148).
+    Weights decay; biases only do with config.decay_biases (weights.cu:147, layer.cu:565). A leaf whose rate is 0 does
+    not change at all: it does not decay or coast, and its velocity is kept (weights.cu:148).
 
-    With config.algorithm "sgd" the rate multiplies the velocity instead, as in torch.optim.SGD and optax.sgd; with
+    With config.algorithm "sgd" the rate multiplies the velocity instead, as in torch.optim.SGD and optax.sgd. With
     "adam" (Kingma and Ba, 2015) it is PyTorch's Adam: the decay is part of the gradient, and the rate multiplies the
-    outcome. Each leaf counts its own steps, as there: one that thaws late starts afresh, its moments corrected for
+    result. As there, each leaf counts its own steps: one that is unfrozen late starts with new moments, corrected for
     their short history.
+
+    config: the config's `optimizer` section.
     """
 
     def decayed(params):
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: config.decay_biases or path[-1].key == "kernel", params
-        )  # fmt: skip
+        def decays(path, _):
+            return config.decay_biases or path[-1].key == "kernel"
+
+        return jax.tree_util.tree_map_with_path(decays, params)
 
     decay = optax.add_decayed_weights(config.weight_decay, mask=decayed)
     if config.algorithm == "adam":
@@ -48,34 +54,48 @@ def update_rule(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
 
     def update(gradients, state, params, *, rates):
         def kept(new, old):
-            """Trees whose leaves or subtrees are a parameter's own: the old ones where its rate is 0."""
-            return jax.tree.map(
-                lambda rate, n, o: jax.tree.map(lambda a, b: jnp.where(rate == 0, b, a), n, o), rates, new, old
-            )
+            """Chooses between trees that have a leaf or a subtree for each parameter: old where its rate is 0."""
+
+            def of_one(rate, new, old):
+                return jax.tree.map(lambda n, o: jnp.where(rate == 0, o, n), new, old)
+
+            return jax.tree.map(of_one, rates, new, old)
 
         def part(new, old):
+            """The state of one link of the chain."""
             if isinstance(new, optax.TraceState):
                 return optax.TraceState(trace=kept(new.trace, old.trace))
-            return kept(new, old) if isinstance(new, dict) else new  # Adam's moments; else nothing to keep
+            if isinstance(new, dict):  # Adam's moments
+                return kept(new, old)
+            return new  # empty
 
         updates, new = chain.update(gradients, state, params, rates=rates)
-        return kept(updates, jax.tree.map(jnp.zeros_like, updates)), tuple(map(part, new, state))
+        still = jax.tree.map(jnp.zeros_like, updates)
+        return kept(updates, still), tuple(map(part, new, state))
 
     return optax.GradientTransformationExtraArgs(chain.init, update)
 
 
 def _leaf_by_leaf(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """A transformation with a state of its own for each leaf, in a tree like the parameters."""
+    """The transformation with a separate state for each leaf, in a tree like the parameters."""
+
+    def init(params):
+        return jax.tree.map(inner.init, params)
 
     def update(updates, state, params=None):
-        leaves, tree = jax.tree.flatten(updates)
-        pairs = map(inner.update, leaves, tree.flatten_up_to(state))
-        return tuple(map(tree.unflatten, zip(*pairs, strict=True)))
+        pairs = jax.tree.map(inner.update, updates, state)  # (update, state) at each leaf
 
-    return optax.GradientTransformation(lambda params: jax.tree.map(inner.init, params), update)
+        def part(i):
+            return jax.tree.map(lambda _, pair: pair[i], updates, pairs)
+
+        return part(0), part(1)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _scale_by_rates() -> optax.GradientTransformationExtraArgs:
+    """Multiplies by minus the keyword `rates`."""
+
     def update(gradients, state, params=None, *, rates):
         return jax.tree.map(lambda g, rate: -rate * g, gradients, rates), state
 
@@ -83,15 +103,18 @@ def _scale_by_rates() -> optax.GradientTransformationExtraArgs:
 
 
 def new_plateau() -> dict:
-    """What the plateau rule remembers: the best validation error, how many epochs ago it was, and the drops so far."""
+    """Returns what the plateau rule remembers: the best validation error, the epochs since then or since the last drop,
+    and the number of drops.
+    """
     return {"best": float("inf"), "waited": 0, "drops": 0}
 
 
 def watch(config: ConfigDict, plateau: dict, error: float, epochs: int) -> dict:
-    """The plateau after another validation top-1 error (0..1), `epochs` after the one before.
+    """Returns the plateau after another validation top-1 error (0..1), measured `epochs` after the previous one.
 
     "Divide the learning rate by 10 when the validation error rate stopped improving" (section 5), up to config.drops
-    times. The paper gives no patience; config.patience epochs without a fall of config.min_improvement are a stop.
+    times. The paper gives no patience. Here the error has stopped improving when it has not fallen by
+    config.min_improvement for config.patience epochs.
     """
     if error < plateau["best"] - config.min_improvement:
         return plateau | {"best": error, "waited": 0}
@@ -102,28 +125,38 @@ def watch(config: ConfigDict, plateau: dict, error: float, epochs: int) -> dict:
 
 
 def learning_rate(config: ConfigDict, epoch: int, epochs: int, plateau: dict) -> float:
-    """The learning rate of weights in an epoch (0-based) of `epochs`, before any layer's own multiple."""
+    """Returns the learning rate of weights in an epoch (0-based) of `epochs`, before any layer's own multiple."""
     if config.rule == "plateau":
         return config.learning_rate * config.factor ** plateau["drops"]
     if config.rule == "epochs":
-        return config.learning_rate * config.factor ** sum(epoch >= e for e in config.drop_epochs)
-    stage = min(config.stages - 1, epoch * config.stages // epochs)  # "stages", equal ones: the code's "dexp"
+        return config.learning_rate * config.factor ** _passed(config.drop_epochs, epoch)
+    stage = min(config.stages - 1, epoch * config.stages // epochs)  # "stages", all equally long: the code's "dexp"
     return config.learning_rate * config.stages_total ** (-stage / max(1, config.stages - 1))
 
 
-def rates(config: ConfigDict, params, rate: float, epoch: int):
-    """The tree of learning rates of an epoch, one float32 per leaf of `params` ({layer: {"kernel", "bias"}}).
+def _passed(epochs: Collection[int], epoch: int) -> int:
+    """How many of some epochs have begun."""
+    return sum(epoch >= e for e in epochs)
 
-    Args: rate: of weights, learning_rate().
-    Biases get config.bias_rate times the rate of weights; or, by bias_rule "epochs", times the first rate, which then
-    falls by config.factor at each of config.bias_drop_epochs alone: the code's epsB, a number of its own beside epsW.
-    config.layer_rates multiplies a layer's rates, or those of its kernel or its bias, from an epoch on.
-    Raises UserError if layer_rates names what is not there.
+
+def rates(config: ConfigDict, params: Any, rate: float, epoch: int) -> Any:
+    """Returns the learning rates of an epoch, a tree like params with one float32 for each leaf.
+
+    Biases get config.bias_rate times the rate of weights. With config.bias_rule "epochs" they get that multiple of the
+    first rate instead, multiplied by config.factor at each of config.bias_drop_epochs: the code's epsB, a number
+    separate from epsW. From an epoch on, config.layer_rates multiplies the rates of a layer, its kernel or its bias.
+
+    Args:
+      config: the config's `optimizer` section.
+      params: {layer: {"kernel", "bias"}}.
+      rate: that of weights, from learning_rate().
+      epoch: 0-based.
+    Raises UserError if layer_rates names a layer that does not exist.
     """
     multiples = _multiples(config, params, epoch)
     of = {"kernel": rate, "bias": rate * config.bias_rate}
     if config.bias_rule == "epochs":
-        drops = sum(epoch >= e for e in config.bias_drop_epochs)
+        drops = _passed(config.bias_drop_epochs, epoch)
         of["bias"] = config.learning_rate * config.bias_rate * config.factor**drops
 
     def leaf(path, _):
@@ -133,13 +166,14 @@ def rates(config: ConfigDict, params, rate: float, epoch: int):
     return jax.tree_util.tree_map_with_path(leaf, params)
 
 
-def frozen(config: ConfigDict, layers, epochs: int) -> frozenset[str]:
-    """The layers that config.layer_rates keeps wholly at 0 in each of `epochs` epochs; none needs a gradient.
+def frozen(config: ConfigDict, layers: Collection[str], epochs: int) -> frozenset[str]:
+    """Returns the layers whose rates config.layer_rates keeps at 0 in all of `epochs` epochs. They need no gradient.
 
-    Raises UserError if that is all of them, or if layer_rates names what is not there.
+    Raises UserError if that is all of the layers, or if layer_rates names a layer that does not exist.
     """
     found = frozenset(layers)
-    for epoch in {0, *(start for start, _, _ in config.layer_rates if start < epochs)}:  # where multiples change
+    changes = {0} | {start for start, _, _ in config.layer_rates if start < epochs}  # epochs where multiples change
+    for epoch in changes:
         multiples = _multiples(config, layers, epoch)
         found &= {layer for layer in found if all(multiples[layer, kind] == 0 for kind in KINDS)}
     if found == frozenset(layers):
@@ -147,10 +181,10 @@ def frozen(config: ConfigDict, layers, epochs: int) -> frozenset[str]:
     return found
 
 
-def _multiples(config: ConfigDict, layers, epoch: int) -> dict[tuple[str, str], float]:
-    """What config.layer_rates multiplies the rate of each layer's kernel and bias by in an epoch.
+def _multiples(config: ConfigDict, layers: Collection[str], epoch: int) -> dict[tuple[str, str], float]:
+    """The factors by which config.layer_rates multiplies the rates of each layer's kernel and bias in an epoch.
 
-    Entries of one epoch go in the order of their names, so that "conv1/bias" has the last word over "conv1".
+    Entries of the same epoch apply in the order of their names, so that "conv1/bias" overrides "conv1".
     """
     multiples = {(layer, kind): 1.0 for layer in layers for kind in KINDS}
     for start, name, multiple in sorted(config.layer_rates):

@@ -1,22 +1,24 @@
-"""Two towers on two accelerators (section 3.2): everything that knows of devices.
+"""Two towers on two accelerators (section 3.2): everything that deals with devices.
 
 Each tower device holds half of the kernels of every layer and computes half of the maps of every image. The towers
-compute alone but for the layers that read both, conv3, fc6, fc7 and fc8, where the devices exchange their maps:
+compute on their own except at the layers that read both, conv3, fc6, fc7 and fc8, where the devices exchange maps:
 
     tower 1   conv1 - conv2 -+- conv3 - conv4 - conv5 -+- fc6 -+- fc7 -+- fc8
                               x                         x       x       x
     tower 2   conv1 - conv2 -+- conv3 - conv4 - conv5 -+- fc6 -+- fc7 -+- fc8
 
 The network runs under shard_map: each device runs ordinary code on its own half, and the only communication is the
-all_gather that model.py writes at those layers. Annotating shardings on a grouped convolution would not do: the
-compiler gathers everything, computes the whole convolution on both devices and slices. Each exchange has its way back
-in training, where a device gets the other's gradients of its own maps; fc8 alone, whose kernels both devices hold and
-apply, finds the same gradients on both. Copies of the tower pair along the `data` axis each take their share of the
-batch and sum their gradients. One parameter tree, whole kernels, serves every arrangement.
+all_gather that model.py writes at those layers. Annotating shardings on a grouped convolution would not work: the
+compiler gathers everything, computes the whole convolution on both devices and slices the result. In training each
+exchange has its way back, where a device receives the other one's gradients of its own maps. The exception is fc8: both
+devices hold all of its kernels and apply them, so they find the same gradients. Copies of the pair of towers along the
+`data` axis each take their share of the batch and sum their gradients. One tree of parameters, with whole kernels,
+serves every arrangement.
 """
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jaxlib
@@ -30,29 +32,37 @@ from ml_collections import ConfigDict
 from alexnet_jax import UserError
 
 DATA, TOWER = "data", "tower"
-MOST = 1024  # devices that --devices asks for: virtual ones cost a thread each
+MOST = 1024  # devices that --devices may ask for: virtual ones cost a thread each
+WHOLE = "fc8"  # the layer whose kernels every tower device holds
 
 
 def make_mesh(devices: ConfigDict, towers: int, batch_size: int, found: list | None = None) -> Mesh:
-    """The mesh ('data', 'tower') of a config's `devices` section, over the devices `found`; jax.devices() if None.
+    """Returns the mesh ('data', 'tower') that a config's `devices` section describes.
 
-    Raises UserError if the devices are too few, do not divide the towers or the batch, or compute wrong sums.
+    Args:
+      devices: data, the copies of the network; tower, the devices that each is split over, 0 for one per tower if there
+        are enough.
+      towers: of the network.
+      batch_size: of the whole batch.
+      found: the devices to use; None for jax.devices().
+    Raises UserError if there are too few devices, if they do not divide the towers or the batch, or if they compute
+    wrong sums.
     """
     found = jax.devices() if found is None else found
     if found[0].platform == "cpu" and jaxlib.__version__ == "0.10.2":
         raise UserError("jaxlib 0.10.2 computes wrong sums on CPU (jax-ml/jax#39103): pip install 'jax!=0.10.2,<0.11'")
     if devices.data < 1:
-        raise UserError(f"devices.data is {devices.data} and must be 1 or more: the copies of the network")
+        raise UserError(f"devices.data, the copies of the network, is {devices.data} and must be at least 1")
     divisors = [n for n in range(1, towers + 1) if towers % n == 0]
     if devices.tower not in (0, *divisors):
         raise UserError(
             f"devices.tower is {devices.tower} and must be {' or '.join(map(str, divisors))}, a divisor of "
-            "--config.model.towers, or 0 for one device a tower where they are there"
+            "--config.model.towers, or 0 for one device per tower if there are enough"
         )
     split = devices.tower or (towers if len(found) >= towers * devices.data else 1)
     if devices.data * split > len(found):
         raise UserError(
-            f"{devices.data} x {split} devices are asked for and {len(found)} found ({found[0].platform}): lower "
+            f"{devices.data} x {split} devices are required and {len(found)} found ({found[0].platform}): lower "
             "--config.devices.data or --config.devices.tower, or, on CPU, set JAX_NUM_CPU_DEVICES="
             f"{devices.data * split}"
         )
@@ -62,11 +72,11 @@ def make_mesh(devices: ConfigDict, towers: int, batch_size: int, found: list | N
             "change --config.batch_size or --config.devices.data"
         )
     auto = (AxisType.Auto,) * 2
-    if jax.process_count() > 1:  # in the order of the processes: each feeds one run of the batch's rows
+    if jax.process_count() > 1:  # in the order of the processes, so that each feeds consecutive rows of the batch
         if devices.data * split != len(found):
             raise UserError(
-                f"{devices.data} x {split} devices are asked for and the {jax.process_count()} processes have "
-                f"{len(found)}: they must use all, so set --config.devices.data={len(found) // split}"
+                f"{devices.data} x {split} devices are required and the {jax.process_count()} processes have "
+                f"{len(found)}: they must use all of them, so set --config.devices.data={len(found) // split}"
             )
         return Mesh(np.array(found).reshape(devices.data, split), (DATA, TOWER), axis_types=auto)
     used = found[: devices.data * split]
@@ -74,99 +84,115 @@ def make_mesh(devices: ConfigDict, towers: int, batch_size: int, found: list | N
 
 
 def wanted(devices: str) -> tuple[int, int]:
-    """(data, tower) of the flag --devices, such as "4x2". Raises UserError if it is none, or more than CPU can play."""
+    """Returns (data, tower) of the flag --devices, such as "4x2". Raises UserError as refuse_too_many does."""
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", devices)
     if not match:
         raise UserError(f"--devices '{devices}' is not data x tower, as in 4x2")
-    data, tower = map(int, match.groups())
-    if data * tower > MOST:
-        raise UserError(f"--devices {devices} are {data * tower:,} devices: at most {MOST} can be had")
+    data, tower = int(match[1]), int(match[2])
+    refuse_too_many(data, tower)
     return data, tower
 
 
+def refuse_too_many(data: int, tower: int) -> None:
+    """Raises UserError if data x tower, from the flag --devices, are more devices than a CPU can simulate."""
+    if data * tower > MOST:
+        raise UserError(f"--devices {data}x{tower} are {data * tower:,} devices: at most {MOST} are possible")
+
+
 def _neighbours(devices: list, shape: tuple[int, int]) -> np.ndarray:
-    """The devices as an array of a shape, those that talk to each other side by side where a TPU says where each is."""
+    """The devices as an array of a shape. On a TPU, whose chips have coordinates, those that exchange are adjacent."""
     chips = {tuple(d.coords) for d in devices if hasattr(d, "coords")}
-    if 0 < len(chips) < len(devices):  # cores of one chip follow each other
+    if 0 < len(chips) < len(devices):  # several cores per chip: they are listed one after the other
         return np.array(devices).reshape(shape)
     return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
-def specs(tree, tower: str | None = TOWER):
-    """How a tree of parameters or velocities is split: its last axis, the kernels, over the towers; fc8 is on each."""
+def specs(tree: Any, tower: str | None = TOWER) -> Any:
+    """Returns how to split parameters, or an optimizer's state around trees like them, as a tree of PartitionSpecs.
+
+    The last axis of every array, which counts the kernels, is split over the axis `tower`. The layer fc8, whatever lies
+    around it, and scalars are whole on each device.
+
+    tree: arrays or their shapes, in dicts {layer: {"kernel", "bias"}} somewhere in tuples and dicts.
+    """
 
     def spec(path, leaf):
-        name = jax.tree_util.keystr(path)
-        return P() if "fc8" in name or not leaf.ndim else P(*(None,) * (leaf.ndim - 1), tower)
+        layers = {key.key for key in path if isinstance(key, jax.tree_util.DictKey)}
+        if WHOLE in layers or leaf.ndim == 0:
+            return P()
+        return P(*(None,) * (leaf.ndim - 1), tower)
 
     return jax.tree_util.tree_map_with_path(spec, tree)
 
 
-def shardings(tree, mesh: Mesh):
-    """`specs` as shardings on a mesh."""
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """Returns `specs` as shardings on a mesh."""
     return jax.tree.map(lambda s: NamedSharding(mesh, s), specs(tree), is_leaf=lambda s: isinstance(s, P))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Batches are split over the data axis and whole on each tower device."""
+    """Returns the sharding of batches: split over the data axis, whole on each tower device."""
     return NamedSharding(mesh, P(DATA))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same value on every device."""
+    """Returns the sharding of values that are the same on every device."""
     return NamedSharding(mesh, P())
 
 
-def place(tree, sharding: NamedSharding):
-    """Puts host arrays on a mesh; of several processes each gives its `share` of a batch, or all of what is whole."""
+def place(tree: Any, sharding: NamedSharding) -> Any:
+    """Puts host arrays on a mesh. Each of several processes passes its `share` of a batch, or all of a whole value."""
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
 
 
 def share(mesh: Mesh) -> tuple[int, int]:
-    """(i, k): this process feeds part i of k of each batch; all of it where the towers are in different processes.
+    """Returns (i, k): this process feeds part i of k of each batch.
 
-    Raises UserError if the processes' devices do not fall into equal parts.
+    Processes that hold different towers of the same copies of the network feed the same part.
+    Raises UserError if the processes' devices do not form equal parts.
     """
-    rows = {}
+    rows: dict[int, list[int]] = {}  # by process, the copies of the network that it has devices of
     for i, row in enumerate(mesh.devices):
         for process in {d.process_index for d in row}:
             rows.setdefault(process, []).append(i)
     mine = rows[jax.process_index()]
-    if any(len(r) != len(mine) or r[0] % len(mine) for r in rows.values()):  # so all of them say it
+    if any(len(r) != len(mine) or r[0] % len(mine) for r in rows.values()):  # the same answer in every process
         raise UserError(
             f"{mesh.shape[DATA]} copies do not divide over {jax.process_count()} processes: give each process as many "
-            "devices as any other, a multiple of --config.devices.tower or a divisor of it"
+            "devices as the others, a multiple or a divisor of --config.devices.tower"
         )
     return mine[0] // len(mine), mesh.shape[DATA] // len(mine)
 
 
 def leads() -> bool:
-    """Whether this process is the one that speaks and writes records; all of them write checkpoints."""
+    """Whether this process is the one that prints and writes records. All of them write checkpoints."""
     return jax.process_index() == 0
 
 
 def any_process(flag: bool) -> bool:
-    """Whether a flag is up in any process; waits for all to ask."""
-    return flag if jax.process_count() == 1 else bool(gather(np.array(flag)).any())
+    """Whether a flag is set in any process. Waits until all have asked."""
+    return bool(gather(np.array(flag)).any())
 
 
 def lost(error: Exception) -> bool:
-    """Whether an error is that of a process that lost another; jaxlib raises some of gloo's as ValueError."""
+    """Whether an error means that this process lost another one. jaxlib raises some of gloo's errors as ValueError."""
     return isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
 
 
 def gather(array: np.ndarray) -> np.ndarray:
-    """The arrays of all processes, stacked; waits for all to ask."""
-    return array[None] if jax.process_count() == 1 else multihost_utils.process_allgather(array)
+    """Returns the arrays of all processes, stacked. Waits until all have asked."""
+    if jax.process_count() == 1:
+        return array[None]
+    return multihost_utils.process_allgather(array)
 
 
 def compiler_options(platform: str) -> dict[str, str]:
-    """What jax.jit is told for the network on a platform ("cpu", "gpu", "tpu"): nothing, but on CPU.
+    """Returns the options of jax.jit for the network on a platform ("cpu", "gpu", "tpu"). Only CPU requires any.
 
-    Of XLA:CPU's two libraries YNNPACK is the faster at sums and matrix products and Eigen at convolutions. Inside a
-    loop (lax.map, lax.scan) Eigen's convolutions are not to be had, and what is left crawls: the network keeps out.
+    Of XLA:CPU's two libraries YNNPACK is faster at sums and matrix products, and Eigen at convolutions. Inside a loop
+    (lax.map, lax.scan) Eigen's convolutions are not available and the others are far slower, so the network has none.
     """
     if platform != "cpu":
         return {}
@@ -174,10 +200,10 @@ def compiler_options(platform: str) -> dict[str, str]:
 
 
 def split(model: nn.Module, mesh: Mesh) -> Callable:
-    """The model's apply with the towers and the batch split over the mesh.
+    """Returns the model's apply with the towers and the batch split over the mesh.
 
-    Returns apply(params, images, dropout_key=None) -> (logits, activations by name), global arrays all. A dropout key
-    means training.
+    That is apply(params, images, dropout_key=None) -> (logits, activations by name); all are global arrays. With a
+    dropout key it applies the network as in training.
     """
     tower, data = (axis if mesh.shape[axis] > 1 else None for axis in (TOWER, DATA))
     local = model.clone(tower_axis=tower, data_axis=data)
@@ -189,7 +215,7 @@ def split(model: nn.Module, mesh: Mesh) -> Callable:
     def apply(params, images, dropout_key=None):
         shapes = jax.eval_shape(lambda p, x: model.apply({"params": p}, x), params, images)[1]
         activations = {
-            name: P(data) if name == "fc8" else P(data, *(None,) * (a.ndim - 2), tower) for name, a in shapes.items()
+            name: P(data) if name == WHOLE else P(data, *(None,) * (a.ndim - 2), tower) for name, a in shapes.items()
         }
         return jax.shard_map(
             run, mesh=mesh, in_specs=(specs(params, tower), P(data), P()), out_specs=(P(data), activations)

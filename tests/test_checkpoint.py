@@ -394,7 +394,7 @@ def test_records_that_are_missing_are_not_passed_over(tiny_run, tmp_path, capsys
         assert path.read_text() == content
     path.unlink()
     metrics.Log(workdir, step=13, **goes_on).close()
-    assert path.read_text() == "" and "it begins anew at step 13" in capsys.readouterr().err
+    assert path.read_text() == "" and "a new one begins at step 13" in capsys.readouterr().err
 
 
 def test_tensorboards_full_disk_is_one_line(tmp_path, monkeypatch):
@@ -402,7 +402,7 @@ def test_tensorboards_full_disk_is_one_line(tmp_path, monkeypatch):
         def __init__(self, *_):
             raise tf.errors.ResourceExhaustedError(None, None, "events.out: No space left on device")
 
-    monkeypatch.setattr(metrics, "Writer", Full)
+    monkeypatch.setattr("tensorboard.summary.Writer", Full)
     with pytest.raises(OSError, match="TensorBoard's events cannot be written .*No space left") as e:
         metrics.Log(tmp_path, step=0, steps=2, batch_size=1, steps_per_epoch=1)
     assert "\n" not in str(e.value)

@@ -192,10 +192,6 @@ def test_averaged_maps_have_their_row_in_the_summary(narrow):
     assert names.index("pool5") + 1 == names.index("average_pool5") < names.index("fc6")
 
 
-def verb(module, words):
-    return verbs.run(module, *words)
-
-
 RUN, PHOTO = "a run", "a photo"
 FEATURES = ("--workdir", RUN, "--images", PHOTO, "--out", "o", "--layer")
 

@@ -11,8 +11,8 @@ import pytest
 from helpers.runs import full_disk
 from PIL import Image
 
-from alexnet_jax import UserError
-from alexnet_jax.data import glyphs, records
+from alexnet_jax import UserError, files
+from alexnet_jax.data import glyphs
 
 
 def test_image_and_label():
@@ -91,7 +91,7 @@ def test_unknown_config_names_the_known():
 
 def test_draws_without_tensorflow():
     code = "import sys; sys.modules['tensorflow'] = sys.modules['tensorflow_datasets'] = None\n"
-    code += "from alexnet_jax import glyphs; print(glyphs.draw(0, 5)[0].sum())"
+    code += "from alexnet_jax.data import glyphs; print(glyphs.draw(0, 5)[0].sum())"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert int(out.stdout) == glyphs.draw(0, 5)[0].sum()
 
@@ -154,7 +154,7 @@ def test_the_second_of_two_waits_and_takes_the_copy_of_the_first(tiny_dir, tmp_p
     (tmp_path / "glyphs/tiny").mkdir(parents=True)
     found = []
     second = threading.Thread(target=lambda: found.append(glyphs.builder("tiny", str(tmp_path))))
-    with records.alone(tmp_path / "glyphs/tiny/1.0.0.lock"):
+    with files.alone(tmp_path / "glyphs/tiny/1.0.0.lock"):
         second.start()
         while "waiting for another process to draw glyphs" not in capsys.readouterr().err:
             second.join(0.01)

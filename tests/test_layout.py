@@ -15,14 +15,15 @@ PACKAGE = Path(alexnet_jax.__file__).parent
 FLOORS = [
     ["cli.stopping", "cli.config_file", "cli.commands", "files", "data.classes"],
     [
-        "data.threads", "data.records", "data.photos", "data.glyphs", "data.sources", "data.prepare", "data.augment",
+        "data.host", "data.records", "data.photos", "data.glyphs", "data.sources", "data.prepare", "data.augment",
         "data.batches", "data.images",
     ],
     ["layers", "towers", "model", "optimizer", "config", "metrics", "checkpoint"],
     ["runs.run", "runs.provenance", "runs.claims", "runs.finetune", "inference", "evaluate", "train"],
     [
         "analysis.plots", "analysis.curves", "analysis.features", "analysis.predict", "analysis.neighbours",
-        "analysis.retrieve", "analysis.figures", "analysis.cost", "analysis.summary", "weights.ilsvrc", "weights.layouts",
+        "analysis.retrieve", "analysis.figures", "analysis.cost", "analysis.summary", "weights.ilsvrc",
+        "weights.layouts",
         "weights.pytorch", "weights.caffe", "weights.npy", "weights.onnx_graph", "weights.stablehlo", "weights.convert",
     ],
     ["cli.verbs", "main", "__main__"],

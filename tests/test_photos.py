@@ -155,7 +155,7 @@ def test_a_photo_that_claims_more_than_it_is_takes_no_memory():
 
 def test_a_large_photo_is_no_reason_to_warn(tmp_path):
     """Pillow's own filter would print a line for each; here is one bit a pixel, of a hundred million."""
-    code = "import sys\nfrom alexnet_jax import photos\nprint(photos.square(sys.argv[1], 32).size)"
+    code = "import sys\nfrom alexnet_jax.data import photos\nprint(photos.square(sys.argv[1], 32).size)"
     Image.new("1", (10_000, 9_000)).save(tmp_path / "large.png")
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "large.png"], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("(32, 32)\n", "")
@@ -164,8 +164,8 @@ def test_a_large_photo_is_no_reason_to_warn(tmp_path):
 def test_pipes_devices_and_folders_are_no_photos(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     for path, says in (
-        (tmp_path / "pipe.jpg", "no regular file"),
-        ("/dev/zero", "no regular file"),
+        (tmp_path / "pipe.jpg", "not a regular file"),
+        ("/dev/zero", "not a regular file"),
         (tmp_path, "folder"),
     ):
         with pytest.raises(ValueError, match=says):

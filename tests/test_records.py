@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -182,41 +181,3 @@ def test_damage_in_one_image_leaves_the_others(prepared, tmp_path):
     np.testing.assert_array_equal(split.images([2, 4]), prepared.train.images([2, 4]))
     with pytest.raises(UserError, match=f"{directory} is damaged: delete"):
         split.images()
-
-
-# ---------------------------------------------------------------- one process at a time
-
-
-def test_a_file_is_held_by_one_and_gone_when_it_is_let_go(tmp_path):
-    path = tmp_path / "lock"
-    path.write_text("left by a killed process")
-    with records.alone(path) as file:
-        assert path.read_bytes() == b""
-        file.write(b"mine")
-        with pytest.raises(BlockingIOError), records.alone(path):
-            pass
-    assert not path.exists()
-    with records.alone(path) as file:
-        path.rename(tmp_path / "kept")
-        path.write_text("another's")
-    assert path.read_text() == "another's" and (tmp_path / "kept").exists()
-
-
-def test_many_that_want_a_file_have_it_one_after_the_other(tmp_path):
-    inside, most, done = 0, 0, 0
-
-    def work():
-        nonlocal inside, most, done
-        for _ in range(50):
-            with records.alone(tmp_path / "lock", busy=lambda: None):
-                inside += 1
-                most = max(most, inside)
-                inside -= 1
-                done += 1
-
-    threads = [threading.Thread(target=work) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (most, done) == (1, 300) and list(tmp_path.iterdir()) == []

@@ -4,8 +4,10 @@ import re
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from alexnet_jax import UserError, checkpoint, optimizer, towers
@@ -176,7 +178,7 @@ def config(narrow):
 
 
 def loss_curve(config, mesh, steps):
-    """(losses, the last state) of a run on 64 random images of which the label is the colour."""
+    """(losses, the state after two steps, the last state) of a run on 64 random images whose label is their colour."""
     rng = np.random.default_rng(3)
     labels = rng.integers(0, 7, 64).astype(np.int32)
     tints = rng.integers(-60, 60, (7, 3))
@@ -196,25 +198,39 @@ def loss_curve(config, mesh, steps):
     for batch in resident_batches(64, labels, config.data, seed=0, batch_size=16, first_step=0, last_step=steps):
         state, sums = net.step(state, jax.device_put(batch, towers.batch_sharding(mesh)), epoch, constants)
         losses.append(float(sums["loss"]) / 16)
-    return losses, state
+        if len(losses) == 2:
+            early = jax.tree.map(jnp.copy, state)  # the next step is given the state itself
+    return losses, early, state
 
 
-def test_every_mesh_trains_the_same(config):
+@pytest.fixture(scope="module")
+def curves():
+    """loss_curve of `config` as it is, by mesh: each costs a compilation, and two tests look at them."""
+    return {}
+
+
+def curve(curves, config, mesh):
+    if mesh not in curves:
+        curves[mesh] = loss_curve(config, mesh_of(*mesh), 20)
+    return curves[mesh]
+
+
+def test_every_mesh_trains_the_same(config, curves):
     """Twenty steps with dropout, crops, flips and colour noise: the loss curve of one device, whatever the mesh.
 
     A mesh only sums float32 in another order: 1e-7 in a step, which training amplifies to some 1e-6 in twenty. A wrong
     mask, row or factor shows in the first steps, at 1e-2.
     """
-    expected, _ = loss_curve(config, mesh_of(1, 1), 20)
+    expected = curve(curves, config, (1, 1))[0]
     assert np.mean(expected[-4:]) < 0.95 * np.mean(expected[:4])  # it learns: the curves are not flat
-    for mesh in MESHES[1:]:
-        np.testing.assert_allclose(loss_curve(config, mesh_of(*mesh), 20)[0], expected, rtol=3e-5, err_msg=str(mesh))
+    for mesh in ((1, 2), (2, 1), (4, 2)):
+        np.testing.assert_allclose(curve(curves, config, mesh)[0], expected, rtol=3e-5, err_msg=str(mesh))
 
 
 def test_bfloat16_learns_on_one_device_and_on_two(config):
     """They start alike but for rounding, which twenty steps amplify, and end alike; parameters stay float32."""
     config.model.dtype = "bfloat16"
-    (one, state), (two, other) = (loss_curve(config, mesh_of(*mesh), 20) for mesh in ((1, 1), (1, 2)))
+    (one, _, state), (two, _, other) = (loss_curve(config, mesh_of(*mesh), 20) for mesh in ((1, 1), (1, 2)))
     assert {a.dtype for a in jax.tree.leaves((state["params"], other["velocity"]))} == {np.dtype(np.float32)}
     assert two[0] == pytest.approx(one[0], rel=0.01)
     assert np.mean(two[-8:]) == pytest.approx(np.mean(one[-8:]), rel=0.1)
@@ -222,9 +238,9 @@ def test_bfloat16_learns_on_one_device_and_on_two(config):
         assert np.mean(losses[-4:]) < 0.95 * np.mean(losses[:4])
 
 
-def test_a_checkpoint_of_any_mesh_restores_on_any_other(config, tmp_path):
+def test_a_checkpoint_of_any_mesh_restores_on_any_other(config, curves, tmp_path):
     for mesh in ((4, 2), (1, 1)):
-        _, state = loss_curve(config, mesh_of(*mesh), 2)
+        state = curve(curves, config, mesh)[1]
         manager = checkpoint.manager(tmp_path / str(mesh))
         checkpoint.save(manager, 2, state, {})
         checkpoint.finish(manager)
@@ -309,6 +325,21 @@ def test_annotated_shardings_would_show(narrow, draw):
     assert len(found) > 4
     layers = {layer for _, name in found for layer in re.findall(r"AlexNet/(\w+)/", name)}
     assert layers & {"conv2", "conv4", "conv5"}  # where towers must not meet
+
+
+@pytest.mark.parametrize("algorithm", ["momentum", "adam"])
+def test_a_layer_is_known_by_its_name_alone(config, algorithm):
+    """Only fc8 is whole on each device, in the parameters and in any optimizer's state; no other name is like it."""
+    config.optimizer.algorithm = algorithm
+    layer = {"kernel": np.zeros((2, 3, 4), np.float32), "bias": np.zeros(4, np.float32)}
+    params = {"fc8": layer, "fc80": layer, "my_fc8": layer}
+    tree = {"params": params, "velocity": optimizer.update_rule(config.optimizer).init(params)}
+    found = {"fc8": set(), "fc80": set(), "my_fc8": set()}
+    for path, spec in jax.tree.leaves_with_path(towers.specs(tree), is_leaf=lambda s: isinstance(s, P)):
+        [name] = {key.key for key in path if isinstance(key, jax.tree_util.DictKey)} & set(found)
+        found[name].add(spec)
+    split = {P(None, None, "tower"), P("tower")} | ({P()} if algorithm == "adam" else set())  # Adam counts its steps
+    assert found == {"fc8": {P()}, "fc80": split, "my_fc8": split}
 
 
 def test_each_device_holds_its_towers_kernels(narrow, draw):

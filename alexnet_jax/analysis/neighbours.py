@@ -12,7 +12,7 @@ from jax import lax
 from tqdm import tqdm
 
 from alexnet_jax import UserError
-from alexnet_jax.data.records import in_threads
+from alexnet_jax.data.host import in_threads
 
 K = 6  # figure 4 shows six
 SPARE = 10  # candidates beyond k that the device returns

@@ -207,16 +207,3 @@ def _devices(text: str) -> tuple[int, int]:
     if data * tower > MOST_DEVICES:
         raise ArgumentTypeError(f"'{text}' is {data * tower:,} devices, and at most {MOST_DEVICES} are possible")
     return data, tower
-
-
-def use_devices(devices: tuple[int, int]) -> None:
-    """Makes JAX offer as many CPU devices as flags.devices needs; has no effect on accelerators.
-
-    Call it before JAX uses a device.
-    """
-    import jax  # here, so that the other flags do not wait for it
-
-    data, tower = devices
-    there: int = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]  # -1: not set, which is 1
-    if data * tower > max(1, there):
-        jax.config.update("jax_num_cpu_devices", data * tower)

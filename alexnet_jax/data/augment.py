@@ -1,8 +1,8 @@
 """What happens to an image between the prepared set and conv1 (section 4.1).
 
 The random draws of an epoch are one plain table, `plan`, made from (seed, epoch) with NumPy. The tf.data path and the
-device-resident path both read it, so they show the network the same crops, and a resumed run goes on where it was.
-The arithmetic on pixels, `normalize` and `views`, is JAX and runs inside the compiled step.
+device-resident path both read it, so they show the network the same crops, and a resumed run continues where it was.
+The arithmetic on pixels, `normalize`, `views` and `whole`, is JAX and runs inside the compiled step.
 """
 
 from typing import NamedTuple
@@ -12,16 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-MEANS = ("pixel", "centre", "channel", "value", "none")  # what can be removed from images; see normalize
+MEANS = ("pixel", "centre", "channel", "value", "none")  # the means that normalize can subtract
 
 
 class Plan(NamedTuple):
-    """The random draws of one epoch, by position in the epoch."""
+    """The random draws of one epoch, in the order in which its images are shown."""
 
-    order: np.ndarray  # int64 (count,): the example at each position
-    offset: np.ndarray  # int32 (count, 2): top left corner of the crop, (y, x)
+    order: np.ndarray  # int64 (count,): the image at each position
+    offset: np.ndarray  # int32 (count, 2): the top left corner of its crop, (y, x)
     flip: np.ndarray  # bool (count,)
-    noise: np.ndarray  # float32 (count, 3): standard normal, one for each principal component of RGB
+    noise: np.ndarray  # float32 (count, 3): standard normal, one per principal component of RGB
 
 
 def plan(
@@ -30,9 +30,9 @@ def plan(
     """Draws one epoch over `count` prepared images of size x size.
 
     Crops start anywhere in 0 .. size - crop, both ends included: 33 x 33 places for 224 in 256, as in the 2012 code
-    (the paper counts 32 x 32). `crop_chunk` consecutive images share an offset and a flip: 1 in the paper's words,
-    32 in the code (convdata_jpeg.py:77). With random_crop off every crop is the centre one. A draw belongs to its
-    example, not to its place in the order, unless it is shared by neighbours.
+    (the paper counts 32 x 32). `crop_chunk` consecutive images share an offset and a flip: 1 according to the paper,
+    32 in the code (convdata_jpeg.py:77). With random_crop off every crop is the centre one. A draw belongs to the
+    image, not to its position in the order, unless neighbours share it.
     """
     orders, offsets, flips, noises = (np.random.Generator(np.random.PCG64([seed, epoch, i])) for i in range(4))
     order = orders.permutation(count)
@@ -48,8 +48,13 @@ def plan(
 
 
 def noise_strength(config: ConfigDict, epoch: int) -> float:
-    """The standard deviation of section 4.1's alphas in an epoch, from a config's `data` section."""
-    return 0.0 if 0 <= config.color_noise_epochs <= epoch else config.color_noise
+    """The standard deviation of section 4.1's alphas in an epoch, from a config's `data` section.
+
+    config.color_noise_epochs is the number of epochs that have colour noise; -1 stands for all.
+    """
+    if 0 <= config.color_noise_epochs <= epoch:
+        return 0.0
+    return config.color_noise
 
 
 def crop_and_flip(images: jax.Array, index: jax.Array, offset: jax.Array, flip: jax.Array, crop: int) -> jax.Array:
@@ -66,27 +71,22 @@ def crop_and_flip(images: jax.Array, index: jax.Array, offset: jax.Array, flip: 
     return jax.vmap(one)(index, offset, flip)
 
 
-def _centre(images: jax.Array, crop: int) -> jax.Array:
-    at = (images.shape[-3] - crop) // 2
-    return images[..., at : at + crop, at : at + crop, :]
-
-
 def normalize(batch: dict, statistics: dict, noise: jax.Array, config: ConfigDict) -> jax.Array:
-    """Training crops, ready for conv1: mean removed, colours shifted; grey levels of 0..255 otherwise (section 2).
+    """Training crops as conv1 takes them: in grey levels of 0..255, mean subtracted, colours shifted (section 2).
 
     Args:
       batch: image uint8 (b, crop, crop, 3), offset int32 (b, 2), flip bool (b,), noise float32 (b, 3).
       statistics: mean (size, size, 3), channel_mean (3,), stdevs (3,), vectors (3, 3) with components as columns.
       noise: float32 scalar, the standard deviation of the alphas (noise_strength).
-      config: the config's `data` section. Its mean: "pixel" takes the mean image at the crop's own place, mirrored
-        with it (the mean activity of each pixel, section 2); "centre" takes its centre window for every crop
-        (convdata_jpeg.py:95, 210); "channel" one number per channel; "value" those of config.mean_value; "none"
-        nothing. config.divide_by_noise divides by 1 + noise, as the code does to keep the spread of test images
-        (convdata_jpeg.py:155-179), config.deviation by a number per channel.
+      config: the config's `data` section. config.mean is what to subtract: "pixel", the mean image where the crop lies,
+        mirrored with it (the mean activity of each pixel, section 2); "centre", the centre of the mean image for every
+        crop (convdata_jpeg.py:95, 210); "channel", one number per channel; "value", the three of config.mean_value;
+        "none", nothing. config.divide_by_noise divides by 1 + noise, as the code does to keep the spread of test images
+        (convdata_jpeg.py:155-179); config.deviation divides by one number per channel.
     Returns: float32 (b, crop, crop, 3).
 
     Colour noise (section 4.1): each image moves along the principal components of RGB by alpha x standard deviation.
-    The paper says eigenvalue; in grey levels that would be 1483 on the first component, and the code takes the root.
+    The paper says eigenvalue. In grey levels that would be 1483 on the first component; the code takes the root of it.
     """
     images = batch["image"].astype(jnp.float32)
     if config.mean == "pixel":
@@ -97,34 +97,37 @@ def normalize(batch: dict, statistics: dict, noise: jax.Array, config: ConfigDic
         images = images - centre_mean(statistics, config, images.shape[1])
     shift = noise * (batch["noise"] * statistics["stdevs"]) @ jnp.asarray(statistics["vectors"]).T
     images = images + shift[:, None, None, :]
-    images = images / (1 + noise) if config.divide_by_noise else images
+    if config.divide_by_noise:
+        images = images / (1 + noise)
     return _scale(images, config)
 
 
 def centre_mean(statistics: dict, config: ConfigDict, crop: int) -> jax.Array:
-    """The mean that the centre crop loses: float32 (crop, crop, 3) or (3,). All but "pixel" take it from every crop."""
+    """The mean to subtract from the centre crop, and, except for "pixel", from every other crop too.
+
+    Returns: float32 (crop, crop, 3) or (3,).
+    """
     if config.mean in ("pixel", "centre"):
         return _centre(jnp.asarray(statistics["mean"]), crop)
     if config.mean == "channel":
         return jnp.asarray(statistics["channel_mean"])
-    return jnp.array(config.mean_value) if config.mean == "value" else jnp.zeros(3)
-
-
-def _scale(images: jax.Array, config: ConfigDict) -> jax.Array:
-    return images / jnp.array(config.deviation) if config.deviation else images
+    if config.mean == "value":
+        return jnp.array(config.mean_value)
+    return jnp.zeros(3)
 
 
 def views(images: jax.Array, statistics: dict, config: ConfigDict, count: int) -> list[jax.Array]:
     """The test crops of prepared images (section 4.1): the centre, or four corners and centre and their reflections.
 
-    Args: images uint8 (b, size, size, 3); config: the config's `data` section; count 1 or 10.
-    Returns: `count` arrays float32 (b, crop, crop, 3), mean removed as in training, without noise.
+    Args: images uint8 (b, size, size, 3); config: the config's `data` section; count: 1 or 10.
+    Returns: `count` arrays float32 (b, crop, crop, 3), mean subtracted as in training, without noise.
     """
     if count not in (1, 10):
         raise ValueError(f"views is 1 (centre) or 10 (corners, centre, reflections), not {count}")
     crop, far = config.crop, images.shape[1] - config.crop
     pixels = images.astype(jnp.float32)
-    pixels = pixels - statistics["mean"] if config.mean == "pixel" else pixels
+    if config.mean == "pixel":
+        pixels = pixels - statistics["mean"]
     if count == 1:
         crops = [_centre(pixels, crop)]
     else:
@@ -136,11 +139,22 @@ def views(images: jax.Array, statistics: dict, config: ConfigDict, count: int) -
 
 
 def whole(images: jax.Array, statistics: dict, config: ConfigDict) -> jax.Array:
-    """Prepared images uncut, for dense evaluation: float32 (b, side, side, 3), mean removed as in training.
+    """Whole prepared images, for dense evaluation: float32 (b, side, side, 3), mean subtracted as in training.
 
-    images: uint8 (b, side, side, 3), of any side: the mean image is stretched to it.
+    images: uint8 (b, side, side, 3). The side may be any: the mean image is resized to it.
     """
     pixels = images.astype(jnp.float32)
     if config.mean in ("pixel", "centre"):
         return _scale(pixels - jax.image.resize(statistics["mean"], images.shape[1:], "linear"), config)
     return _scale(pixels - centre_mean(statistics, config, images.shape[1]), config)
+
+
+def _centre(images: jax.Array, crop: int) -> jax.Array:
+    at = (images.shape[-3] - crop) // 2
+    return images[..., at : at + crop, at : at + crop, :]
+
+
+def _scale(images: jax.Array, config: ConfigDict) -> jax.Array:
+    if not config.deviation:
+        return images
+    return images / jnp.array(config.deviation)

@@ -2,37 +2,44 @@
 
     for batch in train_batches(prepared.train, config.data, seed=0, batch_size=128, first_step=0, last_step=1000): ...
 
-Step s is batch s % (n // batch_size) of epoch s // (n // batch_size), and augment.plan says which images an epoch shows
-where and how. So any step can be made from its number alone: a resumed run goes on bit for bit, and the path through
-tf.data and the one that holds the images on the device show the network the same crops.
+Step s is batch s % (n // batch_size) of epoch s // (n // batch_size), and augment.plan draws which image an epoch shows
+where and how. So any step can be made from its number alone: a resumed run continues bit for bit. The path through
+tf.data and the one that keeps the images on the device show the network the same crops.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax import UserError
 from alexnet_jax.data import augment
-from alexnet_jax.data.records import Split, in_threads, tensorflow
+from alexnet_jax.data.host import in_threads, tensorflow
+from alexnet_jax.data.records import Split
 
-_plan = functools.lru_cache(maxsize=2)(augment.plan)  # this epoch's and, read ahead, the next one's
+Batch = dict[str, np.ndarray]
+Shard = tuple[int, int]  # (i, k): process i of k has the rows [i * b / k, (i + 1) * b / k) of each batch
+
+_plan = functools.lru_cache(maxsize=2)(augment.plan)  # of this epoch and, when reading ahead, the next one
+
+# ---------------------------------------------------------------- training
 
 
 def train_batches(
-    split: Split, config: ConfigDict, *, seed: int, batch_size: int, first_step: int, last_step: int, shard=(0, 1)
-) -> Iterator[dict[str, np.ndarray]]:
+    split: Split, config: ConfigDict, *,
+    seed: int, batch_size: int, first_step: int, last_step: int, shard: Shard = (0, 1),
+) -> Generator[Batch, None, None]:  # fmt: skip
     """Yields the batches of steps first_step ... last_step - 1, decoded, cropped and flipped by tf.data on all cores.
 
     Args:
       split: the training split.
       config: the config's `data` section.
-      batch_size: of the whole batch over all processes.
-      shard: (i, k): this is process i of k, and gets the rows [i * b / k, (i + 1) * b / k) of each batch.
+      batch_size: of the whole batch, over all processes.
+      shard: the share of this process.
     Yields: image uint8 (b, crop, crop, 3), label int32 (b,), offset int32 (b, 2), flip bool (b,),
       noise float32 (b, 3).
-    Raises UserError: a setting that does not fit the data, before the first batch; a damaged prepared set.
+    Raises UserError before the first batch if a setting does not fit the data, and later if the set is damaged.
     """
     if config.size != split.size:
         raise UserError(f"data.size is {config.size}, but the prepared images have {split.size} pixels a side")
@@ -42,29 +49,14 @@ def train_batches(
 
 def resident_batches(
     split_length: int, labels: np.ndarray, config: ConfigDict, *,
-    seed: int, batch_size: int, first_step: int, last_step: int, shard=(0, 1)
-) -> Iterator[dict[str, np.ndarray]]:  # fmt: skip
-    """Yields what train_batches does for the same steps, with index int32 (b,) into the split in place of images.
+    seed: int, batch_size: int, first_step: int, last_step: int, shard: Shard = (0, 1),
+) -> Generator[Batch, None, None]:  # fmt: skip
+    """Yields what train_batches yields for the same steps, with index int32 (b,) into the split instead of images.
 
-    For images that live on the device (augment.crop_and_flip); needs no TensorFlow. Arguments and errors as there.
+    For images that live on the device (augment.crop_and_flip). Works without TensorFlow. Arguments and errors as there.
     """
     rows = _rows(split_length, labels, config, seed, batch_size, shard)
     return (rows(step) for step in range(first_step, last_step))
-
-
-def eval_batches(split: Split, batch_size: int, shard=(0, 1)) -> Iterator[dict[str, np.ndarray]]:
-    """Yields every image once, in order, decoded on all cores ahead of need; needs no TensorFlow.
-
-    Args: batch_size and shard as in train_batches.
-    Yields: image uint8 (b, size, size, 3), label int32 (b,), mask float32 (b,): 0 marks the zeros that fill up the
-      last batch. Every process gets the same number of batches.
-    """
-    mine = _shard(batch_size, shard)
-    rows = [
-        r for start in range(0, len(split), batch_size) for r in range(len(split))[start : start + batch_size][mine]
-    ]
-    images = in_threads(split.image, rows, ahead=2 * (mine.stop - mine.start))
-    return _padded(split, batch_size, mine, images)
 
 
 def steps_in_epoch(images: int, batch_size: int) -> int:
@@ -74,62 +66,50 @@ def steps_in_epoch(images: int, batch_size: int) -> int:
     return images // batch_size
 
 
-def filled(batch_size: int, images: int, copies: int) -> int:
-    """The batch size, or the least multiple of `copies` that holds all images where that is less."""
-    return min(batch_size, -(-images // copies) * copies)
-
-
-def _padded(split: Split, batch_size: int, mine: slice, images: Iterator) -> Iterator[dict[str, np.ndarray]]:
-    b = mine.stop - mine.start
-    for start in range(0, len(split), batch_size):
-        labels = split.labels[start : start + batch_size][mine]
-        batch = {
-            "image": np.zeros((b, split.size, split.size, 3), np.uint8),
-            "label": np.zeros(b, np.int32),
-            "mask": np.zeros(b, np.float32),
-        }
-        batch["label"][: len(labels)] = labels
-        batch["mask"][: len(labels)] = 1
-        for row in range(len(labels)):
-            batch["image"][row] = next(images)
-        yield batch
-
-
-def _shard(batch_size: int, shard: tuple[int, int]) -> slice:
-    index, count = shard
-    if batch_size < 1 or batch_size % count:
-        raise UserError(f"--config.batch_size={batch_size} must be a multiple of the {count} processes that share it")
-    return slice(index * batch_size // count, (index + 1) * batch_size // count)
-
-
-def _rows(count: int, labels: np.ndarray, config: ConfigDict, seed: int, batch_size: int, shard: tuple[int, int]):
+def _rows(
+    count: int, labels: np.ndarray, config: ConfigDict, seed: int, batch_size: int, shard: Shard
+) -> Callable[[int], Batch]:
     """The function from a step's number to its batch, without images."""
-    mine = _shard(batch_size, shard)
-    c = config.copy_and_resolve_references()  # fixed now: the batches are made later, in threads
+    mine = _slice_of(batch_size, shard)
     per_epoch = steps_in_epoch(count, batch_size)
+    c = config.copy_and_resolve_references()  # fixed now, because the batches are made later, in threads
+    draw = functools.partial(
+        _plan, seed, count=count, size=c.size, crop=c.crop, random_crop=c.random_crop, flip=c.flip,
+        crop_chunk=c.crop_chunk,
+    )  # fmt: skip
 
-    def rows(step: int) -> dict[str, np.ndarray]:
+    def rows(step: int) -> Batch:
         epoch, batch = divmod(int(step), per_epoch)
-        plan = _plan(
-            seed, epoch, count, size=c.size, crop=c.crop, random_crop=c.random_crop, flip=c.flip,
-            crop_chunk=c.crop_chunk,
-        )  # fmt: skip
+        plan = draw(epoch=epoch)
         at = slice(batch * batch_size + mine.start, batch * batch_size + mine.stop)
         index = plan.order[at].astype(np.int32)
-        return {"index": index, "label": labels[index], "offset": plan.offset[at], "flip": plan.flip[at],
-                "noise": plan.noise[at]}  # fmt: skip
+        return {
+            "index": index,
+            "label": labels[index],
+            "offset": plan.offset[at],
+            "flip": plan.flip[at],
+            "noise": plan.noise[at],
+        }
 
     return rows
 
 
-def _decoded(split: Split, crop: int, rows, steps: range, b: int) -> Iterator[dict[str, np.ndarray]]:
-    """The batches of rows with their images, through tf.data."""
+def _decoded(
+    split: Split, crop: int, rows: Callable[[int], Batch], steps: range, b: int
+) -> Generator[Batch, None, None]:
+    """The batches of `rows` with their images, through tf.data."""
     tf = tensorflow()
 
     def load(step):
         batch = rows(step)
-        jpegs = np.array(split.read(batch.pop("index")), object)
-        return jpegs, *batch.values()
+        jpegs = np.array(split.read(batch["index"]), object)
+        return jpegs, batch["label"], batch["offset"], batch["flip"], batch["noise"]
+
+    def read(step):
+        types = (tf.string, tf.int32, tf.int32, tf.bool, tf.float32)
+        shapes = ((None,), (None,), (None, 2), (None,), (None, 3))
+        tensors = tf.numpy_function(load, [step], types)
+        return tuple(tf.ensure_shape(tensor, shape) for tensor, shape in zip(tensors, shapes, strict=True))
 
     def image(jpeg, label, offset, flip, noise):
         window = tf.concat([offset, [crop, crop]], 0)
@@ -137,17 +117,50 @@ def _decoded(split: Split, crop: int, rows, steps: range, b: int) -> Iterator[di
         pixels = tf.ensure_shape(tf.cond(flip, lambda: pixels[:, ::-1], lambda: pixels), (crop, crop, 3))
         return {"image": pixels, "label": label, "offset": offset, "flip": flip, "noise": noise}
 
-    types = (tf.string, tf.int32, tf.int32, tf.bool, tf.float32)
-    shapes = ((None,), (None,), (None, 2), (None,), (None, 3))
-
-    def read(step):
-        tensors = tf.numpy_function(load, [step], types)
-        return tuple(tf.ensure_shape(t, s) for t, s in zip(tensors, shapes, strict=True))
-
     numbers = tf.data.Dataset.range(steps.start, steps.stop)
     examples = numbers.map(read, num_parallel_calls=2, deterministic=True).unbatch()
     images = examples.map(image, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     try:
         yield from images.batch(b, drop_remainder=True).prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
-    except (tf.errors.InvalidArgumentError, tf.errors.UnknownError) as error:  # from the decoder, from read
+    except (tf.errors.InvalidArgumentError, tf.errors.UnknownError) as error:  # from the decoder, from `load`
         raise split.damaged() from error
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+def eval_batches(split: Split, batch_size: int, shard: Shard = (0, 1)) -> Iterator[Batch]:
+    """Yields every image once, in order, decoded on all cores ahead of need. Works without TensorFlow.
+
+    Args: batch_size and shard as in train_batches.
+    Yields: image uint8 (b, size, size, 3), label int32 (b,), mask float32 (b,): 0 marks the zeros that pad the last
+      batch. Every process gets the same number of batches.
+    """
+    mine = _slice_of(batch_size, shard)
+    b = mine.stop - mine.start
+    batches = [range(start, len(split))[mine] for start in range(0, len(split), batch_size)]
+    images = in_threads(split.image, [row for rows in batches for row in rows], ahead=2 * b)
+    for rows in batches:
+        batch = {
+            "image": np.zeros((b, split.size, split.size, 3), np.uint8),
+            "label": np.zeros(b, np.int32),
+            "mask": np.zeros(b, np.float32),
+        }
+        for place, row in enumerate(rows):
+            batch["image"][place] = next(images)
+            batch["label"][place] = split.labels[row]
+            batch["mask"][place] = 1
+        yield batch
+
+
+def filled(batch_size: int, images: int, copies: int) -> int:
+    """The batch size, or, if fewer images would fill it, the smallest multiple of `copies` that holds them all."""
+    return min(batch_size, -(-images // copies) * copies)
+
+
+def _slice_of(batch_size: int, shard: Shard) -> slice:
+    """The rows of a batch that a shard has. Raises UserError if the batch does not divide."""
+    index, count = shard
+    if batch_size < 1 or batch_size % count:
+        raise UserError(f"--config.batch_size={batch_size} must be a multiple of the {count} processes that share it")
+    return slice(index * batch_size // count, (index + 1) * batch_size // count)

@@ -1,19 +1,17 @@
-"""The embedded data set: ten letters in many faces, drawn rather than downloaded, read through TFDS as any other set.
+"""The built-in data set: ten letters in many faces, drawn instead of downloaded, and read through TFDS like any other.
 
-What it offers:
-
-    builder("full").as_dataset(split="train[:512]")   # drawn once, then kept where TFDS keeps its data sets
-    image, label = draw(seed=0, index=7)              # one image; needs neither TensorFlow nor TFDS
+builder("full").as_dataset(split="train[:512]")   # drawn once, then kept where TFDS keeps its data sets
+image, label = draw(seed=0, index=7)              # one image, without TensorFlow or TFDS
 """
 
 import contextlib
-import functools
 import io
 import math
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -21,16 +19,14 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from alexnet_jax import UserError, one_line
-from alexnet_jax.data.records import alone, tensorflow
+from alexnet_jax.data.host import tensorflow
+from alexnet_jax.files import alone
 
-if TYPE_CHECKING:
-    import tensorflow_datasets as tfds
-
-# Training flips images, so the mirror image of a letter must not be another's: no S with Z, no J with L, no M, N or W.
-# Nor may a turn make one of another.
+# Training flips images, so no letter may look like another one's mirror image: no S with Z, no J with L, no M, N or W.
+# Nor may one look like another when it is turned.
 LETTERS = "AEHLOPSTVX"
 
-# The Latin text faces that come with matplotlib; its other fonts hold symbols or only some letters.
+# The Latin text faces that come with matplotlib. Its other fonts contain symbols, or only some of the letters.
 FACES = (
     "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique",
     "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique", "DejaVuSansMono-BoldOblique",
@@ -40,15 +36,15 @@ FACES = (
 )  # fmt: skip
 
 SIZE = 256
-FONT_PIXELS = (135, 178)  # the letter's em, of which a capital is about 0.7; the widest, turned, still fit the margin
+FONT_PIXELS = (135, 178)  # the letter's em; a capital is about 0.7 of it. The widest, turned, still fits the margin
 MAX_TURN = 15.0  # degrees either way
 MAX_SHIFT = 30  # pixels from the middle either way
-MARGIN = 24  # pixels from the letter to the edge: a 224x224 crop cuts off at most 8 of it
-MIN_CONTRAST = 90.0  # of 255, between the luminance of the letter and of every part of the background
+MARGIN = 24  # pixels from the letter to the edge: a 224x224 crop cuts off at most 8 pixels of a letter
+MIN_CONTRAST = 90.0  # of 255, between the luminance of the letter and that of any part of the background
 NOISE = 5.0  # standard deviation, of 255
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # of R, G, B (ITU-R BT.601)
 
-# Images of each split, by config. The tiny splits are the first images of the full ones.
+# Images in each split, by config. The tiny splits are the first images of the full ones.
 SPLITS = {"full": {"train": 4000, "validation": 1000}, "tiny": {"train": 256, "validation": 64}}
 SEEDS = {"train": 0, "validation": 1}
 
@@ -57,90 +53,24 @@ def draw(seed: int, index: int) -> tuple[np.ndarray, int]:
     """Draws one image: a letter over a random background.
 
     Args:
-      seed: which sequence of images; not negative.
-      index: which image of it; not negative.
-
-    Returns:
-      The image, uint8 (256, 256, 3), and its label, index % 10: the letter is LETTERS[label]. Both depend on
+      seed: which sequence of images, at least 0.
+      index: which image of that sequence, at least 0.
+    Returns: the image, uint8 (256, 256, 3), and its label, index % 10; the letter is LETTERS[label]. Both depend on
       (seed, index) alone, so images can be drawn in any order and by any process.
     """
     label = index % len(LETTERS)
     rng = np.random.default_rng(np.random.SeedSequence((seed, index)))
     ink, *ground = _colours(rng)
     image = _blend(ground[0], ground[1], _pattern(rng))
-    # Shapes in a background colour, so that neither an edge nor a colour says where the letter is.
+    # Shapes in a background colour, so that neither an edge nor a colour gives away where the letter is.
     image = _blend(image, ground[int(rng.integers(2))], _clutter(rng))
     image = _blend(image, ink, _letter(rng, LETTERS[label]))
     image += NOISE * rng.standard_normal((SIZE, SIZE), np.float32)
     return np.ascontiguousarray(np.clip(np.rint(image), 0, 255).astype(np.uint8).transpose(1, 2, 0)), label
 
 
-def builder(config: str = "full", data_dir: str | None = None) -> "tfds.core.DatasetBuilder":
-    """Returns the prepared TFDS builder of glyphs/<config>, drawing the set first if data_dir does not hold it.
-
-    Args:
-      config: "full" (4,000 training and 1,000 validation images) or "tiny" (256 and 64).
-      data_dir: where TFDS keeps its data sets; None or "": $TFDS_DATA_DIR, else TFDS's own default.
-
-    Returns:
-      A builder of examples {"image": uint8 (256, 256, 3), stored as JPEG, "label": int64 ()}.
-    """
-    return drawn(undrawn(config, data_dir))
-
-
-def undrawn(config: str = "full", data_dir: str | None = None) -> "tfds.core.DatasetBuilder":
-    """Returns what `builder` does, with nothing written: its images may be still to be drawn."""
-    if config not in SPLITS:
-        raise UserError(f"there is no data set 'glyphs/{config}': use one of glyphs/{', glyphs/'.join(SPLITS)}")
-    return _builder_class()(config=config, data_dir=data_dir or None)
-
-
-def splits(made: "tfds.core.DatasetBuilder") -> "tfds.core.splits.SplitDict":
-    """Returns the splits that a builder has, or will have when it is drawn: they take slices as any set's."""
-    import tensorflow_datasets as tfds
-
-    names = tfds.core.ShardedFileTemplate(made.data_path, dataset_name="glyphs", filetype_suffix="tfrecord")
-    return tfds.core.splits.SplitDict(
-        tfds.core.SplitInfo(name=name, shard_lengths=[count], num_bytes=0, filename_template=names.replace(split=name))
-        for name, count in SPLITS[made.builder_config.name].items()
-    )
-
-
-def drawn(made: "tfds.core.DatasetBuilder") -> "tfds.core.DatasetBuilder":
-    """Draws the images of a builder unless they are there; other processes wait meanwhile. Returns it with its splits.
-
-    Raises UserError if they cannot be written; then, as after a kill and another call, nothing is left of them.
-    """
-    path, config = Path(made.data_path), made.builder_config.name
-    lock, last = Path(f"{path}.lock"), path / "dataset_info.json"
-    anew = functools.partial(undrawn, config, str(path.parents[2]))  # one that is made before them knows of no images
-    if last.exists() and not lock.exists():
-        return anew()
-
-    def waits():
-        tqdm.write(f"waiting for another process to draw glyphs in {path}", file=sys.stderr)
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with alone(lock, waits):
-            for left in path.parent.glob(f"incomplete.*_{path.name}"):  # by a killed process
-                shutil.rmtree(left, ignore_errors=True)
-            if not last.exists():
-                shutil.rmtree(path, ignore_errors=True)
-                settings = {"total": sum(SPLITS[config].values()), "unit": " images"}
-                with _quiet_tfds(), tqdm(desc="drawing glyphs", dynamic_ncols=True, **settings) as made.bar:
-                    made.download_and_prepare()
-    except Exception as error:
-        # Of a full disk TFDS makes a RuntimeError, with TensorFlow's error behind it.
-        if not any(isinstance(e, (OSError, tensorflow().errors.OpError)) for e in (error, error.__cause__)):
-            raise
-        hint = "make room, or choose another folder with --config.data.prepared_dir=..."
-        raise UserError(f"cannot write glyphs to {path.parent} ({one_line(error)}): {hint}") from error
-    return anew()
-
-
 def _colours(rng: np.random.Generator) -> np.ndarray:
-    """The letter's colour and two of the background, float32 (3, 3, 1, 1), the letter brighter than both."""
+    """The letter's colour and two for the background, float32 (3, 3, 1, 1); the letter's is the brightest."""
     while True:
         colours = rng.uniform(0, 255, (3, 3)).astype(np.float32)
         colours[2] = colours[1] + 0.5 * (colours[2] - colours[1])  # a background of related colours
@@ -150,9 +80,9 @@ def _colours(rng: np.random.Generator) -> np.ndarray:
 
 
 def _blend(below: np.ndarray, above: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """below where weight, (256, 256) in [0, 1], is 0, above where it is 1; colours (3, 1, 1) or images (3, 256, 256).
+    """Mixes two colours (3, 1, 1) or images (3, 256, 256): `below` where weight is 0, `above` where it is 1.
 
-    Colour comes first because NumPy is four times slower over a last axis of three.
+    weight: (256, 256) in [0, 1]. Colour is the first axis because NumPy is four times slower over a last axis of three.
     """
     return below + weight * (above - below)
 
@@ -160,7 +90,7 @@ def _blend(below: np.ndarray, above: np.ndarray, weight: np.ndarray) -> np.ndarr
 def _pattern(rng: np.random.Generator) -> np.ndarray:
     """A gradient, stripes or clouds, float32 (256, 256) in [0, 1]."""
     kind = rng.integers(3)
-    if kind == 0:  # clouds: noise on a coarse grid, made smooth
+    if kind == 0:  # clouds: noise on a coarse grid, smoothed
         cells = int(rng.integers(3, 12))
         grid = Image.fromarray(rng.uniform(0, 1, (cells, cells)).astype(np.float32))
         return np.clip(np.asarray(grid.resize((SIZE, SIZE), Image.Resampling.BICUBIC)), 0, 1)
@@ -188,7 +118,7 @@ def _clutter(rng: np.random.Generator) -> np.ndarray:
 
 
 def _letter(rng: np.random.Generator, letter: str) -> np.ndarray:
-    """The letter in some face, size, turn and place, float32 (256, 256) in [0, 1]."""
+    """The letter in a random face, size, turn and place, float32 (256, 256) in [0, 1]."""
     face = FACES[rng.integers(len(FACES))]
     cut = _glyph(face, int(rng.integers(*FONT_PIXELS)), letter)
     cut = cut.rotate(rng.uniform(-MAX_TURN, MAX_TURN), Image.Resampling.BICUBIC, expand=True)
@@ -200,7 +130,7 @@ def _letter(rng: np.random.Generator, letter: str) -> np.ndarray:
 
 
 def _place(rng: np.random.Generator, side: int) -> int:
-    """Where a letter of `side` pixels begins: around the middle, and within the margins."""
+    """Where a letter of `side` pixels begins: near the middle, and within the margins."""
     middle = (SIZE - side) // 2
     reach = min(MAX_SHIFT, middle - MARGIN)
     return middle + int(rng.integers(-reach, reach + 1))
@@ -209,7 +139,7 @@ def _place(rng: np.random.Generator, side: int) -> int:
 def _glyph(face: str, pixels: int, letter: str) -> Image.Image:
     """The upright letter, white on black, within a border of two pixels; mode L."""
     path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{face}.ttf")
-    # The basic layout: the other one depends on whether libraqm is installed.
+    # The basic layout, because the other one depends on whether libraqm is installed.
     font = ImageFont.truetype(path, pixels, layout_engine=ImageFont.Layout.BASIC)
     left, top, right, bottom = font.getbbox(letter)
     # The border lets the edges of a turned letter fade out instead of ending in steps.
@@ -218,9 +148,78 @@ def _glyph(face: str, pixels: int, letter: str) -> Image.Image:
     return cut
 
 
+# ---------------------------------------------------------------- the TFDS set
+
+
+def builder(config: str = "full", data_dir: str | None = None) -> Any:
+    """Returns the prepared tfds.core.DatasetBuilder of glyphs/<config>, drawing the set first if data_dir lacks it.
+
+    Args:
+      config: "full" (4,000 training and 1,000 validation images) or "tiny" (256 and 64).
+      data_dir: where TFDS keeps its data sets; None or "" for $TFDS_DATA_DIR, or else TFDS's own default.
+    Returns: a builder of examples {"image": uint8 (256, 256, 3), stored as JPEG, "label": int64 ()}.
+    Raises UserError if there is no such config, or as `drawn` does.
+    """
+    return drawn(undrawn(config, data_dir))
+
+
+def undrawn(config: str = "full", data_dir: str | None = None) -> Any:
+    """Returns what `builder` returns, but writes nothing: its images may still have to be drawn."""
+    if config not in SPLITS:
+        raise UserError(f"there is no data set 'glyphs/{config}': use one of glyphs/{', glyphs/'.join(SPLITS)}")
+    return _builder_class()(config=config, data_dir=data_dir or None)
+
+
+def splits(made: Any) -> Any:
+    """Returns the tfds.core.splits.SplitDict that a builder has, or will have once it is drawn. It takes slices too."""
+    import tensorflow_datasets as tfds
+
+    names = tfds.core.ShardedFileTemplate(made.data_path, dataset_name="glyphs", filetype_suffix="tfrecord")
+    return tfds.core.splits.SplitDict(
+        tfds.core.SplitInfo(name=name, shard_lengths=[count], num_bytes=0, filename_template=names.replace(split=name))
+        for name, count in SPLITS[made.builder_config.name].items()
+    )
+
+
+def drawn(made: Any) -> Any:
+    """Draws the images of a builder unless they exist; other processes wait meanwhile. Returns a builder that has them.
+
+    Raises UserError if they cannot be written. A failure leaves nothing behind; what a kill leaves, the next call
+    removes.
+    """
+    path, config = Path(made.data_path), made.builder_config.name
+    lock, last = Path(f"{path}.lock"), path / "dataset_info.json"
+
+    def waits():
+        tqdm.write(f"waiting for another process to draw glyphs in {path}", file=sys.stderr)
+
+    if lock.exists() or not last.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with alone(lock, waits):
+                for left in path.parent.glob(f"incomplete.*_{path.name}"):  # by a killed process
+                    shutil.rmtree(left, ignore_errors=True)
+                if not last.exists():
+                    shutil.rmtree(path, ignore_errors=True)
+                    _draw_all(made)
+        except Exception as error:
+            # From a full disk TFDS makes a RuntimeError, caused by TensorFlow's error.
+            if not any(isinstance(e, (OSError, tensorflow().errors.OpError)) for e in (error, error.__cause__)):
+                raise
+            hint = "make room, or choose another folder with --config.data.prepared_dir=..."
+            raise UserError(f"cannot write glyphs to {path.parent} ({one_line(error)}): {hint}") from error
+    return undrawn(config, str(path.parents[2]))  # a builder that is made before its images exist does not know them
+
+
+def _draw_all(made: Any) -> None:
+    total = sum(SPLITS[made.builder_config.name].values())
+    with _quiet_tfds(), tqdm(desc="drawing glyphs", total=total, unit=" images", dynamic_ncols=True) as made.bar:
+        made.download_and_prepare()
+
+
 @contextlib.contextmanager
-def _quiet_tfds():
-    """Keeps back what TFDS prints of a download, which this is not, and its bars, three within each other."""
+def _quiet_tfds() -> Iterator[None]:
+    """Hides TFDS's lines about a download, which this is not, and its three nested progress bars."""
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
@@ -232,13 +231,13 @@ def _quiet_tfds():
 
 
 def _builder_class() -> type:
-    """The TFDS builder's class, made on the first call so that the module can be imported without TFDS."""
-    tensorflow()  # first, so that it is quiet
+    """The TFDS builder's class, made when it is called, so that the module can be imported without TFDS."""
+    tensorflow()  # before TFDS, so that it stays quiet
     import tensorflow_datasets as tfds
 
-    # Unregistered: TFDS refuses a second class of one name, and builder() is the one way in.
-    class Glyphs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("1.0.0")  # raise it when draw() draws otherwise, else old copies stay in use
+    # Not registered: TFDS refuses a second class of the same name, and builder() is the only way in.
+    class Glyphs(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+        VERSION = tfds.core.Version("1.0.0")  # increase it when draw() draws differently, or old copies stay in use
         BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in SPLITS]  # the first is the default
         name = "glyphs"
 

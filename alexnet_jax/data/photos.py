@@ -1,4 +1,4 @@
-"""Photos as people have them, of any format, size and mode, to the squares that the network sees (section 2)."""
+"""From photos of any format, size and mode to the squares that the network sees (section 2); finding photos on disk."""
 
 import contextlib
 import io
@@ -15,47 +15,55 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from alexnet_jax import UserError, one_line
-from alexnet_jax.data.records import in_threads
+from alexnet_jax.data.host import in_threads
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # no format that runs another program, as EPS does
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-MIN_SIDE = 16  # pixels: of fewer, enlarged sixteenfold, nothing is to be seen; CIFAR-10 has 32
-MAX_ASPECT = 10  # beyond, the centre square is less than a tenth of the photo
+MIN_SIDE = 16  # pixels: smaller photos, enlarged more than 16 times, show nothing; CIFAR-10 has 32
+MAX_ASPECT = 10  # beyond this the centre square is less than a tenth of the photo
 
-# What Pillow has to say of a file is in what it raises; of the rest each photo would make a line.
+# What matters about a file is in the exceptions that Pillow raises; the rest would print a line for each photo.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
+# ---------------------------------------------------------------- one photo
+
 
 def opened(photo: bytes | str | Path) -> Image.Image:
-    """A photo, or its file, opened and not yet decoded: its size is known, and its memory not yet taken.
+    """Opens a photo, given as its bytes or its path. Its size is known; its pixels are not decoded yet.
 
-    Raises ValueError on a folder, a pipe or a device, which could keep us for ever; and what Pillow raises, on more
-    than 179 million pixels DecompressionBombError.
+    Raises ValueError if it is a folder, a pipe or a device, which could block for ever, or in no known format. Pillow
+    raises more, such as DecompressionBombError for more than 179 million pixels.
     """
     if not isinstance(photo, bytes):
         mode = os.stat(photo).st_mode
+        if stat.S_ISDIR(mode):
+            raise ValueError("this is a folder")
         if not stat.S_ISREG(mode):
-            raise ValueError("this is a folder" if stat.S_ISDIR(mode) else "this is no regular file")
+            raise ValueError("this is not a regular file")
     try:
         return Image.open(io.BytesIO(photo) if isinstance(photo, bytes) else photo, formats=FORMATS)
-    except UnidentifiedImageError as error:  # which names a place in memory
-        raise ValueError(f"this is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}") from error
+    except UnidentifiedImageError as error:  # its text names an address in memory
+        raise ValueError(f"this is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file") from error
 
 
 def square(
     photo: bytes | str | Path | Image.Image, size: int, upright: bool = False, resize: str = "shorter"
 ) -> Image.Image:
-    """A photo, its file, or one `opened`, as RGB, size x size: scaled (bicubic, antialiased) as `resize` says.
+    """Returns a photo as RGB, size x size, scaled with a bicubic, antialiased filter.
 
-    "shorter" brings the shorter side to `size` and takes the centre; "warp" brings both sides to it.
+    Grey, palette and CMYK photos become RGB, transparent ones are laid on white, and of animations the first picture is
+    taken.
 
-    Grey, palette and CMYK photos become RGB; transparent ones are laid on white; moving ones show their first picture.
-    `upright` turns a photo as its EXIF orientation says; the 2012 code ignored that, and so does training. Raises
-    ValueError as `opened` does; Pillow raises nearly anything on a file that is damaged or no photo.
+    Args:
+      photo: its bytes, its path, or the image that `opened` returned.
+      size: the side in pixels.
+      upright: turn the photo as its EXIF orientation says. The 2012 code ignored the orientation, and so does training.
+      resize: "shorter" scales the shorter side to `size` and cuts out the centre; "warp" scales both sides to `size`.
+    Raises ValueError as `opened` does; Pillow raises almost anything on a file that is damaged or not a photo.
     """
     with photo if isinstance(photo, Image.Image) else opened(photo) as image:
-        image.draft("RGB", (2 * size, 2 * size))  # large JPEGs decode straight to a half, a quarter or an eighth
+        image.draft("RGB", (2 * size, 2 * size))  # decodes large JPEGs directly at a half, a quarter or an eighth
         if upright:
             image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # 16 bits of grey
@@ -63,12 +71,14 @@ def square(
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        fit = ImageOps.fit if resize == "shorter" else Image.Image.resize
-        return fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
+        image = image.convert("RGB")
+        if resize == "shorter":
+            return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+        return image.resize((size, size), Image.Resampling.BICUBIC)
 
 
 def is_sliver(size: tuple[int, int]) -> bool:
-    """Whether a photo of this width and height has next to nothing to show in a square."""
+    """Whether a photo of this width and height is so small or narrow that its square shows almost nothing."""
     return min(size) < MIN_SIDE or max(size) > MAX_ASPECT * min(size)
 
 
@@ -77,25 +87,28 @@ def why(error: Exception) -> str:
     return getattr(error, "strerror", None) or one_line(error)
 
 
+# ---------------------------------------------------------------- photos on disk
+
+
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is the system's and not the user's: .DS_Store, ._photo.jpg, __MACOSX."""
+    """Whether a file or folder belongs to the system and not to the user: .DS_Store, ._photo.jpg, __MACOSX."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def is_photo(path: Path) -> bool:
-    """Whether a path is named like a photo; whether it is one, reading tells."""
+    """Whether a path is named like a photo. Only reading it tells whether it is one."""
     return path.suffix.lower() in SUFFIXES and not is_hidden(path.name)
 
 
 def below(folder: Path) -> Iterator[Path]:
-    """What is named like a photo in a folder and its subfolders, in no order; links to folders are not followed."""
+    """Yields what is named like a photo in a folder and its subfolders, in no order. Follows no links to folders."""
     for path in folder.rglob("*"):
         if is_photo(path) and not any(map(is_hidden, path.relative_to(folder).parts)):
             yield path
 
 
 def find(path: str | Path) -> list[Path]:
-    """A file, or the photos of a folder and its subfolders by name. Raises UserError where there is none."""
+    """Returns a file itself, or the sorted photos of a folder and its subfolders. Raises UserError if it has none."""
     path = Path(os.path.expanduser(path))
     if not os.path.lexists(path):
         raise UserError(f"there is no file or folder {path}")
@@ -103,16 +116,17 @@ def find(path: str | Path) -> list[Path]:
         return [path]
     found = sorted(below(path))
     if not found:
-        raise UserError(f"no photos in {path}: it takes {', '.join(sorted(SUFFIXES))}")
+        raise UserError(f"no photos in {path}: files must end in {', '.join(sorted(SUFFIXES))}")
     return found
 
 
 def gather(names: Sequence[str]) -> tuple[list[Path], int]:
-    """The photos that a command line names, as files and folders; and how many folders hold none, named on stderr.
+    """Returns the photos that a command line names, as files and folders, and how many folders have none.
 
-    A file that is not there is named when it is to be read.
+    Those folders are reported on stderr. A missing file is among the photos: reading it reports it.
     """
-    found, bare = [], 0
+    found: list[Path] = []
+    bare = 0
     for name in names:
         path = Path(os.path.expanduser(name))
         try:
@@ -126,27 +140,28 @@ def gather(names: Sequence[str]) -> tuple[list[Path], int]:
 def batches(
     paths: Sequence[Path], size: int, batch_size: int, resize: str = "shorter"
 ) -> Iterator[tuple[np.ndarray, list[Path]]]:
-    """Yields photos in order, upright, decoded on all cores ahead of need; names on stderr what it cannot read.
+    """Yields photos in order, upright, decoded on all cores ahead of need. Reports unreadable ones on stderr.
 
-    Yields: images uint8 (batch_size, size, size, 3), of the last batch filled up with zeros; the paths of its photos.
+    Yields: images uint8 (batch_size, size, size, 3), the last batch padded with zeros; the paths of its photos.
     """
 
     def read(path):
         try:
             return path, np.asarray(square(path, size, upright=True, resize=resize)), ""
-        except Exception as error:  # Pillow raises nearly anything
+        except Exception as error:  # Pillow raises almost anything
             return path, None, why(error)
 
-    images, names = np.zeros((batch_size, size, size, 3), np.uint8), []
+    images = np.zeros((batch_size, size, size, 3), np.uint8)
+    names: list[Path] = []
     with contextlib.closing(in_threads(read, paths, ahead=2 * batch_size)) as photos:
         for path, image, reason in photos:
-            if reason:
+            if image is None:
                 tqdm.write(f"unreadable: {path}: {reason}", file=sys.stderr)
                 continue
             images[len(names)] = image
             names.append(path)
             if len(names) == batch_size:
                 yield images, names
-                images, names = np.zeros_like(images), []  # anew: the device may still read the others
+                images, names = np.zeros_like(images), []  # new arrays: the device may still read the old ones
     if names:
         yield images, names

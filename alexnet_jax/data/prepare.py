@@ -4,10 +4,11 @@
     prepared.train.images([0, 7])            # uint8 (2, 256, 256, 3)
     prepared.statistics["mean"]              # float32 (256, 256, 3), of the training split
 
-A prepared set is a folder: per split the images as a TFRecord file of plain JPEGs, where each begins, the labels and
-the names; the statistics of the training split; meta.json. It needs neither its source nor TensorFlow any more, and one
-made from a TFDS set works anywhere once copied into the `prepared_dir` there. A set is known by what was asked for, not
-by what the source held: delete its folder to prepare a changed source anew.
+A prepared set is a folder. For each split it has the images as a TFRecord file of plain JPEGs, an index of where each
+one begins, the labels and the names; then the statistics of the training split, and meta.json. It requires neither its
+source nor TensorFlow any more, and one made from a TFDS set works on any machine once copied into the `prepared_dir`
+there. A set is known by the settings it was made with, not by what the source contained: delete its folder to prepare a
+changed source again.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
@@ -29,48 +31,47 @@ from tqdm import tqdm
 
 from alexnet_jax import UserError, __version__
 from alexnet_jax.data import photos
-from alexnet_jax.data.records import Prepared, alone, decode, frame, in_threads, open_prepared, slug, starts
-from alexnet_jax.data.sources import Source, check_classes, folder_of, open_source, some, warn
+from alexnet_jax.data.host import in_threads
+from alexnet_jax.data.records import Prepared, decode, frame, open_prepared, starts
+from alexnet_jax.data.sources import Example, Source, folder_of, open_source, refuse_classes, some, warn
+from alexnet_jax.files import alone, slug
 
-FORMAT = 1  # raise it when the same source would be prepared differently
-MAX_SIZE = 4096  # pixels: the sums over images of more than this would not fit into memory
-LOCKS = "*px-" + 10 * "[0-9a-f]" + ".lock"  # and nothing else: the folder may be anybody's
+FORMAT = 1  # increase it when the same source would be prepared differently
+MAX_SIZE = 4096  # pixels: the sums over larger images would not fit into memory
+CHUNK = 16  # images that a thread prepares at a time
+LOCKS = "*px-" + 10 * "[0-9a-f]" + ".lock"  # and no other files: the folder may have other users
 
 
 def prepare(config: ConfigDict, num_classes: int | None = None) -> Prepared:
-    """Opens the prepared set of the config's `data` section (see configs/paper.py), preparing it first if need be.
+    """Opens the prepared set of the config's `data` section, preparing it first if it does not exist yet.
 
     A source is the name of a TFDS set that is on disk, "glyphs", or the path of a folder: root/train/<class>/<image>
-    with root/validation or root/val beside it, or root/<class>/<image>; without a validation folder a share
+    with root/validation or root/val beside it, or root/<class>/<image>. Without a validation folder the share
     `validation_fraction` of the images, picked by a hash of their names, is held out. Tiny-ImageNet is taken as it is.
 
-    num_classes: of the network that is to learn from it, 0 if it has as many as the data; None: nothing learns from it,
-    so that one class is enough, and some may have no images.
+    Each image's shorter side is scaled to `size` (bicubic, antialiased) and its centre cut out; if `resize` is "warp",
+    both sides are scaled. It is stored as a JPEG of quality 95 with full colour resolution. Grey, palette and CMYK
+    images become RGB, transparent ones are laid on white, and EXIF orientation is ignored, as in the 2012 code. Damaged
+    images are reported and left out.
 
-    Each image's shorter side is scaled to `size` (bicubic, antialiased) and its centre cut out, or, where `resize` is
-    "warp", both sides are; it is kept as a JPEG of quality 95 with full colour resolution. Grey, palette and CMYK
-    images become RGB; transparent ones are laid on white; EXIF orientation is ignored, as in the 2012 code. Damaged
-    images are named and left out.
-
-    Raises UserError, before anything is written: nothing by that name, not downloaded, no images, an unknown split,
-    photos where they would not be found, other classes than the network's; or nowhere to write.
+    Args:
+      config: the `data` section of a config that has passed config.check.
+      num_classes: of the network that is to learn from the set; 0 if it has as many as the data. None if nothing learns
+        from it: then one class is enough, and some classes may have no images.
+    Raises UserError, before anything is written, if the source does not exist, is not downloaded, has no images, no
+    such split or photos in the wrong places, or if the classes are not the network's; or if the disk refuses a write.
     """
-    _check(config, num_classes)
+    _refuse_nonsense(config, num_classes)
     cache = _cache(config)
     root = folder_of(config.name)
-    # Nothing of the machine goes into the name of a TFDS set, so that it can be carried.
-    asked = [FORMAT, str(root or config.name), config.train_split, config.eval_split, config.size]
-    asked.append(config.validation_fraction if root and "validation" in asked else None)
-    asked += [config.resize] if config.resize != "shorter" else []
-    digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
-    directory = cache / f"{slug(root.name if root else config.name)[:100]}-{config.size}px-{digest[:10]}"
+    directory = cache / _folder_name(config, root)
     verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)  # TFDS reports what it finds and reads
+    logging.set_verbosity(logging.ERROR)  # TFDS logs what it finds and reads
     try:
         _tidy(cache)
         if not directory.exists():
             if root and Path(os.path.realpath(cache)).is_relative_to(os.path.realpath(root)):
-                raise UserError(f"{cache} lies in the images' own folder: choose another --config.data.prepared_dir")
+                raise UserError(f"{cache} is inside the images' own folder: choose another --config.data.prepared_dir")
             _prepare_once(config, num_classes, cache, directory)
     except OSError as error:
         hint = "make room, or choose another folder with --config.data.prepared_dir=..."
@@ -78,26 +79,18 @@ def prepare(config: ConfigDict, num_classes: int | None = None) -> Prepared:
     finally:
         logging.set_verbosity(verbosity)
     prepared = open_prepared(directory)
-    check_classes(config.name, prepared.classes, num_classes)
+    refuse_classes(config.name, prepared.classes, num_classes)
     return prepared
 
 
-def _check(config: ConfigDict, num_classes: int | None):
-    """Raises UserError on fields that no data could fit."""
-    for field in ("name", "train_split", "eval_split", "data_dir", "prepared_dir"):
-        value = config[field]
-        if value.splitlines() not in ([value], []) or "\0" in value:
-            raise UserError(f"data.{field} is {value!r}: it must be one line of text")
-    if not config.name:
-        raise UserError("data.name is empty: give ~/photos, a folder of class folders, or the name of a TFDS set")
-    if not 1 <= config.size <= MAX_SIZE:
-        raise UserError(f"data.size is {config.size}: it must be from 1 to {MAX_SIZE}")
-    if config.resize not in ("shorter", "warp"):
-        raise UserError(f"data.resize is '{config.resize}': it must be shorter or warp")
+def _refuse_nonsense(config: ConfigDict, num_classes: int | None) -> None:
+    """Raises UserError on what config.check does not see: a name from a flag, and a split that is both of the two."""
+    if config.name.splitlines() != [config.name] or "\0" in config.name:
+        raise UserError(f"data.name is {config.name!r}: give a folder of class folders, or the name of a TFDS set")
     if num_classes is not None and slug(config.train_split) == slug(config.eval_split):
         raise UserError(
-            f"data.train_split '{config.train_split}' and data.eval_split '{config.eval_split}' are one: the error "
-            "would be that of images it learns from"
+            f"data.train_split '{config.train_split}' and data.eval_split '{config.eval_split}' are the same: the "
+            "error would be measured on the images that it learns from"
         )
 
 
@@ -106,16 +99,30 @@ def _cache(config: ConfigDict) -> Path:
     default = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "alexnet_jax")
     cache = os.path.expanduser(config.prepared_dir or default)
     if cache.startswith("~"):
-        raise UserError(f"{cache} is nobody's home: choose a folder with --config.data.prepared_dir=...")
+        raise UserError(f"{cache} is in the home of an unknown user: set --config.data.prepared_dir=...")
     return Path(cache).absolute()
 
 
-# ---------------------------------------------------------------- preparing
+def _folder_name(config: ConfigDict, root: Path | None) -> str:
+    """The name of a set's folder, which differs wherever its content would.
+
+    For a TFDS set nothing in it depends on the machine, so that the folder can be copied to another one.
+    """
+    made_with = [FORMAT, str(root or config.name), config.train_split, config.eval_split, config.size]
+    may_hold_out = root and "validation" in (config.train_split, config.eval_split)
+    made_with.append(config.validation_fraction if may_hold_out else None)
+    if config.resize != "shorter":
+        made_with.append(config.resize)
+    digest = hashlib.sha256(json.dumps(made_with).encode()).hexdigest()
+    return f"{slug(root.name if root else config.name)[:100]}-{config.size}px-{digest[:10]}"
 
 
-def _prepare_once(config: ConfigDict, num_classes: int | None, cache: Path, directory: Path):
-    """Prepares into a sibling folder that takes its name when all is on disk; other processes wait meanwhile."""
-    source = open_source(config, cache, num_classes)  # nothing is written for one that will not do
+# ---------------------------------------------------------------- a whole set or none
+
+
+def _prepare_once(config: ConfigDict, num_classes: int | None, cache: Path, directory: Path) -> None:
+    """Prepares into a sibling folder, renamed when everything is on disk. Other processes wait meanwhile."""
+    source = open_source(config, cache, num_classes)  # before the first write: it refuses unsuitable sources
     cache.mkdir(parents=True, exist_ok=True)
 
     def waits():
@@ -125,10 +132,10 @@ def _prepare_once(config: ConfigDict, num_classes: int | None, cache: Path, dire
         if directory.exists():
             return
         partial = Path(f"{directory}.partial")
-        shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
+        shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
         partial.mkdir()
         try:
-            _write_set(config, source, partial, num_classes is not None)
+            _write_set(config, source, partial, learns=num_classes is not None)
             for path in (*partial.iterdir(), partial):
                 _sync(path)
             partial.rename(directory)
@@ -137,14 +144,14 @@ def _prepare_once(config: ConfigDict, num_classes: int | None, cache: Path, dire
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def _tidy(cache: Path):
+def _tidy(cache: Path) -> None:
     """Removes what killed processes left of other sets: nobody holds their locks any more."""
     for lock in cache.glob(LOCKS):
         with contextlib.suppress(OSError), alone(lock):
             shutil.rmtree(lock.with_suffix(".partial"), ignore_errors=True)
 
 
-def _sync(path: Path):
+def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -152,95 +159,134 @@ def _sync(path: Path):
         os.close(descriptor)
 
 
-def _write_set(config: ConfigDict, source: Source, folder: Path, learns: bool):
+# ---------------------------------------------------------------- the files of a set
+
+
+def _write_set(config: ConfigDict, source: Source, folder: Path, learns: bool) -> None:
+    splits = {}
+    for split in source.counts:
+        training = split == config.train_split
+        splits[split], statistics = _write_split(config, source, split, folder, must_have_all=learns and training)
+        if training:
+            np.savez(folder / "statistics.npz", **statistics)
     libraries = {"alexnet_jax": __version__, "numpy": np.__version__, "Pillow": Image.__version__}
     meta = {
-        "name": config.name, "version": source.version, "size": config.size, "classes": source.classes, "splits": {},
-        "train_split": config.train_split, "eval_split": config.eval_split, "format": FORMAT, "libraries": libraries,
+        "name": config.name, "version": source.version, "size": config.size, "classes": source.classes,
+        "splits": splits, "train_split": config.train_split, "eval_split": config.eval_split, "format": FORMAT,
+        "libraries": libraries,
     }  # fmt: skip
-    for split in source.counts:
-        strict = learns and split == config.train_split
-        meta["splits"][split], statistics = _write_split(config, source, split, folder, strict)
-        if split == config.train_split:
-            np.savez(folder / "statistics.npz", **statistics)
     (folder / "meta.json").write_text(json.dumps(meta, indent=1))
 
 
-def _write_split(config: ConfigDict, source: Source, split: str, folder: Path, strict: bool) -> tuple[dict, dict]:
-    """Writes a split's files. Returns its entry in meta.json and its statistics.
+def _write_split(
+    config: ConfigDict, source: Source, split: str, folder: Path, must_have_all: bool
+) -> tuple[dict, dict]:
+    """Writes a split's files. Returns its entry in meta.json and its statistics (_statistics).
 
-    Raises UserError if no image can be read, or, where it is `strict`, none of a class.
+    Raises UserError if an image has no label, or if none can be read, or, where it must have all, none of a class.
     """
-    lengths, labels, ids, damaged, lost, slivers, pixels, products = [], [], [], {}, set(), [], 0, 0
     stem = folder / slug(split)
     examples = source.examples(split)
-    chunks = iter(lambda: list(itertools.islice(examples, 16)), [])
+    chunks = iter(lambda: list(itertools.islice(examples, CHUNK)), [])
     prepared = in_threads(functools.partial(_prepare_chunk, size=config.size, resize=config.resize), chunks)
-    settings = {"total": source.counts[split], "unit": " images", "dynamic_ncols": True}
-    with tqdm(desc=f"preparing {config.name} {split}", **settings) as bar, open(f"{stem}.tfrecord", "wb") as file:
-        for rows, chunk_pixels, chunk_products in prepared:
-            pixels, products = pixels + chunk_pixels, products + chunk_products
-            bar.update(len(rows))
-            for name, label, record, reason, sliver in rows:
-                if not 0 <= label < len(source.classes):
-                    raise UserError(f"split '{split}' of {config.name} has images without a label, such as {name}")
-                if reason:
-                    damaged[name] = reason
-                    lost.add(label)
-                    tqdm.write(f"left out {name} of {split}, which is damaged: {reason}", file=sys.stderr)
-                    continue
-                if sliver:
-                    slivers.append(name)
-                file.write(record)
-                lengths.append(len(record) - 16)
-                labels.append(label)
-                ids.append(name.replace("\n", "\\n"))
-    if len(labels) + len(damaged) != source.counts[split]:
-        found = f"{len(labels) + len(damaged):,} images where there should be {source.counts[split]:,}"
-        raise UserError(f"split '{split}' of {config.name} has {found}: its files are cut short")
+    whole: list[Row] = []
+    damaged: list[Row] = []
+    pixels, products = np.zeros((config.size, config.size, 3), np.int64), np.zeros((3, 3), np.int64)
+    bar = tqdm(
+        desc=f"preparing {config.name} {split}", total=source.counts[split], unit=" images", dynamic_ncols=True
+    )  # fmt: skip
+    with bar, open(f"{stem}.tfrecord", "wb") as file:
+        for chunk in prepared:
+            pixels += chunk.pixels
+            products += chunk.products
+            bar.update(len(chunk.rows))
+            for row, record in zip(chunk.rows, chunk.records, strict=True):
+                if not 0 <= row.label < len(source.classes):
+                    raise UserError(f"split '{split}' of {config.name} has images without a label, such as {row.name}")
+                if row.damage:
+                    tqdm.write(f"left out {row.name} of {split}, which is damaged: {row.damage}", file=sys.stderr)
+                    damaged.append(row)
+                else:
+                    file.write(record)
+                    whole.append(row)
+    _report(config.name, source, split, whole, damaged, must_have_all)
+    lengths = np.array([row.length for row in whole], np.int64)
+    labels = np.array([row.label for row in whole], np.int32)
+    np.savez(f"{stem}.npz", offsets=starts(lengths), lengths=lengths, labels=labels)
+    with open(f"{stem}.ids.txt", "w", encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
+        for row in whole:
+            lines.write(row.name.replace("\n", "\\n") + "\n")
+    entry = {"count": len(whole), "damaged": {row.name: row.damage for row in damaged}}
+    return entry, _statistics(len(whole), pixels, products)
+
+
+def _report(
+    name: str, source: Source, split: str, whole: list["Row"], damaged: list["Row"], must_have_all: bool
+) -> None:
+    """Says what a split lacks. Raises UserError as _write_split does."""
+    count = len(whole) + len(damaged)
+    if count != source.counts[split]:
+        found = f"{count:,} images instead of {source.counts[split]:,}"
+        raise UserError(f"split '{split}' of {name} has {found}: its files are cut short")
     if damaged:
-        tqdm.write(f"left out {len(damaged)} damaged images of {source.counts[split]} in {split}", file=sys.stderr)
-    if not labels:
-        raise UserError(f"split '{split}' of {config.name} has no image that is not damaged")
-    if lost := {source.classes[label] for label in lost - set(labels)}:
+        tqdm.write(f"left out {len(damaged)} damaged images of {count} in {split}", file=sys.stderr)
+    if not whole:
+        raise UserError(f"split '{split}' of {name} has only damaged images")
+    if lost := {source.classes[label] for label in {row.label for row in damaged} - {row.label for row in whole}}:
         said = f"all photos of {len(lost)} classes in {split} are damaged ({some(lost)})"
-        if strict:
-            raise UserError(f"{said}: mend them, or take these classes out of {config.name}")
+        if must_have_all:
+            raise UserError(f"{said}: fix them, or remove these classes from {name}")
         warn(said)
-    if slivers:
+    if slivers := [row.name for row in whole if row.sliver]:
         warn(
             f"{len(slivers)} photos of {split} have a side of less than {photos.MIN_SIDE} pixels, or one of more than "
-            f"{photos.MAX_ASPECT} times the other, and show next to nothing in a square: {some(slivers)}"
+            f"{photos.MAX_ASPECT} times the other, and show almost nothing in a square: {some(slivers)}"
         )
-    lengths = np.array(lengths, np.int64)
-    np.savez(f"{stem}.npz", offsets=starts(lengths), lengths=lengths, labels=np.array(labels, np.int32))
-    with open(f"{stem}.ids.txt", "w", encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
-        lines.writelines(f"{name}\n" for name in ids)
-    return {"count": len(labels), "damaged": damaged}, _statistics(len(labels), pixels, products)
 
 
-def _prepare_chunk(examples: list, size: int, resize: str) -> tuple[list, np.ndarray, np.ndarray]:
-    """Returns rows and the sums of pixels (size, size, 3) and RGB products (3, 3).
+# ---------------------------------------------------------------- images
 
-    A row is (id, label, record, why damaged, whether there is little to see).
 
-    The sums are of integers, so they do not depend on the order in which they are added.
+class Row(NamedTuple):
+    """An image of a split."""
+
+    name: str
+    label: int
+    length: int = 0  # bytes of its JPEG
+    sliver: bool = False  # whether its square shows almost nothing
+    damage: str = ""  # why it cannot be read, if it cannot
+
+
+class Chunk(NamedTuple):
+    """Prepared images: their rows and records, and the integer sums of their pixels and of the products of RGB.
+
+    Sums of integers do not depend on the order in which they are added up.
     """
-    rows, pixels, products = [], np.zeros((size, size, 3), np.int64), np.zeros((3, 3), np.int64)
+
+    rows: list[Row]
+    records: list[bytes]  # b"" for a damaged image
+    pixels: np.ndarray  # int64 (size, size, 3)
+    products: np.ndarray  # int64 (3, 3)
+
+
+def _prepare_chunk(examples: list[Example], size: int, resize: str) -> Chunk:
+    chunk = Chunk([], [], np.zeros((size, size, 3), np.int64), np.zeros((3, 3), np.int64))
     for name, label, encoded in examples:
         try:
             image = photos.opened(encoded)
             sliver = photos.is_sliver(image.size)
             jpeg = _to_jpeg(image, size, resize)
-        except Exception as error:  # Pillow raises nearly anything on broken files
-            rows.append((name, label, b"", photos.why(error), False))
+        except Exception as error:  # Pillow raises almost anything on broken files
+            chunk.rows.append(Row(name, label, damage=photos.why(error)))
+            chunk.records.append(b"")
             continue
-        rows.append((name, label, frame(jpeg), "", sliver))
-        stored = decode(jpeg)  # the statistics are of what training sees
-        pixels += stored
+        chunk.rows.append(Row(name, label, len(jpeg), sliver))
+        chunk.records.append(frame(jpeg))
+        stored = decode(jpeg)  # the statistics are those of the images that training sees
+        chunk.pixels[:] += stored
         colours = stored.reshape(-1, 3).astype(np.float64)
-        products += (colours.T @ colours).astype(np.int64)  # below 2**53, so exact
-    return rows, pixels, products
+        chunk.products[:] += (colours.T @ colours).astype(np.int64)  # below 2**53, so exact
+    return chunk
 
 
 def _to_jpeg(image: Image.Image, size: int, resize: str) -> bytes:
@@ -250,9 +296,13 @@ def _to_jpeg(image: Image.Image, size: int, resize: str) -> bytes:
 
 
 def _statistics(count: int, pixels: np.ndarray, products: np.ndarray) -> dict[str, np.ndarray]:
-    """Mean image, mean colour, and the principal components of RGB (columns of vectors) with their deviations."""
+    """The mean image, the mean colour, and the principal components of RGB with their standard deviations.
+
+    Args: the number of images; the sums of their pixels (size, size, 3) and of the products of their RGB (3, 3), int64.
+    Returns: float32 mean (size, size, 3), channel_mean (3,), stdevs (3,), vectors (3, 3) with components as columns.
+    """
     n = count * pixels.shape[0] * pixels.shape[1]
-    total = pixels.sum((0, 1)).astype(object)  # Python's integers: these products pass 2**63
+    total = pixels.sum((0, 1)).astype(object)  # Python's integers: these products exceed 2**63
     covariance = (n * products.astype(object) - np.outer(total, total)) / n**2
     values, vectors = np.linalg.eigh(covariance.astype(np.float64))
     stdevs = np.sqrt(values.clip(0))

@@ -1,7 +1,7 @@
-"""Where images come from: a folder of class folders, a TFDS set on disk, or the letters of glyphs.py.
+"""Where images come from: a folder of class folders, a TFDS set on disk, or the letters that glyphs.py draws.
 
-Whatever would make nonsense of a run is said here, before anything is written: photos that lie where they would not be
-found, classes without photos, one class alone, splits that are not there.
+Opening a source refuses, before anything is written, whatever a run could not learn from: photos in places where they
+would not be found, classes without photos, a single class, splits that do not exist.
 """
 
 import functools
@@ -11,59 +11,62 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from alexnet_jax import UserError, one_line
 from alexnet_jax.data import photos
-from alexnet_jax.data.records import tensorflow
+from alexnet_jax.data.host import tensorflow
 
 LAYOUT = "photos must lie directly in the folder of their class, folder/<class>/<photo>"
-ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet's: on each line a photo of images/, its class and its box
+ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet's: each line has a photo of images/, its class and its box
+
+Example = tuple[str, int, bytes | Path]  # name, label, the encoded image or its file
 
 
 class Source(NamedTuple):
     """Where images come from."""
 
-    version: str
+    version: str  # of a TFDS set, else ""
     classes: list[str]
-    counts: dict[str, int]  # by split
-    examples: Callable[[str], Iterator[tuple[str, int, bytes | Path]]]  # split -> (id, label, encoded image) ...
+    counts: dict[str, int]  # images by split
+    examples: Callable[[str], Iterator[Example]]  # takes a split; always in the same order
 
 
 def open_source(config: ConfigDict, cache: Path, num_classes: int | None = None) -> Source:
-    """Returns the source of the config's `data` section; glyphs are drawn in `cache` when they are asked for.
+    """Opens the source that the config's `data` section names. Writes nothing, except that glyphs draws its images in
+    `cache` when `examples` is called.
 
-    num_classes: as for `prepare`. Raises UserError, having written nothing: nothing by that name, not downloaded, no
-    images, an unknown split, photos where they would not be found, classes that do not fit.
+    num_classes: as for `prepare`. Raises UserError if the source does not exist, is not downloaded, has no images, no
+    such split or photos in the wrong places, or if the classes do not fit the network.
     """
     root = folder_of(config.name)
-    if root:
+    if root is None:
+        source = _open_tfds(config, cache)
+    else:
         try:
             source = _open_folder(config, root, learns=num_classes is not None)
         except OSError as error:
             raise UserError(f"cannot read the photos of {root} ({error}): make the folder readable") from error
-    else:
-        source = _open_tfds(config, cache)
-    check_classes(config.name, source.classes, num_classes)
+    refuse_classes(config.name, source.classes, num_classes)
     return source
 
 
 def folder_of(name: str) -> Path | None:
-    """The folder that a source's name means, or None for a TFDS name."""
+    """Returns the folder that a source's name means, or None if it is the name of a TFDS set."""
     is_path = name.startswith(("/", "./", "../", "~")) or os.path.exists(name)
     return Path(os.path.abspath(os.path.expanduser(name))) if is_path else None
 
 
-def check_classes(name: str, classes: list[str], num_classes: int | None):
-    """Raises UserError on classes from which a network of num_classes (as for `prepare`) cannot learn."""
+def refuse_classes(name: str, classes: list[str], num_classes: int | None) -> None:
+    """Raises UserError if a network of num_classes (as for `prepare`) cannot learn these classes."""
     if num_classes is None:
         return
     if len(classes) < 2:
-        hint = "data.name is the folder that holds the folders of the classes, two or more"
-        raise UserError(f"{name} has one class, {''.join(classes)}, and there is nothing to tell apart: {hint}")
+        hint = "data.name must be the folder that contains the class folders, two or more"
+        raise UserError(f"{name} has one class, {''.join(classes)}, so there is nothing to tell apart: {hint}")
     if num_classes not in (0, len(classes)):
         raise UserError(
             f"the data set has {len(classes)} classes ({some(classes)}) and the network {num_classes}: "
@@ -72,13 +75,14 @@ def check_classes(name: str, classes: list[str], num_classes: int | None):
 
 
 def some(names: Collection[str]) -> str:
-    """A few of many names, as part of a line."""
-    names = [" ".join(name.split()) for name in sorted(names)]
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    """Lists the first three names, for one line of text, and how many more there are."""
+    lines = [" ".join(name.split()) for name in sorted(names)]
+    more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
+    return ", ".join(lines[:3]) + more
 
 
-def warn(text: str):
-    """Writes a warning, above what progress bars there are."""
+def warn(text: str) -> None:
+    """Writes a warning to stderr, above any progress bars."""
     tqdm.write(f"warning: {text}", file=sys.stderr)
 
 
@@ -89,54 +93,91 @@ def _open_folder(config: ConfigDict, root: Path, learns: bool) -> Source:
     if not root.is_dir():
         what = f"{root} is a file" if root.exists() else f"there is no folder {root}"
         raise UserError(f"{what} (data.name): give a folder of class folders, or a TFDS name")
-    folders = _subfolders(root)
-    if "train" not in folders:
-        folders = {"train": root}
-    if "val" in folders:
-        folders.setdefault("validation", folders["val"])
-    held_out = "validation" not in folders and "validation" in (config.train_split, config.eval_split)
+    wanted = dict.fromkeys((config.train_split, config.eval_split))  # once each, in this order
+    folders = _split_folders(root)
+    holds_out = "validation" not in folders and "validation" in wanted
     folders.setdefault("validation", folders["train"])
     classes = list(_class_folders(folders["train"]))
     files = {}
-    for split in dict.fromkeys((config.train_split, config.eval_split)):
+    for split in wanted:
         if split not in folders:
-            raise UserError(f"{root} has no split '{split}': its splits are {', '.join(folders)}, without slices")
-        listed = files[split] = _list_split(folders[split], folders["train"], classes)
+            raise UserError(
+                f"{root} has no split '{split}': its splits are {', '.join(folders)}; folders take no slices"
+            )
+        listed = _list_split(folders[split], folders["train"], classes)
         if not listed:
             raise UserError(f"no images for split '{split}' in {folders[split]}: {LAYOUT}")
-        if held_out and split in ("train", "validation"):
-            chosen = split == "validation"
-            files[split] = [f for f in listed if (_chance(f[0]) < config.validation_fraction) == chosen]
-        share = f"data.validation_fraction, the share that is held out, is {config.validation_fraction:g}"
+        files[split] = listed
+        if holds_out and split in ("train", "validation"):
+            files[split] = _part(listed, split, config.validation_fraction)
         if not files[split]:
-            raise UserError(f"no images for split '{split}' of the {len(listed)} in {root}: {share}")
-        empty, lacking = (set(classes) - {classes[label] for _, label, _ in found} for found in (listed, files[split]))
-        if lacking:
-            said = f"{len(lacking)} of {len(classes)} classes have no photo in {split}: {some(lacking)}"
-            if learns and split == config.train_split:
-                take_out = f"put photos into their folders in {folders[split]}, or take these out"
-                raise UserError(f"{said}; {take_out if empty else f'{share}: lower it, or add photos'}")
-            warn(said)
+            raise UserError(f"no images for split '{split}' of the {len(listed)} in {root}: {_share(config)}")
+        must_have_all = learns and split == config.train_split
+        _refuse_empty_classes(config, split, folders[split], classes, listed, files[split], must_have_all)
     return Source("", classes, {split: len(found) for split, found in files.items()}, lambda split: iter(files[split]))
 
 
+def _split_folders(root: Path) -> dict[str, Path]:
+    """The folders of the splits. Without a folder `train`, all of root is the training split."""
+    folders = _subfolders(root)
+    if "train" not in folders:
+        return {"train": root}
+    if "val" in folders:
+        folders.setdefault("validation", folders["val"])
+    return folders
+
+
+def _part(listed: list[tuple[str, int, Path]], split: str, fraction: float) -> list[tuple[str, int, Path]]:
+    """The photos that are held out for "validation", or, for "train", the others."""
+    held_out = split == "validation"
+    return [photo for photo in listed if (_chance(photo[0]) < fraction) == held_out]
+
+
+def _chance(name: str) -> float:
+    """A number in [0, 1) that depends on the name alone, so that new photos do not move others between splits."""
+    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:4], "big") / 2**32
+
+
+def _share(config: ConfigDict) -> str:
+    return f"data.validation_fraction, the share that is held out, is {config.validation_fraction:g}"
+
+
+def _refuse_empty_classes(
+    config: ConfigDict, split: str, folder: Path, classes: list[str], listed: list, chosen: list, must_have_all: bool
+) -> None:
+    """Warns if no photo of some class is among those chosen for a split, out of those listed.
+
+    Raises UserError instead if it must have photos of all classes.
+    """
+    lacking = set(classes) - {classes[label] for _, label, _ in chosen}
+    if not lacking:
+        return
+    said = f"{len(lacking)} of {len(classes)} classes have no photo in {split}: {some(lacking)}"
+    if not must_have_all:
+        warn(said)
+        return
+    if set(classes) - {classes[label] for _, label, _ in listed}:
+        raise UserError(f"{said}; put photos into their folders in {folder}, or remove these folders")
+    raise UserError(f"{said}; {_share(config)}: lower it, or add photos")
+
+
 def _list_split(folder: Path, train: Path, classes: list[str]) -> list[tuple[str, int, Path]]:
-    """(id, label, file) of a split's photos, in order. Raises UserError if some would not be found, or known."""
+    """(name, label, file) of a split's photos, in order. Raises UserError if some would not be found or recognized."""
     if (folder / ANNOTATIONS).is_file():
         found = _annotated(folder)
     else:
         found = {name: {str(p.relative_to(at)): p for p in _photos(at)} for name, at in _class_folders(folder).items()}
         if stray := [path.name for path in folder.iterdir() if photos.is_photo(path)]:
             warn(f"{len(stray)} photos in {folder} itself belong to no class and are left out: {some(stray)}")
-    if strange := found.keys() - set(classes):
-        raise UserError(f"{folder} has classes that {train} lacks: {some(strange)}")
-    number = {name: i for i, name in enumerate(classes)}
-    return [(f"{name}/{rest}", number[name], path) for name, paths in found.items() for rest, path in paths.items()]
+    if unknown := found.keys() - set(classes):
+        raise UserError(f"{folder} has classes that {train} lacks: {some(unknown)}")
+    label = {name: i for i, name in enumerate(classes)}
+    return [(f"{name}/{rest}", label[name], path) for name, paths in found.items() for rest, path in paths.items()]
 
 
 def _annotated(folder: Path) -> dict[str, dict[str, Path]]:
     """{class: {name: file}} of Tiny-ImageNet's validation split."""
-    found = {}
+    found: dict[str, dict[str, Path]] = {}
     for line in sorted((folder / ANNOTATIONS).read_text("utf-8", "replace").splitlines()):
         name, tab, rest = line.partition("\t")
         if not tab:
@@ -150,21 +191,21 @@ def _subfolders(folder: Path) -> dict[str, Path]:
 
 
 def _class_folders(folder: Path) -> dict[str, Path]:
-    """The folders of the classes. Raises UserError if one is the same as another, or as one that it lies in."""
+    """The folders of the classes. Raises UserError if one is a link to another one, or to a folder that contains it."""
     found = _subfolders(folder)
     known = {place: place for place in (folder.resolve(), *folder.resolve().parents)}
     for path in found.values():
         place = path.resolve()
         if place in known:
-            raise UserError(f"{path} is a link to {known[place]}, and no class of its own: take it out")
+            raise UserError(f"{path} is a link to {known[place]}, not a class of its own: remove it")
         known[place] = path
     return found
 
 
 def _photos(folder: Path) -> list[Path]:
-    """The photos of a class, those in its folder or, as in Tiny-ImageNet, those in a folder `images` in it.
+    """The photos of a class: those in its folder or, as in Tiny-ImageNet, those in a folder `images` inside it.
 
-    Raises UserError if some lie elsewhere below.
+    Raises UserError if there are photos anywhere else below it.
     """
     here = sorted(path for path in folder.iterdir() if photos.is_photo(path))
     deeper = [f for f in _subfolders(folder).values() if f not in here and next(photos.below(f), None)]
@@ -178,19 +219,14 @@ def _photos(folder: Path) -> list[Path]:
     return here
 
 
-def _chance(name: str) -> float:
-    """A number in [0, 1) that depends on the name alone, so that new files do not move others between splits."""
-    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:4], "big") / 2**32
-
-
 # ---------------------------------------------------------------- TFDS
 
 
 def _open_tfds(config: ConfigDict, cache: Path) -> Source:
-    tf = tensorflow()
+    tensorflow()  # before TFDS, so that it stays quiet and off the accelerators
     import tensorflow_datasets as tfds
 
-    builder = _tfds_builder(tfds, config, cache)
+    builder = _tfds_builder(config, cache)
     splits, drawn = builder.info.splits, lambda: builder
     if builder.name == "glyphs":
         from alexnet_jax.data import glyphs
@@ -198,54 +234,61 @@ def _open_tfds(config: ConfigDict, cache: Path) -> Source:
         splits, drawn = glyphs.splits(builder), functools.partial(glyphs.drawn, builder)
     features = builder.info.features
     if not {"image", "label"} <= set(getattr(features, "keys", dict)()) or not hasattr(features["label"], "names"):
-        raise UserError(f"{config.name} is no set of labelled images: TFDS gives it neither image and label")
-    counts = {}
-    for split in (config.train_split, config.eval_split):
-        try:
-            counts[split] = splits[split].num_examples
-        except (KeyError, ValueError) as error:
-            here = ", ".join(f"{name} ({splits[name].num_examples:,})" for name in splits)
-            raise UserError(
-                f"{config.name} has no split '{split}': its splits are {here}, or slices of them"
-            ) from error
-        if counts[split] < 1:
-            raise UserError(f"split '{split}' of {config.name} has no images: widen the slice")
+        raise UserError(f"{config.name} is not a set of labelled images: TFDS gives it no image or no class label")
+    counts = {split: _tfds_count(config.name, splits, split) for split in (config.train_split, config.eval_split)}
 
-    def examples(split):
-        return read(drawn(), split)  # drawn before the first is asked for
-
-    def read(builder, split):
-        # Files are not shuffled, so the order is always the same.
-        read, skip = tfds.ReadConfig(add_tfds_id=True), {"image": tfds.decode.SkipDecoding()}
-        try:
-            for example in tfds.as_numpy(builder.as_dataset(split=split, decoders=skip, read_config=read)):
-                name = example.get("file_name", example["tfds_id"])
-                yield name.decode(), int(example["label"]), example["image"]
-        except tf.errors.OpError as error:
-            raise UserError(f"TFDS cannot read {config.name} from {builder.data_path}: {one_line(error)}") from error
+    def examples(split: str) -> Iterator[Example]:
+        return _tfds_examples(config.name, drawn(), split)  # glyphs draws here
 
     version = f"{builder.info.full_name}, TFDS {tfds.__version__}"
     return Source(version, list(features["label"].names), counts, examples)
 
 
-def _tfds_builder(tfds, config: ConfigDict, cache: Path):
-    """The builder of a set that is on disk, or of glyphs; nothing here looks at the network."""
+def _tfds_count(name: str, splits: Any, split: str) -> int:
+    """The number of images in a split or a slice of one, such as train[:100]. Raises UserError if there are none."""
+    try:
+        count = splits[split].num_examples
+    except (KeyError, ValueError) as error:
+        here = ", ".join(f"{known} ({splits[known].num_examples:,})" for known in splits)
+        raise UserError(f"{name} has no split '{split}': its splits are {here}, or slices of them") from error
+    if count < 1:
+        raise UserError(f"split '{split}' of {name} has no images: widen the slice")
+    return count
+
+
+def _tfds_examples(name: str, builder: Any, split: str) -> Iterator[Example]:
+    import tensorflow_datasets as tfds
+
+    # as_dataset does not shuffle the files, so the order is always the same.
+    settings = {"decoders": {"image": tfds.decode.SkipDecoding()}, "read_config": tfds.ReadConfig(add_tfds_id=True)}
+    try:
+        for example in tfds.as_numpy(builder.as_dataset(split=split, **settings)):
+            image_name = example.get("file_name", example["tfds_id"])
+            yield image_name.decode(), int(example["label"]), example["image"]
+    except tensorflow().errors.OpError as error:
+        raise UserError(f"TFDS cannot read {name} from {builder.data_path}: {one_line(error)}") from error
+
+
+def _tfds_builder(config: ConfigDict, cache: Path) -> Any:
+    """The builder of a set that is on disk, or of glyphs. Uses no network."""
+    import tensorflow_datasets as tfds
+
     name, _, variant = config.name.partition("/")
-    without = "--config configs/paper.py:glyphs runs without any download"
+    no_download = "--config configs/paper.py:glyphs runs without any download"
     try:
         if name == "glyphs":
             from alexnet_jax.data import glyphs
 
             return glyphs.undrawn(variant or "full", str(cache / "tfds"))
         if re.match(r"\w+:[^\d*]", config.name):  # such as huggingface:mnist
-            raise ValueError("other registers' sets come from the network")
+            raise ValueError("sets of other registries come from the network")
         builder = tfds.builder(config.name, data_dir=config.data_dir or os.environ.get("TFDS_DATA_DIR") or None)
     except UserError:
         raise
-    except Exception as error:  # TFDS raises whatever the set's own code does
+    except Exception as error:  # TFDS raises whatever the set's own code raises
         reason = one_line(error).partition(" Available datasets")[0]
         raise UserError(
-            f"no TFDS data set '{config.name}' ({reason}); a folder is given as ./folder; {without}"
+            f"no TFDS data set '{config.name}' ({reason}); write a folder as ./folder; {no_download}"
         ) from error
     if builder.info.splits:
         return builder
@@ -255,4 +298,4 @@ def _tfds_builder(tfds, config: ConfigDict, cache: Path):
     if name == "imagenet2012":
         tars = f"put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar in {data_dir}/downloads/manual"
         how = f"{tars}, then: tfds build imagenet2012 --data_dir={data_dir}"
-    raise UserError(f"{config.name} is not in {data_dir} (data.data_dir or $TFDS_DATA_DIR): {how}; {without}")
+    raise UserError(f"{config.name} is not in {data_dir} (data.data_dir or $TFDS_DATA_DIR): {how}; {no_download}")

@@ -16,7 +16,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from alexnet_jax import UserError, one_line
-from alexnet_jax.data.records import Prepared, cores
+from alexnet_jax.data.host import cores
+from alexnet_jax.data.records import Prepared
 
 FILE = "provenance.json"  # {"data": {what: number or digest}, "machines": [{what: value}, ...], in order of use}
 

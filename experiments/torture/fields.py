@@ -31,7 +31,7 @@ class Accepted(BaseException):
 
 def cases(kinds: dict[str, Kind], out: Path) -> list[Case]:
     """Every field with every value."""
-    from alexnet_jax.data.records import tensorflow
+    from alexnet_jax.data.host import tensorflow
 
     tensorflow()
     kind = kinds[KIND]

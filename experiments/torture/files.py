@@ -26,7 +26,7 @@ SECONDS = 120
 
 def cases(kinds: dict[str, Kind], out: Path, seed: int) -> list[Case]:
     """Every file, damage and command. Which files there are, the half-finished run says: it is made now."""
-    from alexnet_jax.data.records import tensorflow
+    from alexnet_jax.data.host import tensorflow
 
     tensorflow()
     kind = kinds[KIND]

@@ -181,7 +181,8 @@ def test_a_damaged_image_names_the_folder(config, tmp_path):
 WITHOUT_TENSORFLOW = """
 import sys
 sys.modules["tensorflow"] = sys.modules["tensorflow_datasets"] = None  # importing them raises
-from alexnet_jax import UserError, data
+from alexnet_jax import UserError
+from alexnet_jax.data import batches
 from alexnet_jax.data.prepare import prepare
 from configs import paper
 
@@ -189,11 +190,11 @@ c = paper.get_config().data
 c.update(name=sys.argv[1], prepared_dir=sys.argv[2], size=32, crop=24)
 p = prepare(c)
 steps = dict(seed=0, batch_size=8, first_step=2, last_step=5)
-batches = list(data.resident_batches(len(p.train), p.train.labels, c, **steps))
-assert p.train.images(batches[0]["index"]).shape == (8, 32, 32, 3)
-print(len(batches), sum(int(b["mask"].sum()) for b in data.eval_batches(p.evaluation, 8)))
+steps_of_epoch = list(batches.resident_batches(len(p.train), p.train.labels, c, **steps))
+assert p.train.images(steps_of_epoch[0]["index"]).shape == (8, 32, 32, 3)
+print(len(steps_of_epoch), sum(int(b["mask"].sum()) for b in batches.eval_batches(p.evaluation, 8)))
 try:
-    next(data.train_batches(p.train, c, **steps))
+    next(batches.train_batches(p.train, c, **steps))
 except UserError as error:
     print(error)
 """

@@ -1,0 +1,60 @@
+"""The host's share of the work: threads on all its cores, and TensorFlow kept off the accelerators."""
+
+import contextlib
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import ModuleType
+from typing import TypeVar
+
+from alexnet_jax import UserError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def cores() -> int:
+    """Returns how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def in_threads(
+    function: Callable[[Item], Result], items: Iterable[Item], ahead: int = 0
+) -> Generator[Result, None, None]:
+    """Yields function(item) in the items' order, computed in threads on all cores.
+
+    At least `ahead` results are computed before they are asked for. Closing the generator early stops the threads.
+    """
+    ahead = max(ahead, 2 * cores())
+    pool = ThreadPoolExecutor(cores())
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > ahead:  # a bounded queue, so that memory is bounded too
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def tensorflow() -> ModuleType:
+    """Returns TensorFlow, kept off the accelerators, whose memory JAX needs. Raises UserError if it is not installed.
+
+    It is imported here alone, on first use: training from a prepared set with `data.on_device` runs without it.
+    """
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise UserError(
+            f"this needs TensorFlow ({error}): install it, or train from a set that is already prepared with "
+            "--config.data.on_device"
+        ) from error
+    with contextlib.suppress(RuntimeError):  # TensorFlow is already in use: too late
+        tf.config.set_visible_devices([], "GPU")
+    tf.get_logger().setLevel("ERROR")  # TFDS calls functions that TensorFlow deprecates
+    return tf
