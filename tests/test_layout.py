@@ -20,7 +20,8 @@ FLOORS = [
     [
         "analysis.plots", "analysis.curves", "analysis.features", "analysis.predict",
         "analysis.retrieval", "analysis.figures", "analysis.summary",
-        "weights.formats", "weights.export", "weights.convert",
+        "weights.layouts", "weights.pytorch", "weights.caffe", "weights.npy", "weights.stablehlo", "weights.onnx_graph",
+        "weights.ilsvrc", "weights.convert",
     ],
     ["main", "cli.verbs", "__main__"],
 ]  # fmt: skip
@@ -60,7 +61,7 @@ def test_each_library_has_its_place(name):
     top = imports(PACKAGE / f"{name.replace('.', '/')}.py", top_only=True)
     assert not any(m.split(".")[0] in ("tensorflow", "tensorflow_datasets", "onnx") for m in top)
     assert name in ("checkpoint", "convert", "overrides") or not any(m.split(".")[0] == "configs" for m in found)
-    assert not any(m.split(".")[0] in ("experiments", "torch") for m in (top if name == "formats" else found))
+    assert not any(m.split(".")[0] in ("experiments", "torch") for m in (top if name == "weights.pytorch" else found))
 
 
 def test_trains_where_tensorflow_is_not_installed(config, tiny_run, tmp_path):
