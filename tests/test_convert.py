@@ -318,9 +318,8 @@ def test_another_network_is_named_with_what_would_fit(tmp_path):
     net = foreign.TorchVision((64, 192, 384, 256, 256), (20, 16), 7)
     path = tmp_path / "net.safetensors"
     safetensors.numpy.save_file({name: p.numpy() for name, p in net.state_dict().items()}, path)
-    refuse(
-        r"conv1 is 11 x 11 x 3 x 64 .* there, 11 x 11 x 3 x 8 .*name a config of its network with --config", "torchvision", path
-    )
+    differs = "conv1 is 11 x 11 x 3 x 64 .* there, 11 x 11 x 3 x 8 .* here; name a config of its network with --config"
+    refuse(differs, "torchvision", path)
     fits = preset("one_weird_trick", (64, 192, 384, 256, 256))
     fits.model.num_classes = 10
     refuse(r"fc8 is 16 x 7 .* 16 x 10 .*; --config\.model\.num_classes=7 fits", "torchvision", path, fits)
@@ -328,12 +327,12 @@ def test_another_network_is_named_with_what_would_fit(tmp_path):
 
 def test_a_config_of_the_family_is_named(monkeypatch):
     """By shapes alone; arrays of the full size are not made."""
-    found = convert.network_shapes(preset("six_conv", (96, 256, 384, 384, 256, 256), (4096, 4096)))
+    found = convert.network_shapes(importlib.import_module("configs.six_conv").get_config())
     expected = convert.network_shapes(preset("caffe"))
-    fits = "--config configs/six_conv.py --config.model.num_classes=7 fits"
-    assert convert.what_fits(found, expected) == fits
-    found["fc8"] = {"kernel": (4096, 1000), "bias": (1000,)}
     assert convert.what_fits(found, expected) == "--config configs/six_conv.py fits"
+    found["fc8"] = {"kernel": (4096, 10), "bias": (10,)}
+    fits = "--config configs/six_conv.py --config.model.num_classes=10 fits"
+    assert convert.what_fits(found, expected) == fits
     monkeypatch.setattr(config_file, "checkout", lambda: None)
     assert "name a config" in convert.what_fits(found, expected)
 

@@ -118,6 +118,16 @@ def test_pickles_that_lie_about_sizes(tmp_path):
     refuse("it is an array", "npy", path)
 
 
+def test_arrays_of_other_dimensions(tmp_path):
+    state = {f"{n}.{kind}": p.detach().numpy() for n, m in caffe_net()[1].items() for kind, p in m.named_parameters()}
+    path = tmp_path / "net.safetensors"
+    for name, shape in (("fc8.bias", ()), ("fc8.bias", (7, 1)), ("conv1.weight", (3,)), ("conv1.weight", ())):
+        safetensors.numpy.save_file(state | {name: np.ones(shape, np.float32)}, path)
+        refuse(f"{name.partition('.')[0]} has a kernel of shape .* and a bias of shape", "safetensors", path)
+    safetensors.numpy.save_file(state | {"conv1.weight": np.ones((8, 3, 11, 11, 1), np.float32)}, path)
+    refuse("conv1 is 11 x 11 x 1 x 3 x 8 with 8 biases there", "safetensors", path)
+
+
 def test_damaged_state_dicts(tmp_path, monkeypatch):
     net = foreign.TorchVision(WIDTHS, FCS, 7)
     torch.save(net.state_dict(), tmp_path / "w.pth")

@@ -151,9 +151,9 @@ def import_weights(
       origin: a key of ORIGINS. weights: the file. config: of the weights' network.
       mean: Caffe's mean image. names: a file with the names of the classes.
     Returns: lines that describe the run.
-    Raises UserError if the file cannot be read, is of another network than the config's, or contains NaN or infinity; if
-    the mean or the names do not fit the config; if the workdir is not empty or cannot be written. No workdir is left
-    then.
+    Raises UserError, and leaves no workdir behind, if the file cannot be read, is of another network than the config's,
+    or contains NaN or infinity; if the mean or the names do not fit the config; if the workdir is not empty or cannot
+    be written.
     """
     if workdir.exists() and not _is_empty_folder(workdir):
         raise UserError(f"{workdir} is not empty: name another --workdir, or remove it")
@@ -180,9 +180,9 @@ def _read_params(origin: str, path: Path, config: ConfigDict) -> Arrays:
         raise UserError(f"{what}: name the file of weights with --weights")
     read, layout, _ = ORIGINS[origin]
     arrays = read(path)
-    expected = model.shapes(config.model, config.data.crop)
     refuse_other_network(arrays, layout, path, config)
-    params = to_ours(arrays, layout, fc6_maps(config.model, expected))
+    maps = fc6_maps(config.model, model.shapes(config.model, config.data.crop))
+    params = to_ours(arrays, layout, maps)
     for layer, p in params.items():
         if not all(np.isfinite(array).all() for array in p.values()):
             raise UserError(f"{layer} in {path} contains NaN or infinity: download the file again")
@@ -222,11 +222,14 @@ def refuse_other_network(arrays: Arrays, layout: Layout, path: Path, config: Con
         layer: {"kernel": our_shape(p["kernel"].shape, layout), "bias": p["bias"].shape} for layer, p in arrays.items()
     }
     expected = network_shapes(config)
-    for layer in [*sorted(expected), *(layer for layer in found if layer not in expected)]:
+    unexpected = [layer for layer in found if layer not in expected]
+    for layer in [*sorted(expected), *unexpected]:
         if found.get(layer) != expected.get(layer):
             theirs, ours = _describe(found.get(layer)), _describe(expected.get(layer))
             hint = what_fits(found, expected)
-            raise UserError(f"{path} is not the network of {config.name}: {layer} is {theirs} there, {ours} here; {hint}")
+            raise UserError(
+                f"{path} is not the network of {config.name}: {layer} is {theirs} there, {ours} here; {hint}"
+            )
 
 
 def network_shapes(config: ConfigDict) -> Shapes:

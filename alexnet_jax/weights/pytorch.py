@@ -19,10 +19,9 @@ from alexnet_jax.files import replacing
 from alexnet_jax.runs.run import Run
 from alexnet_jax.weights.layouts import PYTORCH, Arrays, complete, fc6_maps, from_ours, unreadable
 
-# torchvision's AlexNet, after pytorch/vision, torchvision/models/alexnet.py. Its modules by their names there, the
-# numbers between are ReLU, pooling and dropout; the fields of a config's `model` section that determine what the network
-# computes; and the shapes of the kernels in our layout, any number of classes in place of None.
-# configs/one_weird_trick.py is the same network, with its training.
+# torchvision's AlexNet, after pytorch/vision, torchvision/models/alexnet.py. configs/one_weird_trick.py is the same
+# network, with its training.
+# Its modules and our layers; the numbers between are ReLU, pooling and dropout:
 TORCHVISION_NAMES = {
     "features.0": "conv1",
     "features.3": "conv2",
@@ -33,6 +32,7 @@ TORCHVISION_NAMES = {
     "classifier.4": "fc7",
     "classifier.6": "fc8",
 }
+# The fields of a config's `model` section that determine what a network computes from its parameters:
 TORCHVISION_FIELDS: dict[str, Any] = {
     "towers": 1,
     "removed": (),
@@ -44,6 +44,7 @@ TORCHVISION_FIELDS: dict[str, Any] = {
     "lrn.layers": (),
     "spatial_norm.layers": (),
 }
+# The shapes of the kernels in our layout; None: the classes, of any number.
 TORCHVISION_KERNELS: dict[str, tuple[int | None, ...]] = {
     "conv1": (11, 11, 3, 64),
     "conv2": (5, 5, 64, 192),

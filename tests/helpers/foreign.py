@@ -107,12 +107,13 @@ def tensorflow(net, side):
     side: of the maps that fc6 reads.
     """
     return {
-        name: (np.ascontiguousarray(_tensorflow(name, module.weight.detach().numpy(), side)), module.bias.detach().numpy())
+        name: (np.ascontiguousarray(_tensorflow_weight(name, module, side)), module.bias.detach().numpy())
         for name, module in net.items()
     }
 
 
-def _tensorflow(name, weight, side):
+def _tensorflow_weight(name, module, side):
+    weight = module.weight.detach().numpy()
     if weight.ndim == 4:
         weight = np.moveaxis(weight, (2, 3, 1, 0), (0, 1, 2, 3))
         return np.flip(weight, 2) if name == "conv1" else weight
