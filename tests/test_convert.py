@@ -1,11 +1,12 @@
-"""Weights of other frameworks, in and out: what a converted run says is what the network that they came from says."""
+"""Weights of other frameworks, in and out: a converted run computes what the network that they came from computes."""
 
+import dataclasses
 import importlib
 import json
+import operator
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,11 @@ from PIL import Image
 
 from alexnet_jax import UserError, evaluate, main
 from alexnet_jax.analysis import figures, predict
+from alexnet_jax.cli import config_file, verbs
 from alexnet_jax.data import classes
-from alexnet_jax.runs.run import load_run
-from alexnet_jax.weights import convert, formats
+from alexnet_jax.runs.run import flat, load_run
+from alexnet_jax.weights import convert, npy, pytorch
+from alexnet_jax.weights.layouts import PYTORCH, fc6_maps, from_ours, to_ours
 
 SHARED = Path(os.environ.get("TFDS_DATA_DIR", "nowhere")).parent
 
@@ -59,7 +62,7 @@ def same(one, other):
             np.testing.assert_array_equal(one[layer][kind], other[layer][kind], err_msg=f"{layer} {kind}")
 
 
-# --- In ---------------------------------------------------------------------------------------------------------------
+# Weights that come in.
 
 
 @pytest.mark.parametrize("kind", ["V1", "V2", "pairs", "names", "python 2"])
@@ -68,7 +71,7 @@ def test_caffe_in_every_format(kind, images, mean, tmp_path):
     origin, path = write(tmp_path, kind, layers)
     blob = foreign.fill(foreign.CAFFE["BlobProto"](), mean, old=True)
     (tmp_path / "mean.binaryproto").write_bytes(blob.SerializeToString())
-    convert.bring(origin, path, preset("caffe"), tmp_path / "run", tmp_path / "mean.binaryproto")
+    convert.import_weights(origin, path, preset("caffe"), tmp_path / "run", tmp_path / "mean.binaryproto")
     close(np.asarray(load_run(tmp_path / "run")(images)[0]), as_caffe(net, images, mean))
 
 
@@ -77,7 +80,7 @@ def test_caffenet_by_its_config(images, mean, tmp_path):
     net, layers = caffe_net("caffenet")
     origin, path = write(tmp_path, "V2", layers)
     np.savez(tmp_path / "mean.npz", mean=mean.astype(np.float64), channels=mean.mean((1, 2)))
-    convert.bring(origin, path, preset("caffenet"), tmp_path / "run", tmp_path / "mean.npz")
+    convert.import_weights(origin, path, preset("caffenet"), tmp_path / "run", tmp_path / "mean.npz")
     close(np.asarray(load_run(tmp_path / "run")(images)[0]), as_caffe(net, images, mean))
 
 
@@ -94,7 +97,7 @@ def test_torchvision(kind, images, tmp_path):
         torch.save({"epoch": 90, "state_dict": state}, path)
     else:
         safetensors.numpy.save_file({name: p.numpy() for name, p in net.state_dict().items()}, path)
-    convert.bring("torchvision", path, preset("one_weird_trick"), tmp_path / "run")
+    convert.import_weights("torchvision", path, preset("one_weird_trick"), tmp_path / "run")
     run = load_run(tmp_path / "run")
     at = (SIZE - CROP) // 2
     scaled = (images / 255.0 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
@@ -107,7 +110,7 @@ def test_torchvision(kind, images, tmp_path):
 def test_a_run_of_it_says_where_it_came_from(tmp_path):
     """Statistics of ILSVRC by default, numbered classes, and the file's digest."""
     origin, path = write(tmp_path, "V2", caffe_net()[1])
-    convert.bring(origin, path, preset("caffe"), tmp_path / "run")
+    convert.import_weights(origin, path, preset("caffe"), tmp_path / "run")
     run = load_run(tmp_path / "run")
     assert run.step == 0 and run.classes == [f"class {i}" for i in range(7)]
     assert run.statistics["mean"].shape == (SIZE, SIZE, 3)
@@ -129,11 +132,11 @@ def converted(tmp_path_factory):
     (folder / "names.txt").write_text("n01440764\nred\ngrey\nblue\n\nn03126707\ngreen\nn02012849\n")
     c = preset("caffe")
     c.data.prepared_dir = str(folder / "prepared")
-    convert.bring("caffe", path, c, folder / "run", names=folder / "names.txt")
+    convert.import_weights("caffe", path, c, folder / "run", names=folder / "names.txt")
     return folder / "run"
 
 
-# --- Out --------------------------------------------------------------------------------------------------------------
+# Weights that go out.
 
 
 @pytest.mark.parametrize(
@@ -141,16 +144,16 @@ def converted(tmp_path_factory):
 )
 def test_out_and_in_again_is_exact(converted, tmp_path, to, suffix, back):
     run, path = load_run(converted), tmp_path / f"out.{suffix}"
-    convert.WRITERS[to][0](run, path)
+    convert.TARGETS[to].write(run, path)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
-    convert.bring(back, path, preset("caffe"), tmp_path / "run")
+    convert.import_weights(back, path, preset("caffe"), tmp_path / "run")
     same(load_run(tmp_path / "run").params, run.params)
 
 
 def test_pytorch_loads_what_is_written(converted, images, tmp_path):
     """A grouped network with the paper's names takes every array, and says the same."""
     run = load_run(converted)
-    convert.write_safetensors(run, tmp_path / "out.safetensors")
+    pytorch.write_safetensors(run, tmp_path / "out.safetensors")
     net = network(WIDTHS, FCS, SIDE, **ORIGINS["caffe"]).eval()
     state = safetensors.numpy.load_file(tmp_path / "out.safetensors")
     net.load_state_dict({name: torch.tensor(a) for name, a in state.items()}, strict=True)
@@ -161,7 +164,7 @@ def test_pytorch_loads_what_is_written(converted, images, tmp_path):
 def test_a_trained_run_of_two_towers_goes_out_and_in(tiny_run, tmp_path):
     """fc6 reads both towers' maps; a sixth convolution and a fc6 of each tower's own are laid out alike."""
     run = load_run(tiny_run)
-    convert.write_safetensors(run, tmp_path / "out.safetensors")
+    pytorch.write_safetensors(run, tmp_path / "out.safetensors")
     state = safetensors.numpy.load_file(tmp_path / "out.safetensors")
     side = round((state["fc6.weight"].shape[1] / state["conv5.bias"].size) ** 0.5)
     assert side > 0
@@ -169,7 +172,7 @@ def test_a_trained_run_of_two_towers_goes_out_and_in(tiny_run, tmp_path):
     there = state["fc6.weight"].reshape(-1, kernel.shape[2], side, side)
     np.testing.assert_array_equal(there[3, 5, 0, -1], kernel[0, -1, 5, 3])
     np.testing.assert_array_equal(state["conv2.weight"][3, 2, 0, 4], run.params["conv2"]["kernel"][0, 4, 2, 3])
-    convert.bring("safetensors", tmp_path / "out.safetensors", run.config, tmp_path / "run")
+    convert.import_weights("safetensors", tmp_path / "out.safetensors", run.config, tmp_path / "run")
     same(load_run(tmp_path / "run").params, run.params)
 
 
@@ -177,30 +180,50 @@ def test_fc6_of_each_towers_own_maps(narrow, draw):
     """Two fully connected layers side by side, each over its tower's maps by channel, row and column."""
     m = narrow(exchange=("conv3", "fc7", "fc8"))
     params, _ = draw(m, 1, 64 + 35)
-    count = convert.maps(m, params)
+    count = fc6_maps(m, params)
     assert count == m.conv_widths[4] // 2
     kernel = params["fc6"]["kernel"]
     side = round((len(kernel) / count) ** 0.5)
-    there = formats.from_ours(params, "torchvision", count)
+    there = from_ours(params, PYTORCH, count)
     assert (
         there["fc6"]["kernel"].reshape(-1, count, side, side)[5, 1, 1, 0]
         == kernel.reshape(side, side, count, -1)[1, 0, 1, 5]
     )
-    same(formats.to_ours(there, "torchvision", count), params)
+    same(to_ours(there, PYTORCH, count), params)
+
+
+def test_torchvision_is_one_weird_trick():
+    """What pytorch.py states of torchvision's network is what the config says, and nothing that matters is missing."""
+    c = importlib.import_module("configs.one_weird_trick").get_config()
+    kernels = {layer: p["kernel"] for layer, p in convert.network_shapes(c).items()}
+    assert kernels | {"fc8": (4096, None)} == pytorch.TORCHVISION_KERNELS
+    fields = pytorch.TORCHVISION_FIELDS
+    assert {field: operator.attrgetter(field)(c.model) for field in fields} == fields
+    in_shapes = {"conv_widths", "fc_widths", "num_classes"}
+    in_training = {"dropout", "dropout_before", "init"}
+    in_several_towers = {"exchange"}
+    of_computation = {"dtype"}
+    elsewhere = in_shapes | in_training | in_several_towers | of_computation
+    sections = ("init_std.", "init_bias.", "lrn.", "spatial_norm.")  # it has neither norm
+    assert {f for f in flat(c.model) if f not in fields and not f.startswith(sections)} == elsewhere
 
 
 def test_what_is_not_torchvisions_is_named(converted, tmp_path):
     run = load_run(converted)
-    with pytest.raises(UserError, match=r"model\.average_pool is 0 and there 6; --to safetensors"):
-        convert.write_torchvision(run, tmp_path / "out.pth")
+    with pytest.raises(UserError, match=r"model\.towers is 2 here and 1 there; --to safetensors"):
+        pytorch.write_torchvision(run, tmp_path / "out.pth")
     with pytest.raises(UserError, match="is a folder"):
-        convert.write_safetensors(run, tmp_path)
+        pytorch.write_safetensors(run, tmp_path)
     with pytest.raises(UserError, match="cannot write"):
-        convert.write_npy(run, tmp_path / "none" / "out.npy")
+        npy.write(run, tmp_path / "none" / "out.npy")
+    config = preset("one_weird_trick")
+    narrow = dataclasses.replace(run, config=config)
+    with pytest.raises(UserError, match=r"the kernel of conv1 is \(11, 11, 3, 8\) here and \(11, 11, 3, 64\) there"):
+        pytorch.write_torchvision(narrow, tmp_path / "out.pth")
     assert not list(tmp_path.iterdir())
 
 
-# --- Real weights and photos ------------------------------------------------------------------------------------------
+# Real weights and photos.
 
 samples = pytest.mark.skipif(
     not (SHARED / "imagenet_samples").is_dir(), reason="no imagenet_samples beside TFDS_DATA_DIR"
@@ -223,7 +246,7 @@ def test_full_size_on_photos(tmp_path):
         net.classifier[6].weight *= 30  # for logits that tell photos apart
     torch.save(net.state_dict(), tmp_path / "alexnet.pth")
     c = importlib.import_module("configs.one_weird_trick").get_config()
-    convert.bring("torchvision", tmp_path / "alexnet.pth", c, tmp_path / "run")
+    convert.import_weights("torchvision", tmp_path / "alexnet.pth", c, tmp_path / "run")
     run = load_run(tmp_path / "run")
     paths = [photo(folder) for folder in ("n01443537", "n02099712", "n01770393")]
     from torchvision import transforms
@@ -237,7 +260,7 @@ def test_full_size_on_photos(tmp_path):
         expected = net(torch.stack([after(s) for s in squares])).numpy()
     close(np.asarray(run(np.stack([np.asarray(s) for s in squares]))[0]), expected)
     assert run.classes == classes.SYNSETS
-    convert.write_torchvision(run, tmp_path / "out.pth")
+    pytorch.write_torchvision(run, tmp_path / "out.pth")
     state = torch.load(tmp_path / "out.pth", weights_only=True)
     with torch.device("meta"):
         again = torchvision.models.alexnet()
@@ -264,7 +287,7 @@ def test_real_kernels_on_a_real_photo(name, tmp_path):
         layers["conv1"].weight.data = trained["conv1_w"].flip(1)  # the writer turns RGB to BGR
         layers["conv1"].bias.data = trained["conv1_b"]
         (tmp_path / "w").write_bytes(foreign.caffemodel(layers, old=False))
-        convert.bring("caffe", tmp_path / "w", preset("caffe", (96, *WIDTHS[1:])), tmp_path / "run")
+        convert.import_weights("caffe", tmp_path / "w", preset("caffe", (96, *WIDTHS[1:])), tmp_path / "run")
         planes = torch.tensor(image[..., ::-1].astype(np.float32)).permute(2, 0, 1)[:, at, at]
         planes = planes - torch.tensor([104.007, 116.669, 122.679])[:, None, None]
         expected = torch.relu(torch.conv2d(planes[None], trained["conv1_w"], trained["conv1_b"], stride=4))
@@ -275,7 +298,7 @@ def test_real_kernels_on_a_real_photo(name, tmp_path):
             net.features[i].weight.data, net.features[i].bias.data = trained[f"conv{n}_w"], trained[f"conv{n}_b"]
         torch.save(net.state_dict(), tmp_path / "w.pth")
         config = preset("one_weird_trick", (64, 192, 384, 8, 8))
-        convert.bring("torchvision", tmp_path / "w.pth", config, tmp_path / "run")
+        convert.import_weights("torchvision", tmp_path / "w.pth", config, tmp_path / "run")
         planes = (torch.tensor(image[at, at].copy()) / 255 - torch.tensor([0.485, 0.456, 0.406])).permute(2, 0, 1)
         planes = planes / torch.tensor([0.229, 0.224, 0.225])[:, None, None]
         with torch.no_grad():
@@ -288,27 +311,30 @@ def test_real_kernels_on_a_real_photo(name, tmp_path):
         assert re.search(line, said, re.MULTILINE), said
 
 
-# --- Refusals ---------------------------------------------------------------------------------------------------------
+# Refusals.
 
 
 def test_another_network_is_named_with_what_would_fit(tmp_path):
     net = foreign.TorchVision((64, 192, 384, 256, 256), (20, 16), 7)
     path = tmp_path / "net.safetensors"
     safetensors.numpy.save_file({name: p.numpy() for name, p in net.state_dict().items()}, path)
-    refuse(
-        r"conv1 is 11 x 11 x 3 x 64 .* there and 11 x 11 x 3 x 8 .*no config of the family fits", "torchvision", path
-    )
+    differs = "conv1 is 11 x 11 x 3 x 64 .* there, 11 x 11 x 3 x 8 .* here; name a config of its network with --config"
+    refuse(differs, "torchvision", path)
     fits = preset("one_weird_trick", (64, 192, 384, 256, 256))
     fits.model.num_classes = 10
     refuse(r"fc8 is 16 x 7 .* 16 x 10 .*; --config\.model\.num_classes=7 fits", "torchvision", path, fits)
 
 
-def test_a_config_of_the_family_is_named():
+def test_a_config_of_the_family_is_named(monkeypatch):
     """By shapes alone; arrays of the full size are not made."""
-    shapes = convert._plain(convert.model.shapes(importlib.import_module("configs.six_conv").get_config().model, 224))
-    assert convert._hint(shapes, {}) == "--config configs/six_conv.py fits"
-    shapes["fc8"] = {"kernel": (4096, 10), "bias": (10,)}
-    assert convert._hint(shapes, {}) == "--config configs/six_conv.py --config.model.num_classes=10 fits"
+    found = convert.network_shapes(importlib.import_module("configs.six_conv").get_config())
+    expected = convert.network_shapes(preset("caffe"))
+    assert convert.what_fits(found, expected) == "--config configs/six_conv.py fits"
+    found["fc8"] = {"kernel": (4096, 10), "bias": (10,)}
+    fits = "--config configs/six_conv.py --config.model.num_classes=10 fits"
+    assert convert.what_fits(found, expected) == fits
+    monkeypatch.setattr(config_file, "checkout", lambda: None)
+    assert "name a config" in convert.what_fits(found, expected)
 
 
 def test_means_and_names_that_do_not_fit(mean, tmp_path):
@@ -318,27 +344,34 @@ def test_means_and_names_that_do_not_fit(mean, tmp_path):
     np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
     (tmp_path / "text.binaryproto").write_text("no mean image")
     (tmp_path / "zip.npz").write_bytes(b"PK")
-    for name, match in (("small.npy", r"is 50 pixels a side and must have --config\.data\.size, 112"),
-                        ("flat.npy", "no such arrays"), ("objects.npy", "plain arrays"), ("none.npy", "no file"),
-                        ("text.binaryproto", "cannot be read"), ("zip.npz", "cannot be read")):  # fmt: skip
+    np.savez(tmp_path / "two.npz", mean, mean)
+    for name, match in (
+        ("small.npy", r"is 50 pixels wide and must be as wide as --config\.data\.size, 112"),
+        ("flat.npy", "holds no such arrays"),
+        ("two.npz", "holds 2 such arrays"),
+        ("objects.npy", "plain arrays"),
+        ("none.npy", "no file"),
+        ("text.binaryproto", "cannot be read"),
+        ("zip.npz", "cannot be read"),
+    ):
         refuse(match, origin, path, mean=tmp_path / name)
     config = preset("caffe")
     config.data.mean = "value"
     np.save(tmp_path / "mean.npy", mean)
-    refuse("--mean has no use", origin, path, config, mean=tmp_path / "mean.npy")
+    refuse("--mean is not used", origin, path, config, mean=tmp_path / "mean.npy")
     (tmp_path / "names.txt").write_text("a\nb\nb\nc\nd\ne\nf\n")
-    refuse("has 6 names, of 7 lines, for 7 classes", origin, path, names=tmp_path / "names.txt")
+    refuse("has 7 lines with 6 different names, and there are 7 classes", origin, path, names=tmp_path / "names.txt")
     refuse("cannot be read", origin, path, names=tmp_path / "none.txt")
 
 
 def test_workdirs_are_not_overwritten_nor_trained_in_place(converted, photos, config):
     with pytest.raises(UserError, match="is not empty"):
-        convert.bring("caffe", converted.parent / "net.caffemodel", preset("caffe"), converted)
+        convert.import_weights("caffe", converted.parent / "net.caffemodel", preset("caffe"), converted)
     with pytest.raises(UserError, match=r"converted weights.*--config configs/finetune\.py --config\.start\.workdir="):
         main.run(config, converted)
 
 
-# --- What people do with it -------------------------------------------------------------------------------------------
+# How converted runs are used.
 
 
 def test_words_for_synsets():
@@ -410,20 +443,47 @@ def test_a_config_of_an_earlier_version_is_filled_up(tiny_run, images, tmp_path)
     np.testing.assert_array_equal(then(images[:, :72, :72])[0], now(images[:, :72, :72])[0])
 
 
-def test_the_command_line(tmp_path):
-    """The origin's own config is the default, its fields can be set, and a mistake is one line."""
+def call(*words):
+    return verbs.run(["convert", *map(str, words)])
+
+
+def test_the_command_line(tmp_path, capsys):
+    """The origin's own config is the default, and its fields can be set."""
     _, path = write(tmp_path, "V1", caffe_net()[1])
-
-    def call(*flags):
-        command = [sys.executable, "-m", "alexnet_jax", "convert", *flags]
-        return subprocess.run(command, capture_output=True, text=True)
-
-    widths = [f"--config.model.conv_widths={WIDTHS}", f"--config.model.fc_widths={FCS}", f"--config.data.crop={CROP}"]
-    there = ["--weights", str(path), "--workdir", str(tmp_path / "run")]
-    done = call("--from", "caffe", *there, *widths, "--config.model.num_classes=7", f"--config.data.size={SIZE}")
-    assert done.returncode == 0, done.stderr
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    run, out = tmp_path / "run", tmp_path / "out.safetensors"
+    fields = {
+        "model.conv_widths": WIDTHS, "model.fc_widths": FCS, "model.num_classes": 7,
+        "data.size": SIZE, "data.crop": CROP,
+    }  # fmt: skip
+    fields = [f"--config.{field}={value}" for field, value in fields.items()]
+    assert not call("--from", "caffe", "--weights", path, "--workdir", run, *fields)
+    assert f"alexnet predict --workdir {run}" in capsys.readouterr().out
+    config = json.loads((run / "config.json").read_text())
     assert config["name"] == "caffe" and config["model"]["num_classes"] == 7
-    done = call("--to", "torchvision", "--workdir", str(tmp_path / "run"), "--out", str(tmp_path / "out.pth"))
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("error: ") and "is not torchvision's AlexNet" in done.stderr
+    assert not call("--to", "safetensors", "--workdir", run, "--out", out)
+    assert str(out) in capsys.readouterr().out and out.is_file()
+
+
+def test_flags_that_do_not_go_together(tmp_path, monkeypatch):
+    workdir, net = ("--workdir", tmp_path / "run"), ("--weights", tmp_path / "net.pth")
+    onnx = ("--to", "onnx", "--out", tmp_path / "net.onnx")
+    for words, match in (
+        (workdir, "--from --to"),
+        (("--from", "caffe", "--to", "onnx", *workdir), "not allowed with"),
+        (("--from", "caffe", *net), "--workdir"),
+        (("--from", "caffe", *workdir), "name the file of weights with --weights"),
+        (("--from", "caffe", *workdir, *net, "--out", "net.npy"), "--out is for --to"),
+        (("--from", "safetensors", *workdir, *net), "name the config of the network"),
+        (("--to", "onnx", *workdir), "name the file to write with --out"),
+        ((*onnx, *workdir, *net), "--weights is for --from"),
+        ((*onnx, *workdir, "--config", "configs/paper.py"), "--config is for --from"),
+        (("--to", "torchvision", *workdir, "--out", tmp_path / "net.npy"), r"writes \.pth or \.pt or \.safetensors"),
+        ((*onnx, *workdir), "holds no run"),
+    ):
+        with pytest.raises(UserError, match=match) as raised:
+            call(*words)
+        assert "\n" not in str(raised.value)
+    monkeypatch.setattr(config_file, "checkout", lambda: None)
+    with pytest.raises(UserError, match="name the config of the network"):
+        call("--from", "caffe", *workdir, *net)
+    assert not list(tmp_path.iterdir())

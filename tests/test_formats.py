@@ -1,4 +1,4 @@
-"""Files that lie, are cut short or would run something end in one line, and nothing of them is run."""
+"""Files that lie, are cut short or would run code are refused in one line, and nothing in them is run."""
 
 import importlib
 import os
@@ -6,23 +6,23 @@ import pickle
 import subprocess
 import sys
 
-import foreign
 import numpy as np
 import safetensors.numpy
 import torch
+from helpers import foreign
 from helpers.foreign import FCS, SIDE, WIDTHS, caffe_net, refuse
 
 
-def test_missing_layers_and_what_is_no_number(tmp_path):
+def test_missing_layers_and_non_finite_numbers(tmp_path):
     _, layers = caffe_net()
     path = tmp_path / "net.caffemodel"
     path.write_bytes(foreign.caffemodel({n: m for n, m in layers.items() if n != "conv4"}, old=False))
     refuse("conv4 is missing there", "caffe", path)
     path.write_bytes(foreign.caffemodel(layers | {"fc9": layers["fc8"]}, old=False))
-    refuse("fc9 is .* there and missing here", "caffe", path)
+    refuse("fc9 is .* there, missing here", "caffe", path)
     layers["fc7"].bias.data[3] = float("nan")
     path.write_bytes(foreign.caffemodel(layers, old=True))
-    refuse("fc7 .* holds what is no number", "caffe", path)
+    refuse("fc7 .* contains NaN or infinity", "caffe", path)
     state = {f"{n}.weight": m.weight.detach().numpy() for n, m in layers.items()}
     safetensors.numpy.save_file(state, tmp_path / "net.safetensors")
     refuse("conv1 has no bias", "safetensors", tmp_path / "net.safetensors")
@@ -31,7 +31,7 @@ def test_missing_layers_and_what_is_no_number(tmp_path):
     refuse("there is no file", "torchvision", tmp_path / "none.pth")
 
 
-def test_caffes_files_that_are_not_whole_or_lie(tmp_path):
+def test_caffes_files_that_are_incomplete_or_lie(tmp_path):
     _, layers = caffe_net()
     whole, path = foreign.caffemodel(layers, old=False), tmp_path / "net.caffemodel"
     for content, match in ((whole[: len(whole) // 2], "cannot be read"), (b"\x89HDF\r\n", "cannot be read"),
@@ -118,6 +118,16 @@ def test_pickles_that_lie_about_sizes(tmp_path):
     refuse("it is an array", "npy", path)
 
 
+def test_arrays_of_other_dimensions(tmp_path):
+    state = {f"{n}.{kind}": p.detach().numpy() for n, m in caffe_net()[1].items() for kind, p in m.named_parameters()}
+    path = tmp_path / "net.safetensors"
+    for name, shape in (("fc8.bias", ()), ("fc8.bias", (7, 1)), ("conv1.weight", (3,)), ("conv1.weight", ())):
+        safetensors.numpy.save_file(state | {name: np.ones(shape, np.float32)}, path)
+        refuse(f"{name.partition('.')[0]} has a kernel of shape .* and a bias of shape", "safetensors", path)
+    safetensors.numpy.save_file(state | {"conv1.weight": np.ones((8, 3, 11, 11, 1), np.float32)}, path)
+    refuse("conv1 is 11 x 11 x 1 x 3 x 8 with 8 biases there", "safetensors", path)
+
+
 def test_damaged_state_dicts(tmp_path, monkeypatch):
     net = foreign.TorchVision(WIDTHS, FCS, 7)
     torch.save(net.state_dict(), tmp_path / "w.pth")
@@ -129,24 +139,24 @@ def test_damaged_state_dicts(tmp_path, monkeypatch):
             refuse("cannot be read", "torchvision", tmp_path / name)
     state = net.state_dict() | {"features.0.weight": torch.zeros(1).expand(2**30, 2**9)}  # a number said to be 2**39
     torch.save(state, tmp_path / "w.pth")
-    refuse("numbers are not there", "torchvision", tmp_path / "w.pth")
+    refuse("without the numbers", "torchvision", tmp_path / "w.pth")
     torch.save({n: p.long() for n, p in net.state_dict().items()}, tmp_path / "w.pth")
     refuse("holds int64", "torchvision", tmp_path / "w.pth")
     monkeypatch.setitem(sys.modules, "torch", None)
-    refuse(r"pip install torch, or give the \.safetensors", "torchvision", tmp_path / "w.pth")
+    refuse(r"pip install torch, or name a \.safetensors", "torchvision", tmp_path / "w.pth")
 
 
-def test_what_is_no_state_dict_is_said_in_our_words(tmp_path):
+def test_messages_on_what_is_not_a_state_dict(tmp_path):
     path, x = tmp_path / "w.pth", torch.ones(3, 3)
     for found, says in (
-        ([x], "it holds a list"),
-        ({"a.weight": 3}, "'a.weight' is no plain tensor"),
-        ({"a.weight": x.to_sparse()}, "no plain tensor"),
-        ({"state_dict": 3}, "it holds a int"),
+        ([x], "it holds an object of type list"),
+        ({"a.weight": 3}, "'a.weight' is not a plain tensor"),
+        ({"a.weight": x.to_sparse()}, "not a plain tensor"),
+        ({"state_dict": 3}, "it holds an object of type int"),
         (torch.nn.Linear(2, 2), "hold more than tensors"),
     ):
         torch.save(found, path)
         refuse(says, "torchvision", path)
     path.write_bytes(b"\xff" * 100)
-    refuse(r"its 100 bytes are not PyTorch's, not whole, or hold more", "torchvision", path)
+    refuse(r"its 100 bytes are not PyTorch's, are incomplete, or hold more", "torchvision", path)
     refuse("is a folder", "torchvision", tmp_path)

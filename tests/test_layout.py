@@ -24,7 +24,7 @@ FLOORS = [
         "analysis.plots", "analysis.curves", "analysis.features", "analysis.predict", "analysis.neighbours",
         "analysis.retrieve", "analysis.figures", "analysis.cost", "analysis.summary", "weights.ilsvrc",
         "weights.layouts",
-        "weights.pytorch", "weights.caffe", "weights.npy", "weights.onnx_graph", "weights.stablehlo", "weights.convert",
+        "weights.pytorch", "weights.caffe", "weights.npy", "weights.stablehlo", "weights.onnx_graph", "weights.convert",
     ],
     ["cli.verbs", "main", "__main__"],
 ]  # fmt: skip
