@@ -16,9 +16,9 @@ VERBS = {
     "figures": "alexnet_jax.analysis.figures",
     "convert": "alexnet_jax.weights.convert",
     "summary": "alexnet_jax.analysis.summary",
-    "sweep": "experiments.ablations",
-    "report": "experiments.report",
-    "benchmark": "experiments.pipeline",
+    "sweep": "experiments.sweep",
+    "report": "experiments.report.command",
+    "benchmark": "experiments.benchmark.command",
 }
 
 
