@@ -109,11 +109,11 @@ CHANGES = {
     ),
     "one_column": Change("one column of half the kernels", _one_column, 1.7, 1.2, source="section 3.2; note #145-half"),
     "no_exchange": Change(
-        "towers meet at the classifier alone, conv2 and fc6 wider instead", _no_exchange,
+        "towers meet only at the classifier, conv2 and fc6 wider", _no_exchange,
         1.17, 1.12, source="note #150 beside #145",
     ),
     "no_exchange_narrow": Change(
-        "towers meet at the classifier alone", _fixed(model__exchange=("fc8",)),
+        "towers meet only at the classifier", _fixed(model__exchange=("fc8",)),
         says="half the parameters: less exchange and a smaller network at once", source="not measured in 2012",
     ),
     "exchange_conv4": Change(

@@ -13,8 +13,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from alexnet_jax import UserError, one_line
+from alexnet_jax.config import FIELDS, FREE, fields_of
 from alexnet_jax.metrics import read_metrics
-from alexnet_jax.runs.claims import FREE
 from experiments.changes import CHANGES, Change
 
 PLAN = "sweep.json"  # in the folder of a sweep: its base, seeds and cells
@@ -125,7 +125,7 @@ def _progress(settings: dict, records: Iterable[dict]) -> str:
 
 def _settings(path: Path) -> dict:
     try:
-        return _flat(json.loads(path.read_bytes()))
+        return completed(json.loads(path.read_bytes()))
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error})") from error
 
@@ -145,9 +145,18 @@ def _flat(tree: dict) -> dict:
     return flatten_dict(json.loads(json.dumps(tree)), sep=".")
 
 
+def completed(tree: dict) -> dict[str, Any]:
+    """A config as flat settings. Fields newer than the config get their defaults, so that old and new runs compare.
+
+    Raises TypeError if it is not a tree of fields.
+    """
+    newer = {name: row.default for name, row in FIELDS.items() if row.newer}
+    return json.loads(json.dumps(newer)) | _flat(tree)
+
+
 def _computes(settings: dict) -> dict:
     """The settings that determine what a run computes, apart from its seed."""
-    return {k: v for k, v in settings.items() if k not in ("seed", "name") and not k.startswith(FREE)}
+    return {k: v for k, v in settings.items() if k not in {"name", "seed", *fields_of(FREE)}}
 
 
 def differing(settings: dict, other: dict) -> list[str]:
@@ -232,7 +241,7 @@ def planned(sweep: Path) -> tuple[str, str, list[Group]]:
     path = sweep / PLAN
     try:
         plan = json.loads(path.read_bytes())
-        base, seeds = _flat(plan["config"]), [int(seed) for seed in plan["seeds"]]
+        base, seeds = completed(plan["config"]), [int(seed) for seed in plan["seeds"]]
         if wrong := _missing(base):
             raise ValueError(f"its config has no usable {', '.join(wrong)}")
         groups = []

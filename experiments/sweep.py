@@ -169,7 +169,7 @@ def record(workdir: Path, sweep: str, base: ConfigDict, ablations: dict[str, Cha
         workdir.mkdir(parents=True, exist_ok=True)
         if path.exists():
             old = json.loads(path.read_text())
-            if old["config"] != config:
+            if results.completed(old["config"]) != results.completed(config):
                 raise UserError(f"{workdir} contains a sweep of another base: name another --workdir")
             plan["seeds"] = sorted({*old["seeds"], *plan["seeds"]})
             plan["cells"] = old["cells"] | cells

@@ -26,8 +26,9 @@ from tqdm import tqdm
 
 from alexnet_jax import UserError
 from alexnet_jax.data.batches import train_batches
+from alexnet_jax.data.host import cores
 from alexnet_jax.data.prepare import prepare
-from alexnet_jax.data.records import Prepared, cores
+from alexnet_jax.data.records import Prepared
 from alexnet_jax.data.sources import open_source
 from configs import paper
 

@@ -8,17 +8,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax import towers
-from alexnet_jax.analysis import summary
+from alexnet_jax.analysis import cost
 from alexnet_jax.train import program
 
 
 def stepper(config: ConfigDict) -> tuple[Callable[[], None], dict[str, int]]:
     """Compiles a config's training step.
 
-    Returns: a function that runs one step and waits for it; its memory on each device, as summary.memory gives it.
+    Returns: a function that runs one step and waits for it; its memory on each device, as cost.memory gives it.
     """
     mesh = towers.make_mesh(config.devices, config.model.towers, config.batch_size)
-    compiled = summary.compile_step(config, mesh)
+    compiled = cost.compile_step(config, mesh)
     random = np.random.default_rng(0)
 
     def fill(s: jax.ShapeDtypeStruct) -> jax.Array:
@@ -31,7 +31,7 @@ def stepper(config: ConfigDict) -> tuple[Callable[[], None], dict[str, int]]:
             value = np.zeros(s.shape, s.dtype)
         return jax.device_put(value, s.sharding)
 
-    batch, epoch, constants = jax.tree.map(fill, summary.inputs(config, mesh)[1:])
+    batch, epoch, constants = jax.tree.map(fill, cost.inputs(config, mesh)[1:])
     state = program(config, mesh).start()
 
     def step():
@@ -39,4 +39,4 @@ def stepper(config: ConfigDict) -> tuple[Callable[[], None], dict[str, int]]:
         state, _ = compiled(state, batch, epoch, constants)
         jax.block_until_ready(state)
 
-    return step, summary.memory(compiled)
+    return step, cost.memory(compiled)

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from alexnet_jax import UserError, one_line
 from alexnet_jax.analysis import plots
-from alexnet_jax.data.records import slug
+from alexnet_jax.files import slug
 from alexnet_jax.runs.run import load_run
 from experiments.report.rows import Curves, Interval, Report, Row
 from experiments.results import Outcome, printable

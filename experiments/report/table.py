@@ -99,7 +99,7 @@ def data(report: Report) -> str:
 def notes(report: Report) -> list[str]:
     """What to know before reading the table."""
     return [
-        f"Errors are measured on the validation split ({views(report)}) after the last epoch: mean ± standard deviation "
+        f"Errors are those on the validation split ({views(report)}) after the last epoch: mean ± standard deviation "
         "over n seeds. The training error is that of the last epoch's training crops, with augmentation and dropout.",
         "A difference is in percentage points of top-1 error, between runs with the same seed. Above zero, the change "
         "hurts. The interval is Student's t over seeds: it says what other seeds would give, not what other images "

@@ -41,8 +41,8 @@ def _frozen(*layers: str) -> dict[str, float]:
 ABLATIONS = {
     "all_caffe": Change("all layers, at Caffe's rates: 0.001, fc8 0.01", _from_cifar10(0.001, {"fc8": 10.0})),
     "all_base": Change("all layers, at the base's rate", _from_cifar10(0.005, {})),
-    "fc6_fc8": Change("fc6, fc7 and fc8 alone", _from_cifar10(0.005, _frozen(*CONVOLUTIONS))),
-    "fc8": Change("fc8 alone", _from_cifar10(0.005, _frozen(*CONVOLUTIONS, "fc6", "fc7"))),
+    "fc6_fc8": Change("only fc6, fc7 and fc8", _from_cifar10(0.005, _frozen(*CONVOLUTIONS))),
+    "fc8": Change("only fc8", _from_cifar10(0.005, _frozen(*CONVOLUTIONS, "fc6", "fc7"))),
 }
 
 
