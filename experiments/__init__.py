@@ -1,1 +1,1 @@
-"""Ablations, benchmarks and reports: what is measured with the network, rather than what it needs."""
+"""What is done with the network: ablation sweeps and their report, benchmarks, and the torture tests."""

@@ -1,8 +1,8 @@
-"""The ablations: what each changes in a config, and what the paper or the 2012 code's notes say that it costs.
+"""The ablations: what each one changes in a config, and what it costs according to the paper or the 2012 code's notes.
 
-The numbers are changes of top-1 and top-5 error in percentage points, in several views: above zero, the change hurts.
-Notes are those at the end of the param files of computerhistory/AlexNet-Source-Code, layers/layer-params-N.cfg; each
-is of one run, and each run had a schedule of its own, set by hand.
+The numbers are changes in top-1 and top-5 error, in percentage points, over several views. Above zero the change hurts.
+The notes are at the end of layers/layer-params-N.cfg in computerhistory/AlexNet-Source-Code. Each reports a single run
+whose schedule was set by hand.
 """
 
 from collections.abc import Callable
@@ -16,51 +16,52 @@ class Change:
     """One ablation."""
 
     title: str
-    fields: Callable[[ConfigDict], dict]  # from the base config to {dotted field: value}
-    top1: float | None = None
+    fields: Callable[[ConfigDict], dict]  # from the base config to the {dotted field: value} that it changes
+    top1: float | None = None  # what 2012 says that it costs, in percentage points
     top5: float | None = None
-    says: str = ""  # in words, where there is no number
+    says: str = ""  # what 2012 says about it in words
     source: str = ""
-    noise: bool = False  # the number is of one run each and so small that its sign says nothing
+    noise: bool = False  # 2012's number compares two single runs and is too small for its sign to mean anything
 
 
 def _fixed(**fields) -> Callable[[ConfigDict], dict]:
-    """Fields that do not depend on the base; lrn__k means lrn.k of the model section."""
+    """Fields that do not depend on the base; model__lrn__k stands for model.lrn.k."""
     return lambda base: {name.replace("__", "."): value for name, value in fields.items()}
 
 
 def _one_column(base: ConfigDict) -> dict:
-    """Half the kernels of each convolution but the last; the fully connected layers stay as they are."""
+    """Half the kernels in every convolution except the last; the fully connected layers stay as they are."""
     *half, last = base.model.conv_widths
     return {"model.towers": 1, "model.conv_widths": (*(w // 2 for w in half), last)}
 
 
 def _after_pool(base: ConfigDict) -> dict:
-    """conv1's norm behind its pool, where #120 has it; #131 has it over conv1. conv2's stays.
+    """conv1's norm after its pool, as in #120, instead of directly after conv1, as in #131. conv2's norm stays.
 
-    Both are older networks than #145, and differ in the biases' rates too: #131 cut them late, #120 never.
+    Both networks are older than #145. They also differ in the biases' rates: #131 lowered them late, #120 never.
     """
     early = tuple(name for name in base.model.lrn.before_activation if name != "conv1")
     return {"model.lrn.after_pool": ("conv1",), "model.lrn.before_activation": early}
 
 
 def _no_exchange(base: ConfigDict) -> dict:
-    """#150: no tower reads the other before fc8, and conv2 and fc6 are wider, so that the parameters are about as many.
+    """#150: no tower reads the other before fc8. conv2 and fc6 are wider, so that about as many parameters remain.
 
-    At full width 160 kernels a tower in place of 128 (layers-150.cfg:68), 4,096 units in place of 2,048 (line 241).
+    At full width each tower has 160 kernels instead of 128 (layers-150.cfg:68) and 4,096 units instead of 2,048
+    (line 241).
     """
-    m, (fc6, fc7) = base.model, base.model.fc_widths
-    first, second, *rest = m.conv_widths
-    second = second * 5 // 4 // m.towers * m.towers
+    conv1, conv2, *others = base.model.conv_widths
+    fc6, fc7 = base.model.fc_widths
+    in_each_tower = conv2 * 5 // 4 // base.model.towers
     return {
         "model.exchange": ("fc8",),
-        "model.conv_widths": (first, second, *rest),
+        "model.conv_widths": (conv1, in_each_tower * base.model.towers, *others),
         "model.fc_widths": (2 * fc6, fc7),
     }
 
 
 def _paper_init(base: ConfigDict) -> dict:
-    """N(0, 0.01) in the layers where the code has 0.03."""
+    """N(0, 0.01) in the layers for which the code uses 0.03."""
     return {f"model.init_std.{name}": base.model.init_std[name] / 3 for name in ("conv3", "conv4", "conv5")}
 
 
@@ -91,7 +92,7 @@ CHANGES = {
         0.4, 0.3, source="section 3.4; note #147, which pads less where its pools round up",
     ),
     "tanh": Change(
-        "tanh for ReLU", _fixed(model__activation="tanh"),
+        "tanh instead of ReLU", _fixed(model__activation="tanh"),
         says="six times as many epochs to 25 % training error, on CIFAR-10", source="section 3.1",
     ),
     "dropout_off": Change(
@@ -108,12 +109,12 @@ CHANGES = {
     ),
     "one_column": Change("one column of half the kernels", _one_column, 1.7, 1.2, source="section 3.2; note #145-half"),
     "no_exchange": Change(
-        "towers meet at the classifier alone, conv2 and fc6 wider instead", _no_exchange,
+        "towers meet only at the classifier, conv2 and fc6 wider", _no_exchange,
         1.17, 1.12, source="note #150 beside #145",
     ),
     "no_exchange_narrow": Change(
-        "towers meet at the classifier alone", _fixed(model__exchange=("fc8",)),
-        says="of half the parameters: less exchange and a smaller network in one", source="not measured in 2012",
+        "towers meet only at the classifier", _fixed(model__exchange=("fc8",)),
+        says="half the parameters: less exchange and a smaller network at once", source="not measured in 2012",
     ),
     "exchange_conv4": Change(
         "exchange at conv4, not conv3", _fixed(model__exchange=("conv4", "fc6", "fc7", "fc8")),
@@ -124,6 +125,6 @@ CHANGES = {
     ),
     "paper_init": Change(
         "the paper's initial values, N(0, 0.01)", _paper_init,
-        says="the paper names no other", source="section 5; the code has 0.03 in conv3 to conv5",
+        says="the paper gives no others", source="section 5; the code has 0.03 in conv3 to conv5",
     ),
 }  # fmt: skip

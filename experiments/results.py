@@ -1,4 +1,4 @@
-"""The runs of an ablation sweep as they lie on disk: which are finished, which belong together, which is the base."""
+"""The runs of an ablation sweep as they are on disk: which are finished, which belong together, which is the base."""
 
 import dataclasses
 import json
@@ -7,15 +7,17 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from alexnet_jax import UserError, one_line
-from alexnet_jax.config import FREE, fields_of
+from alexnet_jax.config import FIELDS, FREE, fields_of
 from alexnet_jax.metrics import read_metrics
 from experiments.changes import CHANGES, Change
 
+PLAN = "sweep.json"  # in the folder of a sweep: its base, seeds and cells
 FAILED = "failed.txt"  # in the folder of a run that failed: why
 NEEDED = {"name": str, "seed": int, "epochs": int, "evaluation.views": int, "model.num_classes": int, "data.name": str}
 
@@ -24,22 +26,24 @@ NEEDED = {"name": str, "seed": int, "epochs": int, "evaluation.views": int, "mod
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """One run as it lies on disk."""
+class Outcome:
+    """How far a run came, as it is on disk."""
 
     folder: Path
     state: str  # finished, unfinished, failed, missing or left out
-    reason: str = ""  # why it does not count, and how far it came; empty if finished
-    settings: dict = dataclasses.field(default_factory=dict)  # its config, {"model.dropout": 0.5, ...}; {} without one
+    reason: str = ""  # why it is not in the numbers, and how far it came; empty if finished
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # its config, flat; empty if it has none
     records: Sequence[dict] = ()
-    final: dict | None = None  # the last epoch's validation record, in as many views as the config asks
+    final: dict = dataclasses.field(
+        default_factory=dict
+    )  # the last epoch's validation record in all views, if finished
 
     @property
     def seed(self) -> int | None:
         return self.settings.get("seed")
 
 
-def read(folder: Path) -> Run:
+def read(folder: Path) -> Outcome:
     """Reads a run's folder. What is wrong with it becomes its state and reason, not an error."""
     try:
         settings = _settings(folder / "config.json") if (folder / "config.json").exists() else {}
@@ -47,53 +51,56 @@ def read(folder: Path) -> Run:
         failure = folder / FAILED
         failed = printable(failure.read_text(errors="replace"))[:300] if failure.exists() else None
     except UserError as error:
-        return Run(folder, "left out", printable(str(error)))
+        return Outcome(folder, "left out", printable(str(error)))
     except OSError as error:
-        return Run(folder, "left out", f"cannot be read ({error.strerror})")
-    if settings and (wrong := _lacking(settings)):
-        return Run(folder, "left out", f"its config.json has no {', '.join(wrong)} as a run has")
-    epochs, views = settings.get("epochs"), settings.get("evaluation.views")
-    last = max((e for r in records if (e := number(r, "epoch"))), default=0)
-    came = f"epoch {last:.4g} of {epochs}" if settings and last else "no record yet"
+        return Outcome(folder, "left out", f"cannot be read ({error.strerror})")
+    if settings and (wrong := _missing(settings)):
+        return Outcome(folder, "left out", f"its config.json has no usable {', '.join(wrong)}")
+    progress = _progress(settings, records)
     if failed is not None:
-        return Run(folder, "failed", f"{failed or f'{FAILED} is empty'} ({came})", settings, records)
+        return Outcome(folder, "failed", f"{failed or f'{FAILED} is empty'} ({progress})", settings, records)
     if not settings:
-        return Run(folder, "missing", "not started")
-    results = [r for r in records if r.get("split") == "validation" and r.get("epoch") == epochs]
-    wanted = [r for r in results if r.get("views", 1) == views]
-    if not wanted:
-        came += f", without the evaluation in {views} views" if results else ""
-        return Run(folder, "unfinished", came, settings, records)
-    final = wanted[-1]
-    if not number(final, "step") or None in (number(final, "top1_error"), number(final, "top5_error")):
-        return Run(folder, "left out", "its last validation record lacks a step or an error", settings, records)
-    return Run(folder, "finished", "", settings, records, final)
+        return Outcome(folder, "missing", "not started")
+    views = settings["evaluation.views"]
+    last = [r for r in records if r.get("split") == "validation" and r.get("epoch") == settings["epochs"]]
+    in_all_views = [r for r in last if r.get("views", 1) == views]
+    if not in_all_views:
+        lacks = f", without the evaluation in {views} views" if last else ""
+        return Outcome(folder, "unfinished", progress + lacks, settings, records)
+    final = in_all_views[-1]
+    if not number(final, "step") or number(final, "top1_error") is None or number(final, "top5_error") is None:
+        return Outcome(folder, "left out", "its last validation record has no step or no error", settings, records)
+    return Outcome(folder, "finished", "", settings, records, final)
 
 
-def training_errors(run: Run) -> list[float]:
+def training_errors(run: Outcome) -> list[float]:
     """The top-1 training error of each epoch of a finished run, fractions; nan where an epoch has no record.
 
-    A record is the mean since the one before it, so an epoch's is the mean of its records, weighted by their steps.
+    A record is the mean since the record before it, so an epoch's error is the mean of its records, weighted by their
+    numbers of steps.
     """
     epochs = run.settings["epochs"]
     train = [r for r in run.records if r.get("split") == "train" and number(r, "step")]
-    records = {r["step"]: number(r, "top1_error") for r in train}  # a resumed run repeats steps: the last counts
-    totals, before = [[0.0, 0] for _ in range(epochs)], 0
+    records = {r["step"]: number(r, "top1_error") for r in train}  # a resumed run repeats steps: the last one counts
+    sums, steps, before = [0.0] * epochs, [0] * epochs, 0
     for step in sorted(records):
         epoch = min(math.ceil(step * epochs / run.final["step"]), epochs)
-        if records[step] is not None:
-            totals[epoch - 1][0] += records[step] * (step - before)
-            totals[epoch - 1][1] += step - before
+        error = records[step]
+        if error is not None:
+            sums[epoch - 1] += error * (step - before)
+            steps[epoch - 1] += step - before
         before = step
-    return [error / steps if steps else math.nan for error, steps in totals]
+    return [total / count if count else math.nan for total, count in zip(sums, steps, strict=True)]
 
 
-def validation_errors(run: Run) -> list[float]:
+def validation_errors(run: Outcome) -> list[float]:
     """The centre crop's top-1 error after each epoch of a finished run, fractions; nan where it was not evaluated."""
     errors = [math.nan] * run.settings["epochs"]
     for r in run.records:
-        error, centre = number(r, "top1_error"), r.get("split") == "validation" and r.get("views", 1) == 1
-        if centre and error is not None and r.get("epoch") in range(1, len(errors) + 1):
+        if r.get("split") != "validation" or r.get("views", 1) != 1 or r.get("epoch") not in range(1, len(errors) + 1):
+            continue
+        error = number(r, "top1_error")
+        if error is not None:
             errors[int(r["epoch"]) - 1] = error
     return errors
 
@@ -101,26 +108,34 @@ def validation_errors(run: Run) -> list[float]:
 def number(record: dict, name: str) -> float | None:
     """A finite number of a record, or None."""
     value = record.get(name)
-    right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return value if right else None
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return value
+    return None
 
 
 def printable(text: str) -> str:
-    """Text of a file in one line, without what steers a terminal or cannot be written."""
+    """A file's text on one line, without what controls a terminal or cannot be written."""
     return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
+
+
+def _progress(settings: dict, records: Iterable[dict]) -> str:
+    last = max((epoch for r in records if (epoch := number(r, "epoch"))), default=0)
+    return f"epoch {last:.4g} of {settings['epochs']}" if settings and last else "no record yet"
 
 
 def _settings(path: Path) -> dict:
     try:
-        return _flat(json.loads(path.read_bytes()))
+        return completed(json.loads(path.read_bytes()))
     except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is not whole ({error})") from error
+        raise UserError(f"{path} is damaged ({error})") from error
 
 
-def _lacking(settings: dict) -> list[str]:
-    """Fields that a run's config has, and that this one has not, or as nonsense."""
+def _missing(settings: dict) -> list[str]:
+    """The fields of NEEDED that a config lacks, or whose values make no sense."""
     wrong = [name for name, kind in NEEDED.items() if not isinstance(settings.get(name), kind)]
-    return wrong or ([] if settings["epochs"] > 0 else ["epochs"])
+    if not wrong and settings["epochs"] <= 0:
+        wrong = ["epochs"]
+    return wrong
 
 
 def _flat(tree: dict) -> dict:
@@ -130,9 +145,18 @@ def _flat(tree: dict) -> dict:
     return flatten_dict(json.loads(json.dumps(tree)), sep=".")
 
 
+def completed(tree: dict) -> dict[str, Any]:
+    """A config as flat settings. Fields newer than the config get their defaults, so that old and new runs compare.
+
+    Raises TypeError if it is not a tree of fields.
+    """
+    newer = {name: row.default for name, row in FIELDS.items() if row.newer}
+    return json.loads(json.dumps(newer)) | _flat(tree)
+
+
 def _computes(settings: dict) -> dict:
-    """The settings that say what a run computes, whatever its seed."""
-    return {k: v for k, v in settings.items() if k not in {"seed", *fields_of(FREE)}}
+    """The settings that determine what a run computes, apart from its seed."""
+    return {k: v for k, v in settings.items() if k not in {"name", "seed", *fields_of(FREE)}}
 
 
 def differing(settings: dict, other: dict) -> list[str]:
@@ -142,12 +166,15 @@ def differing(settings: dict, other: dict) -> list[str]:
 
 
 def values(fields: Iterable[str], settings: dict) -> str:
-    """Fields of a config in words, a=1, b="x"; numbers to six digits."""
+    """Some fields of a config as text: a=1, b="x"; numbers to six digits."""
+
+    def six_digits(text: str) -> float:
+        return float(f"{float(text):.6g}")
 
     def value(field: str) -> str:
         if field not in settings:
             return f"no {field}"
-        short = json.loads(json.dumps(settings[field]), parse_float=lambda x: float(f"{float(x):.6g}"))
+        short = json.loads(json.dumps(settings[field]), parse_float=six_digits)
         return f"{field}={json.dumps(short)}"
 
     return printable(", ".join(map(value, fields)))
@@ -161,21 +188,24 @@ class Group:
     """The runs of one config: an ablation, or the base."""
 
     title: str
-    settings: dict  # what they compute, flat
-    runs: list[Run] = dataclasses.field(default_factory=list)
+    settings: dict[str, Any]  # the flat config that they share
+    runs: list[Outcome] = dataclasses.field(default_factory=list)
 
     @property
-    def finished(self) -> dict[int, Run]:
-        """Those that count, by seed."""
+    def finished(self) -> dict[int, Outcome]:
+        """The runs that count, by seed."""
         return {r.seed: r for r in sorted(self.runs, key=lambda r: r.seed or 0) if r.state == "finished"}
 
 
 def find(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """The folders of runs, and of sweeps, in the given folders at any depth. Raises UserError if one is not there.
+    """The folders of runs and the folders of sweeps at any depth in the given folders.
 
-    Of runs/sweep/* the shell makes files and folders without runs too: those are passed over, these said on stderr.
+    The shell expands runs/sweep/* to files and folders without runs too. They are skipped; the folders are named on
+    standard error. Raises UserError if a folder does not exist or cannot be read.
     """
-    runs, sweeps, bare = {}, {}, []
+    runs: dict[Path, Path] = {}
+    sweeps: dict[Path, Path] = {}
+    empty = []
 
     def unreadable(error: OSError):
         raise UserError(f"cannot read {error.filename} ({error.strerror})")
@@ -184,97 +214,114 @@ def find(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
         if path.is_file():
             continue
         if not path.is_dir():
-            raise UserError(f"there is no folder {path}: name runs, or folders that hold runs")
-        holds = False
+            raise UserError(f"there is no folder {path}: name runs, or folders that contain runs")
+        found = False
         for folder, below, files in os.walk(path, onerror=unreadable):
             below.sort()
-            if "sweep.json" in files:
+            if PLAN in files:
                 sweeps.setdefault(Path(folder).resolve(), Path(folder))
-                holds = True
+                found = True
             elif "config.json" in files or FAILED in files:
                 runs.setdefault(Path(folder).resolve(), Path(folder))
-                holds = True
+                found = True
                 below.clear()
-        if not holds:
-            bare.append(path)
-    for path in bare if runs or sweeps else []:  # else it is an error
-        print(f"passed over: {path} holds no run", file=sys.stderr)
+        if not found:
+            empty.append(path)
+    if runs or sweeps:  # otherwise the caller raises an error
+        for path in empty:
+            print(f"skipped: {path} contains no run", file=sys.stderr)
     return list(runs.values()), list(sweeps.values())
 
 
 def planned(sweep: Path) -> tuple[str, str, list[Group]]:
-    """A sweep's name, its config's, and its groups with every run that sweep.json plans. Raises UserError."""
-    path = sweep / "sweep.json"
+    """The name of a sweep, the name of its base config, and its groups with every run that sweep.json plans.
+
+    Raises UserError if sweep.json cannot be read.
+    """
+    path = sweep / PLAN
     try:
-        plan, groups = json.loads(path.read_bytes()), []
-        base, seeds = _flat(plan["config"]), [int(seed) for seed in plan["seeds"]]
-        if wrong := _lacking(base):
-            raise ValueError(f"its config has no {', '.join(wrong)}")
+        plan = json.loads(path.read_bytes())
+        base, seeds = completed(plan["config"]), [int(seed) for seed in plan["seeds"]]
+        if wrong := _missing(base):
+            raise ValueError(f"its config has no usable {', '.join(wrong)}")
+        groups = []
         for cell, what in plan["cells"].items():
             group = Group(printable(what["title"]), _computes(base | _flat(what["fields"])))
+            group.runs = [_planned_run(sweep / cell / f"seed{seed}", seed, group) for seed in seeds]
             groups.append(group)
-            for seed in seeds:
-                run = read(sweep / cell / f"seed{seed}")
-                fields = differing(_computes(run.settings), group.settings)
-                fields += ["seed"] if run.seed != seed else []
-                if fields and run.state in ("finished", "unfinished"):
-                    reason = f"not what sweep.json plans: {values(fields, run.settings)}"
-                    run = dataclasses.replace(run, state="left out", reason=reason)
-                group.runs.append(run)
         return printable(plan["sweep"]), printable(base["name"]), groups
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({one_line(error)}): plan the sweep again") from error
+        raise UserError(f"{path} is damaged ({one_line(error)}): start the sweep again, which writes it") from error
 
 
-def gather(folders: Sequence[Path], groups: list[Group]) -> list[Run]:
-    """Puts runs that no sweep has planned into groups by their configs; returns those that have none."""
-    strangers = []
+def _planned_run(folder: Path, seed: int, group: Group) -> Outcome:
+    """Reads a run; it is left out if its config is not the planned one."""
+    run = read(folder)
+    fields = differing(_computes(run.settings), group.settings)
+    if run.seed != seed:
+        fields.append("seed")
+    if fields and run.state in ("finished", "unfinished"):
+        reason = f"not what sweep.json plans: {values(fields, run.settings)}"
+        return dataclasses.replace(run, state="left out", reason=reason)
+    return run
+
+
+def gather(folders: Sequence[Path], groups: list[Group]) -> list[Outcome]:
+    """Adds runs that no sweep has planned to the groups, by their configs; returns the runs that have no config."""
+    without = []
     for run in map(read, folders):
         computes = _computes(run.settings)
         group = next((g for g in groups if g.settings == computes), None)
         if not computes:
-            strangers.append(run)
+            without.append(run)
         elif group is None:
             groups.append(Group("", computes, [run]))
         else:
             group.runs.append(run)
-    return strangers
+    return without
 
 
-def leave_out_doubles(group: Group):
-    """Two finished runs of one seed: nothing says which is right, so neither counts."""
+def leave_out_duplicates(group: Group):
+    """Leaves out finished runs that share a seed: nothing says which of them is right."""
     for seed in {run.seed for run in group.runs if run.state == "finished"}:
         same = [r for r in group.runs if r.state == "finished" and r.seed == seed]
-        for run in same if len(same) > 1 else []:
+        if len(same) == 1:
+            continue
+        for run in same:
             others = ", ".join(str(r.folder) for r in same if r is not run)
             reason = printable(f"seed {seed} occurs twice, here and in {others}: keep one")
             group.runs[group.runs.index(run)] = dataclasses.replace(run, state="left out", reason=reason)
 
 
 def find_base(groups: Sequence[Group], base: Path | None) -> Group:
-    """The group of the runs in the folder `base`, or of those whose folder or its parent is named base."""
+    """The group whose runs are in the folder `base`; without it, in a folder called base or directly below one.
+
+    Raises UserError if that is not exactly one group.
+    """
     if base is not None:
         inside = [g for g in groups if any(r.folder.resolve().is_relative_to(base.resolve()) for r in g.runs)]
         if len(inside) != 1:
-            raise UserError(f"--base {base} holds runs of {len(inside)} configs: name a folder of one")
+            raise UserError(f"--base {base} contains runs of {len(inside)} configs: name a folder with one")
         return inside[0]
     named = [g for g in groups if any("base" in (r.folder.name, r.folder.parent.name) for r in g.runs)]
-    if len(groups) == 1 or len(named) == 1:
-        return [*named, *groups][0]
+    if len(named) == 1:
+        return named[0]
+    if len(groups) == 1:
+        return groups[0]
     count = len(named) or "no"
     raise UserError(f"{count} configs have runs in a folder named base: name the folder of the base with --base")
 
 
 def find_change(group: Group, base: Group) -> Change | None:
-    """What the group changes in the base, if that is one of CHANGES."""
+    """The entry of CHANGES that a group makes to the base, if it is one of them."""
     fields = {f: group.settings.get(f) for f in differing(group.settings, base.settings)}
     config = ConfigDict(unflatten_dict(base.settings, sep="."))
     for change in CHANGES.values():
         try:
             changed = _flat(change.fields(config))
-        except (AttributeError, KeyError, TypeError, ValueError):  # a base of other code, which lacks what it changes
+        except (AttributeError, KeyError, TypeError, ValueError):  # an older base without the fields that it changes
             continue
         effect = {f: v for f, v in changed.items() if f not in base.settings or base.settings[f] != v}
         if effect and effect == fields:

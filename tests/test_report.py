@@ -1,20 +1,22 @@
-"""The report: its numbers equal hand-made ones, what does not count is named, and the page is one harmless file."""
+"""The report: its numbers equal a table made by hand, what is left out is named, and the page is one harmless file."""
 
+import ast
 import json
-import subprocess
-import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from scipy import stats
 
+import experiments
 from alexnet_jax import UserError
+from alexnet_jax.cli import commands
 from configs import quickstart
-from experiments import page, pictures, report
 from experiments.changes import CHANGES, Change
-from experiments.report import interval, make_report, verdict
+from experiments.report import command, page, pictures, table
+from experiments.report.rows import interval, make_report, verdict
 from experiments.results import read, training_errors
 
 STEPS = 5  # of an epoch
@@ -56,6 +58,11 @@ def plan(folder, cells, seeds=(0, 1, 2), **fields):
     (folder / "sweep.json").write_text(json.dumps(tidy))
 
 
+def run(*words):
+    """`alexnet report` with these flags."""
+    command.main(commands.parse(command, [str(word) for word in words]))
+
+
 @pytest.fixture
 def sweep(tmp_path):
     """Three seeds of a base and of no dropout, all finished."""
@@ -79,7 +86,7 @@ def test_equals_a_table_made_by_hand(sweep):
     half = 4.303 / 3**0.5
     assert row.difference == pytest.approx((3, 3, 3 - half, 3 + half), abs=1e-3)
     assert (row.title, row.fields, found.others) == ("DROPOUT_OFF", "model.dropout=0.0", [])
-    assert page.table(found)[1] == [
+    assert table.results_table(found).rows == [
         ["BASE", "3", "22.00 ± 2.00", "40.00 ± 0.00", "", "", "", "", ""],
         ["DROPOUT_OFF", "3", "25.00 ± 2.65", "40.00 ± 0.00", "+3.00", "+0.52 to +5.48", "", "no number to compare",
          "substantial overfitting; section 4.2"],
@@ -104,7 +111,7 @@ def test_seeds_are_paired_and_the_others_do_not_count(tmp_path):
     assert row.differences == pytest.approx({1: 1, 2: 4})
     half = 12.706 * 4.5**0.5 / 2**0.5
     assert row.difference == pytest.approx((2, 2.5, 2.5 - half, 2.5 + half), abs=1e-2)
-    assert "(2 pairs)" in page.table(make_report([tmp_path]))[1][1][5]
+    assert "(2 pairs)" in table.results_table(make_report([tmp_path])).rows[1][5]
 
 
 def test_one_seed_has_no_interval_and_says_so(tmp_path):
@@ -113,10 +120,10 @@ def test_one_seed_has_no_interval_and_says_so(tmp_path):
     fake(tmp_path / "alone", 1, 0.25, model__lrn__k=1.0)
     found = make_report([tmp_path])
     caffe, pooling = found.rows
-    assert pooling.difference == (1, pytest.approx(5), None, None) and pooling.verdict == "no interval"
-    assert caffe.difference is None and caffe.verdict == "2012's is noise"
-    cells = [row[5] for row in page.table(found)[1]]
-    assert cells == ["", "no seed that the base has", "none of one seed"]
+    assert pooling.difference == (1, pytest.approx(5), None, None) and pooling.verdict == "too few seeds"
+    assert caffe.difference is None and caffe.verdict == "2012's number is within noise"
+    cells = [row[5] for row in table.results_table(found).rows]
+    assert cells == ["", "no seed in common", "one seed only"]
 
 
 @pytest.mark.parametrize(
@@ -124,12 +131,12 @@ def test_one_seed_has_no_interval_and_says_so(tmp_path):
     [
         ([1.0, 1.2, 1.1], 1.4, "agrees"),
         ([-1.0, -1.2, -1.1], -1.4, "agrees"),
-        ([-1.0, -1.2, -1.1], 1.4, "differs"),
-        ([1.0, 1.2, 1.1], -1.4, "differs"),
-        ([1.0, -1.2, 1.1], 1.4, "interval holds zero"),
-        ([0.0, 0.0], 1.4, "interval holds zero"),
-        ([1.0], 1.4, "no interval"),
-        ([], 1.4, "no interval"),
+        ([-1.0, -1.2, -1.1], 1.4, "contradicts"),
+        ([1.0, 1.2, 1.1], -1.4, "contradicts"),
+        ([1.0, -1.2, 1.1], 1.4, "not significant"),
+        ([0.0, 0.0], 1.4, "not significant"),
+        ([1.0], 1.4, "too few seeds"),
+        ([], 1.4, "too few seeds"),
         ([1.0, 1.2, 1.1], None, "no number to compare"),
         ([], None, "no number to compare"),
     ],
@@ -141,7 +148,7 @@ def test_verdicts(differences, then, says):
 def test_a_number_of_two_single_runs_that_hardly_differ_gets_no_verdict():
     """0.11 and 0.14 points between two runs of one seed each say nothing about a sign."""
     for differences in ([-1.0, -1.2, -1.1], [1.0, 1.2, 1.1], [1.0], []):
-        assert verdict(interval(differences), Change("", dict, -0.14, noise=True)) == "2012's is noise"
+        assert verdict(interval(differences), Change("", dict, -0.14, noise=True)) == "2012's number is within noise"
     assert {name for name, change in CHANGES.items() if change.noise} == {"lrn_after_pool", "lrn_caffe"}
 
 
@@ -158,10 +165,11 @@ def test_an_epochs_training_error_is_the_mean_over_its_steps(tmp_path):
 
 def test_top5_is_shown_of_more_than_ten_classes(tmp_path):
     fake(tmp_path / "base", model__num_classes=11)
-    headings, [row] = page.table(make_report([tmp_path]))
-    assert row[headings.index("top-5 error, %")] == "10.00"
+    shown = table.results_table(make_report([tmp_path]))
+    [row] = shown.rows
+    assert row[shown.headings.index("top-5 error, %")] == "10.00"
     fake(tmp_path / "ten/base")
-    assert "top-5 error, %" not in page.table(make_report([tmp_path / "ten"]))[0]
+    assert "top-5 error, %" not in table.results_table(make_report([tmp_path / "ten"])).headings
 
 
 # --- What does not count ----------------------------------------------------------------------------------------------
@@ -197,9 +205,9 @@ def test_what_a_sweep_lacks_is_named_and_not_averaged(tmp_path):
         "seed7": ("missing", "not started"),
         "seed8": ("left out", "sweep.json does not plan it"),
     }
-    for shown in (page.text(found), page.markdown(found).replace("\\", "")):
+    for shown in (table.text(found), table.markdown(found).replace("\\", "")):
         assert all(f"{state}: " in shown and reason in shown for state, reason in said.values())
-    assert "1 of 8" in page.table(found)[1][1]
+    assert "1 of 8" in table.results_table(found).rows[1]
 
 
 def test_a_seed_that_occurs_twice_does_not_count(tmp_path):
@@ -270,7 +278,7 @@ def test_the_base_is_named(tmp_path):
     for name, difference in (("a", 10), ("b", -10)):
         [row] = make_report([tmp_path], tmp_path / name).rows
         assert row.difference.mean == pytest.approx(difference)
-    with pytest.raises(UserError, match="holds runs of 2 configs"):
+    with pytest.raises(UserError, match="contains runs of 2 configs"):
         make_report([tmp_path], tmp_path)
     fake(tmp_path / "base", 1, 0.2, model__dropout=0.3)
     fake(tmp_path / "base2/base", 1, 0.2, model__dropout=0.4)
@@ -278,14 +286,14 @@ def test_the_base_is_named(tmp_path):
         make_report([tmp_path])
 
 
-def test_what_is_not_there_is_the_users_to_mend(tmp_path, sweep):
+def test_what_is_missing_or_damaged_is_the_users_to_fix(tmp_path, sweep):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no run in .*empty: "):
         make_report([tmp_path / "empty"])
     with pytest.raises(UserError, match="there is no folder .*nowhere: "):
         make_report([tmp_path / "nowhere"])
     plan(tmp_path / "second", {"base": {}})
-    with pytest.raises(UserError, match="sweeps of their own: report each alone"):
+    with pytest.raises(UserError, match="are different sweeps: report each separately"):
         make_report([tmp_path])
     for damaged in (
         "{",
@@ -297,10 +305,9 @@ def test_what_is_not_there_is_the_users_to_mend(tmp_path, sweep):
         (sweep / "sweep.json").write_text(damaged)
         with pytest.raises(UserError, match="sweep.json is damaged"):
             make_report([sweep])
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.report", tmp_path / "empty"], capture_output=True, text=True
-    )
-    assert done.returncode == 1 and done.stderr.startswith("error: no run in") and done.stderr.count("\n") == 1
+    with pytest.raises(UserError, match="no run in") as error:
+        run(tmp_path / "empty")
+    assert "\n" not in str(error.value)
 
 
 # --- The page ---------------------------------------------------------------------------------------------------------
@@ -362,7 +369,7 @@ def hostile(tmp_path):
 
 
 def test_the_page_is_one_file_that_runs_nothing(hostile, tmp_path, capsys):
-    report.main([str(hostile), "--out", str(tmp_path / "out")])
+    run(hostile, "--out", tmp_path / "out")
     text = (tmp_path / "out/report.html").read_text()
     assert "http" not in text and "@import" not in text and "url(" not in text
     read_page = Page(text)
@@ -388,8 +395,8 @@ def test_the_page_shows_the_table_and_what_is_not_in_it(sweep, tmp_path):
     found = make_report([sweep])
     (tmp_path / "out").mkdir()
     results, runs, others = Page(page.html(found, pictures.draw(found, tmp_path / "out"), "the command")).tables
-    headings, rows = page.table(found)
-    assert results == [headings, *rows]
+    shown = table.results_table(found)
+    assert results == [shown.headings, *shown.rows]
     assert runs[1:] == [
         ["BASE", "", "20.00", "22.00", "24.00"],
         ["DROPOUT_OFF", "model.dropout=0.0", "23.00", "24.00", ""],
@@ -399,7 +406,7 @@ def test_the_page_shows_the_table_and_what_is_not_in_it(sweep, tmp_path):
 
 def test_kernels_are_drawn_of_a_run_with_a_checkpoint(tiny_run, tmp_path):
     before = sorted(p.name for p in tiny_run.iterdir())
-    report.main([str(tiny_run), "--out", str(tmp_path / "out")])
+    run(tiny_run, "--out", tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "curves.png", "kernels_00_base.png", "report.html", "table.md"
     ]  # fmt: skip
@@ -431,33 +438,33 @@ def test_what_is_far_off_does_not_squeeze_the_rest(tmp_path):
     one, other = drawn
     differs = np.flatnonzero((one != other).any(axis=1))
     assert one.shape == other.shape and differs.size
-    row, below = 0.5 * pictures.DPI, 0.5 * pictures.DPI
+    row, below = pictures.ROW * pictures.DPI, 0.5 * pictures.DPI
     assert len(one) - below - row < differs.min() and differs.max() < len(one) - below
 
 
 def test_a_sweep_that_has_just_begun_has_a_page(tmp_path):
     plan(tmp_path / "s", {"base": {}, "dropout_off": {"model.dropout": 0.0}}, seeds=(0,))
-    report.main([str(tmp_path / "s"), "--out", str(tmp_path / "out")])
+    run(tmp_path / "s", "--out", tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["report.html", "table.md"]
     assert "2 of 2 runs are not in these numbers" in Page((tmp_path / "out/report.html").read_text()).text
 
 
-def test_an_unwritable_folder_is_the_users_to_mend(sweep, tmp_path):
+def test_an_unwritable_folder_is_the_users_to_fix(sweep, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--out"):
-        report.main([str(sweep), "--out", str(tmp_path / "file")])
+        run(sweep, "--out", tmp_path / "file")
     (tmp_path / "out/table.md").mkdir(parents=True)
-    with pytest.raises(UserError, match="cannot write .*table.md"):
-        report.main([str(sweep), "--out", str(tmp_path / "out")])
+    with pytest.raises(UserError, match="table.md"):
+        run(sweep, "--out", tmp_path / "out")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["table.md"]
 
 
-def test_files_and_folders_without_runs_are_passed_over(sweep, tmp_path, capsys):
+def test_files_and_folders_without_runs_are_skipped(sweep, tmp_path, capsys):
     """What the shell makes of runs/small/*: sweep.json, the jobs' folder, the cells."""
     (sweep / "jobs").mkdir()
     found = make_report(sorted(sweep.iterdir()))
     assert found.base.group.finished.keys() == {0, 1, 2} and len(found.rows) == 1
-    assert capsys.readouterr().err == f"passed over: {sweep / 'jobs'} holds no run\n"
+    assert capsys.readouterr().err == f"skipped: {sweep / 'jobs'} contains no run\n"
     with pytest.raises(UserError, match="no run in .*sweep.json"):
         make_report([sweep / "sweep.json", sweep / "jobs"])
 
@@ -465,3 +472,36 @@ def test_files_and_folders_without_runs_are_passed_over(sweep, tmp_path, capsys)
 def test_a_nested_config_is_no_error_of_ours(sweep):
     (sweep / "base" / "seed0" / "config.json").write_text("[" * 100_000)
     assert read(sweep / "base" / "seed0").state == "left out"
+
+
+# --- The shape of experiments -----------------------------------------------------------------------------------------
+
+# A file imports only files above it. Below sweep are the configs that it loads, the benchmarks and the report.
+ORDER = [
+    "changes", "results", "benchmark.stepper", "jobs", "sweep",
+    "sweeps.paper", "sweeps.small", "sweeps.smoke", "sweeps.finetune",
+    "benchmark.input_pipeline", "benchmark.split", "benchmark.command",
+    "report.rows", "report.table", "report.pictures", "report.page", "report.command",
+    "torture.processes", "torture.cases", "torture.compare", "torture.trials", "torture.kills", "torture.disk",
+    "torture.fields", "torture.images", "torture.files", "torture.__main__",
+]  # fmt: skip
+FOLDER = Path(experiments.__file__).parent
+
+
+def test_every_file_of_experiments_has_its_place():
+    there = [path.relative_to(FOLDER).with_suffix("") for path in FOLDER.rglob("*.py") if path.stem != "__init__"]
+    assert sorted(ORDER) == sorted(".".join(path.parts) for path in there)
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_experiments_import_one_way(name):
+    text = (FOLDER / f"{name.replace('.', '/')}.py").read_text()
+    assert "TYPE_CHECKING" not in text
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    ours = {module.removeprefix("experiments.") for module in found} & set(ORDER)
+    assert not [module for module in ours if ORDER.index(module) >= ORDER.index(name)]

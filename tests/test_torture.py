@@ -1,11 +1,11 @@
-"""The torture finds what is planted: it would be worth nothing if it did not."""
+"""The torture tests find what is planted; otherwise they would be worth nothing."""
 
+import importlib
 import json
-import os
 import random
+import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,11 +15,11 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
+from alexnet_jax import UserError
+from alexnet_jax.cli import commands
 from experiments.torture import compare, disk, files, images, kills, trials
-from experiments.torture.cases import Case, Outcome, kills_by_phase, markdown, read, rows, run_all
-from experiments.torture.processes import bereft, crash, refusal
-
-ROOT = Path(__file__).parents[1]
+from experiments.torture.cases import Case, Result, kills_by_phase, markdown, read, rows, run_all
+from experiments.torture.processes import Process, crash, refusal, survivor_failure
 
 
 @pytest.fixture
@@ -30,10 +30,10 @@ def pair(tiny_run, tmp_path):
 
 
 def change_state(workdir, prefix=None):
-    """Rewrites the latest checkpoint's arrays, as orbax would have, but for a bit of a kernel under `prefix`."""
+    """Rewrites the latest checkpoint's arrays, as Orbax would, with one bit changed of a kernel under `prefix`."""
     folder = max((workdir / "checkpoints").iterdir(), key=lambda p: int(p.name.partition("_")[2])) / "state"
     state = {}
-    for name, value in compare._checkpoint(folder.parent).items():
+    for name, value in compare.read_checkpoint(folder.parent).items():
         first, *keys, last = name.split("/")
         if first != "state":
             continue
@@ -111,23 +111,23 @@ def test_ends_are_judged():
 
 
 def test_cases_are_played_recorded_and_tried_again(tmp_path):
-    """Passed cases are not played twice; those with findings are, and keep their folder."""
+    """Cases that passed are not run again; those with findings are, and keep their folder."""
     played = []
 
     def good(folder):
         yield
         played.append("good")
-        return Outcome(number=3, counts={"training": 3})
+        return Result(number=3, counts={"training": 3})
 
     def bad(folder):
         (folder / "evidence").touch()
         yield
         played.append("bad")
-        return Outcome(["a traceback"])
+        return Result(["a traceback"])
 
     def broken(folder):
         yield
-        raise KeyError("a mistake of ours")
+        raise KeyError("a mistake in the torture tests")
 
     cases = [Case("kills", "one", n, f) for n, f in (("good", good), ("bad", bad), ("broken", broken))]
     for _ in range(2):
@@ -144,7 +144,7 @@ def test_cases_are_played_recorded_and_tried_again(tmp_path):
 
 
 def test_every_kill_is_planned(tmp_path):
-    """All phases of all kinds; the same seed, the same plan."""
+    """All phases of all kinds are planned, and the same seed gives the same plan."""
     kinds = trials.kinds(tmp_path)
     cases = kills.cases(kinds, tmp_path, 0, 200)
     planned = [phase for c in cases for phase in c.play.args[1]]
@@ -156,9 +156,7 @@ def test_every_kill_is_planned(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:os.fork")
 def test_a_killed_process_is_seen_at_its_sign(tmp_path):
-    """A kill while a checkpoint is written, of a process that stands for a run."""
-    from experiments.torture.processes import Process
-
+    """A process that stands for a run is killed while it writes a checkpoint."""
     kind = next(iter(trials.kinds(tmp_path).values()))
     trial = trials.Trial(kind, tmp_path, tmp_path)
     (trial.workdir / "checkpoints/step_1.orbax-checkpoint-tmp").mkdir(parents=True)  # an earlier kill's
@@ -188,7 +186,7 @@ def exhausted(generator):
             return end.value
 
 
-def test_images_are_of_all_kinds_and_the_same_again(tmp_path):
+def test_images_are_of_all_kinds_and_reproducible(tmp_path):
     paths = images.draw(tmp_path / "one", range(60), 0)
     again = images.draw(tmp_path / "two", range(60), 0)
     for one, other in zip(paths, again, strict=True):
@@ -199,7 +197,7 @@ def test_images_are_of_all_kinds_and_the_same_again(tmp_path):
             assert image.format == kind
 
 
-def test_an_image_that_nobody_mentions_is_found(tmp_path):
+def test_an_image_that_is_not_mentioned_is_found(tmp_path):
     paths = [tmp_path / n for n in ("read.png", "named.png", "lost.png")]
     said = json.dumps({"path": str(paths[0]), "top": [{"probability": 1.0}]})
     text = f"{said}\nunreadable: {paths[1]}: no image\n"
@@ -214,7 +212,7 @@ def test_damages_damage(tmp_path):
         assert not (tmp_path / "file").exists() or (tmp_path / "file").read_bytes() != whole, damage
 
 
-@pytest.mark.skipif(bool(disk._impossible()), reason="no tmpfs can be mounted here")
+@pytest.mark.skipif(bool(disk.unavailable()), reason="no tmpfs can be mounted here")
 def test_a_disk_is_filled_to_the_last_byte_and_grows(tmp_path):
     with disk.mounted(tmp_path / "disk", 1) as small:
         disk.fill(small)
@@ -225,15 +223,31 @@ def test_a_disk_is_filled_to_the_last_byte_and_grows(tmp_path):
     assert not any((tmp_path / "disk").iterdir())
 
 
-def test_the_command_refuses_another_seed_and_names_itself(tmp_path):
+def test_the_command_refuses_another_seed(tmp_path):
     (tmp_path / "torture.json").write_text(json.dumps({"seed": 1, "code": "other"}))
-    command = [sys.executable, "-m", "experiments.torture", "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 1 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+    torture = importlib.import_module("experiments.torture.__main__")
+    with pytest.raises(UserError, match="other code or another seed: name another --out") as error:
+        torture.main(commands.parse(torture, ["--out", str(tmp_path)]))
+    assert "\n" not in str(error.value)
 
 
-def test_a_process_whose_other_was_killed_ends_with_a_line_of_its_own():
+def test_a_finding_has_the_command_that_repeats_it(tmp_path):
+    torture = importlib.import_module("experiments.torture.__main__")
+    flags = commands.parse(torture, ["--out", str(tmp_path), "--kills=7", "--seed=3"])
+    bad, good = Result(["it hung"]), Result()
+    [finding] = torture.findings({("kills", "glyphs, 1"): bad, ("kills", "glyphs, 2"): good}, flags)
+    words = shlex.split(finding["repeat"])[3:]
+    again = commands.parse(torture, words)
+    assert (again.only, again.case, again.kills, again.seed) == (["kills"], ["glyphs, 1"], 7, 3)
+
+
+def test_a_process_whose_peer_was_killed_ends_with_a_line_of_its_own():
     ours = "error: another process is lost (UNAVAILABLE): start all again"
-    assert bereft(1, f"F1124 client.h:80] Terminating process\n*** Check failure stack trace: ***\n\n{ours}\n") == ""
-    assert "status -6" in bereft(-6, ours) and "Terminating" in bereft(1, f"{ours}\nF1124 Terminating process\n")
-    assert "it said nothing" in bereft(1, "")
+    assert (
+        survivor_failure(1, f"F1124 client.h:80] Terminating process\n*** Check failure stack trace: ***\n\n{ours}\n")
+        == ""
+    )
+    assert "status -6" in survivor_failure(-6, ours) and "Terminating" in survivor_failure(
+        1, f"{ours}\nF1124 Terminating process\n"
+    )
+    assert "no output" in survivor_failure(1, "")

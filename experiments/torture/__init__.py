@@ -1,1 +1,1 @@
-"""Is it hard to hurt? Kills, full disks, nonsense in every field, damaged images and files: see __main__.py."""
+"""Torture tests: kills, full disks, nonsense in every field, damaged images and files. See __main__.py."""

@@ -1,7 +1,7 @@
-"""What is tried, one after the other or several at a time, and the table of what came of it.
+"""The cases that are tried, one or several at a time, and the table of their results.
 
-A case is a generator: it yields while it waits for its processes, and returns its Outcome. One thread plays them all,
-so that the process may fork.
+A case is a generator: it yields while it waits for its processes, and returns its Result. One thread runs all cases, so
+that the process may fork.
 """
 
 import dataclasses
@@ -19,28 +19,28 @@ PAUSE = 0.001  # seconds between two looks at what runs
 
 
 @dataclasses.dataclass
-class Outcome:
-    """What came of a case."""
+class Result:
+    """The result of a case."""
 
     troubles: list[str] = dataclasses.field(default_factory=list)  # each is a finding
-    number: int = 1  # how many kills, images, ... it holds
-    counts: dict[str, int] = dataclasses.field(default_factory=dict)  # of its kills, by phase
-    note: str = ""  # what is worth telling although it is no finding
+    number: int = 1  # how many kills, images, ... it covers
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)  # its kills, by phase
+    note: str = ""  # worth reporting, though not a finding
     seconds: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Case:
-    """Something to be tried in a folder of its own."""
+    """Something to try in a folder of its own."""
 
     part: str
     what: str  # the row of the table that it counts in
-    name: str  # its own within its part
-    play: Callable[[Path], Generator[None, None, Outcome]]
+    name: str  # unique within its part
+    play: Callable[[Path], Generator[None, None, Result]]
 
 
-def play(cases: list[Case], jobs: int, out: Path) -> Iterator[tuple[Case, Outcome, Path]]:
-    """Plays cases, `jobs` at a time, each in a new folder of `out`; the folder goes if there was no trouble."""
+def play(cases: list[Case], jobs: int, out: Path) -> Iterator[tuple[Case, Result, Path]]:
+    """Runs cases, `jobs` at a time, each in a new folder of `out`, which is removed if there was no trouble."""
     waiting, running = deque(cases), {}
     try:
         while waiting or running:
@@ -55,49 +55,52 @@ def play(cases: list[Case], jobs: int, out: Path) -> Iterator[tuple[Case, Outcom
                     next(steps)
                     continue
                 except StopIteration as end:
-                    outcome = end.value
-                except Exception:  # of ours: it must not pass for a case that went well
-                    outcome = Outcome([f"the torture itself failed: {traceback.format_exc()}"])
+                    result = end.value
+                except Exception:  # a mistake in the torture tests must not count as a case that passed
+                    result = Result([f"the torture test itself failed: {traceback.format_exc()}"])
                 del running[case]
-                outcome.seconds = round(time.monotonic() - begun, 1)
-                if not outcome.troubles:
+                result.seconds = round(time.monotonic() - begun, 1)
+                if not result.troubles:
                     shutil.rmtree(folder, ignore_errors=True)
-                yield case, outcome, folder
+                yield case, result, folder
             time.sleep(PAUSE)
     finally:
         for steps, _, _ in running.values():
-            steps.close()  # which ends its processes
+            steps.close()  # ends its processes
 
 
-def run_all(cases: list[Case], jobs: int, out: Path, record: Path) -> dict[tuple[str, str], Outcome]:
-    """Plays what `record` (JSON lines) does not hold as passed, and adds to it. Ctrl-C ends with what there is."""
-    outcomes = {key: o for key, o in read(record).items() if not o.troubles}
+def run_all(cases: list[Case], jobs: int, out: Path, record: Path) -> dict[tuple[str, str], Result]:
+    """Runs the cases that have not passed according to `record` (JSON lines), and adds to it.
+
+    Ctrl-C ends it with the results so far.
+    """
+    results = {key: o for key, o in read(record).items() if not o.troubles}
     mine = {(c.part, c.name) for c in cases}
-    left = [c for c in cases if (c.part, c.name) not in outcomes]
+    left = [c for c in cases if (c.part, c.name) not in results]
     with record.open("a") as file, tqdm(total=len(cases), initial=len(cases) - len(left), unit=" cases") as bar:
         try:
-            for case, outcome, folder in play(left, jobs, out):
-                outcomes[case.part, case.name] = outcome
+            for case, result, folder in play(left, jobs, out):
+                results[case.part, case.name] = result
                 about = {"part": case.part, "what": case.what, "name": case.name}
-                file.write(json.dumps(about | dataclasses.asdict(outcome)) + "\n")
+                file.write(json.dumps(about | dataclasses.asdict(result)) + "\n")
                 file.flush()
                 bar.update()
                 bar.set_postfix_str(case.part)
-                for trouble in outcome.troubles:
+                for trouble in result.troubles:
                     bar.write(f"FINDING {case.part} {case.name}: {last(trouble)}   [{folder}]")
         except KeyboardInterrupt:
-            bar.write("stopped; the same command goes on from here")
-    return {key: outcome for key, outcome in outcomes.items() if key in mine}
+            bar.write("stopped: the same command continues from here")
+    return {key: result for key, result in results.items() if key in mine}
 
 
-def read(record: Path) -> dict[tuple[str, str], Outcome]:
-    """The latest outcome of each case, by part and name."""
+def read(record: Path) -> dict[tuple[str, str], Result]:
+    """The latest result of each case, by part and name."""
     found = {}
     for line in record.read_text().splitlines() if record.exists() else ():
         values = json.loads(line)
         key = values.pop("part"), values.pop("name")
         values.pop("what")
-        found[key] = Outcome(**values)
+        found[key] = Result(**values)
     return found
 
 
@@ -109,28 +112,28 @@ def last(text: str) -> str:
 # --- The table --------------------------------------------------------------------------------------------------------
 
 
-def rows(cases: list[Case], outcomes: dict) -> list[dict]:
-    """A row for each `what` of each part: how many, how many of them in cases that passed, findings."""
+def rows(cases: list[Case], results: dict) -> list[dict]:
+    """A row for each `what` of each part: how many there are, how many of them are in cases that passed, findings."""
     found = {}
     for case in cases:
         row = found.setdefault(
             (case.part, case.what),
             {"part": case.part, "what": case.what, "number": 0, "passed": 0, "findings": 0, "not run": 0, "seconds": 0},
         )
-        outcome = outcomes.get((case.part, case.name))
-        if outcome is None:
+        result = results.get((case.part, case.name))
+        if result is None:
             row["not run"] += 1
             continue
-        row["number"] += outcome.number
-        row["passed"] += outcome.number if not outcome.troubles else 0
-        row["findings"] += len(outcome.troubles)
-        row["seconds"] = round(row["seconds"] + outcome.seconds, 1)
+        row["number"] += result.number
+        row["passed"] += result.number if not result.troubles else 0
+        row["findings"] += len(result.troubles)
+        row["seconds"] = round(row["seconds"] + result.seconds, 1)
     return list(found.values())
 
 
-def kills_by_phase(outcomes: dict) -> Counter:
-    """How many kills fell into each phase."""
-    return sum((Counter(o.counts) for o in outcomes.values()), Counter())
+def kills_by_phase(results: dict) -> Counter:
+    """The number of kills in each phase."""
+    return sum((Counter(o.counts) for o in results.values()), Counter())
 
 
 def markdown(about: dict, table: list[dict], phases: Counter, findings: list[dict], notes: Counter) -> str:
@@ -145,7 +148,7 @@ def markdown(about: dict, table: list[dict], phases: Counter, findings: list[dic
         )
     if phases:
         lines += ["", "| killed while | kills |", "|---|---:|", *(f"| {k} | {n} |" for k, n in phases.most_common())]
-        lines += [f"| in all | {phases.total()} |"]
+        lines += [f"| total | {phases.total()} |"]
     lines += ["", *(f"- {n:,} x {note}" for note, n in notes.most_common())]
     for finding in findings:
         lines += ["", f"**{finding['part']} {finding['name']}**, `{finding['repeat']}`:"]

@@ -1,8 +1,8 @@
-"""Two runs that ought to be the same: what differs, and what lies about that should not.
+"""Compares two runs that should be the same, and finds files that should have been removed.
 
-"Equal" covers every array and every host's value of every checkpoint, bit for bit; all records but `images_per_second`;
-config, statistics and every other JSON and .npz file; the pixels of the pictures; the prepared set, byte for byte. It
-leaves out TensorBoard's files, whose names and records hold the time, and the lock.
+"Equal" covers every array and every value of every checkpoint, bit for bit; all records except `images_per_second`;
+config, statistics and every other JSON and .npz file; the pixels of the pictures; and the prepared set, byte for byte.
+TensorBoard's files are left out because their names and records contain the time, and so are locks.
 """
 
 import json
@@ -13,17 +13,19 @@ import numpy as np
 import orbax.checkpoint as ocp
 from PIL import Image
 
-FREE = ("images_per_second",)
-LEFT = ("partial.*", "*.tmp", "*.tmp.*", "*.partial", "incomplete.*", "*orbax-checkpoint-tmp*")
+VARIABLE = ("images_per_second",)  # differs from run to run
+TEMPORARY = ("partial.*", "*.tmp", "*.tmp.*", "*.partial", "incomplete.*", "*orbax-checkpoint-tmp*")
 
 
 def leftovers(*folders: Path) -> list[str]:
-    """What a kill has left and nobody has cleared away."""
-    return [f"left over: {p.relative_to(f)}" for f in folders for pattern in LEFT for p in sorted(f.rglob(pattern))]
+    """Temporary files that a kill has left and nothing has removed."""
+    return [
+        f"left over: {p.relative_to(f)}" for f in folders for pattern in TEMPORARY for p in sorted(f.rglob(pattern))
+    ]
 
 
 def runs(ours: Path, theirs: Path) -> list[str]:
-    """What differs between two workdirs, one line each."""
+    """The differences between two workdirs, one line each."""
     troubles = _names("files", *({n for n in _files(w) if not n.startswith("checkpoints/")} for w in (ours, theirs)))
     for name in sorted(_files(ours) & _files(theirs)):
         if not name.startswith("checkpoints/"):
@@ -31,17 +33,17 @@ def runs(ours: Path, theirs: Path) -> list[str]:
     steps = [{p.name for p in (w / "checkpoints").iterdir() if p.is_dir()} for w in (ours, theirs)]
     troubles += _names("checkpoints", *steps)
     for step in sorted(steps[0] & steps[1]):
-        one, other = (_checkpoint(w / "checkpoints" / step) for w in (ours, theirs))
-        troubles += _arrays(one, other, step)
+        one, other = (read_checkpoint(w / "checkpoints" / step) for w in (ours, theirs))
+        troubles += arrays(one, other, step)
     return troubles
 
 
 def prepared(ours: Path, theirs: Path) -> list[str]:
-    """What differs between two caches: prepared sets and drawn glyphs."""
+    """The differences between two caches: prepared sets and drawn glyphs."""
     names = [{n for n in _files(c) if not n.startswith("xla/")} for c in (ours, theirs)]
     troubles = _names("cached files", *names)
     for name in sorted(names[0] & names[1]):
-        # TFDS's own hold dates, and examples whose fields come in any order; what is prepared from them is compared.
+        # TFDS's files contain dates, and the fields of an example in any order; what is prepared from them is compared.
         if "/tfds/" not in name:
             troubles += _file(ours / name, theirs / name, name)
     return troubles
@@ -59,9 +61,9 @@ def _names(what: str, ours: set[str], theirs: set[str]) -> list[str]:
 
 def _file(ours: Path, theirs: Path, name: str) -> list[str]:
     if ours.suffix == ".npz":
-        return _arrays(*(dict(np.load(p, allow_pickle=False)) for p in (ours, theirs)), name)
+        return arrays(*(dict(np.load(p, allow_pickle=False)) for p in (ours, theirs)), name)
     if ours.suffix == ".png":
-        return _arrays(*({"pixels": np.asarray(Image.open(p))} for p in (ours, theirs)), name)
+        return arrays(*({"pixels": np.asarray(Image.open(p))} for p in (ours, theirs)), name)
     if ours.suffix == ".jsonl":
         one, other = (records(p) for p in (ours, theirs))
         if one == other:
@@ -73,12 +75,12 @@ def _file(ours: Path, theirs: Path, name: str) -> list[str]:
 
 
 def records(path: Path) -> list[dict]:
-    """The records of a metrics.jsonl, without what differs from run to run."""
-    return [{k: v for k, v in json.loads(li).items() if k not in FREE} for li in path.read_text().splitlines()]
+    """The records of a metrics.jsonl, without the fields that differ from run to run."""
+    return [{k: v for k, v in json.loads(li).items() if k not in VARIABLE} for li in path.read_text().splitlines()]
 
 
-def _checkpoint(folder: Path) -> dict[str, np.ndarray]:
-    """All that a checkpoint holds, by name: arrays, and the host's values as text."""
+def read_checkpoint(folder: Path) -> dict[str, np.ndarray]:
+    """Everything in a checkpoint, by name: arrays, and the host's values as text."""
     with ocp.PyTreeCheckpointer() as reader:
         tree = reader.metadata(folder / "state").item_metadata.tree
         plain = ocp.checkpoint_utils.construct_restore_args(tree)
@@ -108,7 +110,8 @@ def _leaves(tree, prefix: str = "") -> Iterator[tuple[str, object]]:
         yield prefix, tree
 
 
-def _arrays(ours: dict, theirs: dict, where: str) -> list[str]:
+def arrays(ours: dict, theirs: dict, where: str) -> list[str]:
+    """The differences between two sets of arrays by name, one line each."""
     troubles = _names(where, set(ours), set(theirs))
     for name in sorted(set(ours) & set(theirs)):
         a, b = ours[name], theirs[name]

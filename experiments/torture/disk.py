@@ -1,7 +1,7 @@
-"""A full disk in every phase of a run, then a larger one and the same command: one line, and nothing lost.
+"""A disk that is full in every phase of a run, then a larger disk and the same command: one line, and nothing lost.
 
-The disk is a small tmpfs. It fills up because it is small, or because a file takes all that is left of it at the sign
-of a phase (see kills.py). Then it grows, the file goes, and the run must end as it would have.
+The disk is a small tmpfs. It fills up because it is small, or because a file takes all its space at the sign of a phase
+(see kills.py). Then the disk grows, the file is removed, and the run must end as it would have without all this.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.torture import compare
-from experiments.torture.cases import Case, Outcome
+from experiments.torture.cases import Case, Result
 from experiments.torture.kills import PHASES, Sign
 from experiments.torture.processes import Process, command, crash, lines, refusal
 from experiments.torture.trials import Failed, Kind, Trial, compared, environment, reference
@@ -28,8 +28,8 @@ EXPORTS = {"safetensors": ".safetensors", "caffe-npy": ".npy", "onnx": ".onnx", 
 
 
 def cases(kinds: dict[str, Kind], out: Path, seed: int) -> list[Case]:
-    """Every phase by filling, sizes by chance, and what writes files from a run."""
-    if reason := _impossible():
+    """A disk that is filled in every phase, disks of random sizes, and the commands that write files from a run."""
+    if reason := unavailable():
         return [Case("disk", "a full disk", "skipped", partial(_skip, reason))]
     found = []
     for name in KINDS:
@@ -50,7 +50,8 @@ def cases(kinds: dict[str, Kind], out: Path, seed: int) -> list[Case]:
     ]
 
 
-def _impossible() -> str:
+def unavailable() -> str:
+    """Why no disk can be mounted here; "" if one can."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             with mounted(Path(folder), 1):
@@ -59,14 +60,14 @@ def _impossible() -> str:
             return f"skipped: no tmpfs can be mounted here ({e})"
 
 
-def _skip(reason: str, folder: Path) -> Generator[None, None, Outcome]:
+def _skip(reason: str, folder: Path) -> Generator[None, None, Result]:
     yield
-    return Outcome(number=0, note=reason)
+    return Result(number=0, note=reason)
 
 
 @contextlib.contextmanager
 def mounted(folder: Path, size: float):
-    """A tmpfs of so many MiB, while the context lasts."""
+    """A tmpfs of `size` MiB that is unmounted at the end."""
     folder.mkdir(exist_ok=True)
     _mount("mount", "-t", "tmpfs", "-o", f"size={int(size * 2**20)}", "tmpfs", str(folder))
     try:
@@ -80,13 +81,13 @@ def _mount(*argv: str):
 
 
 def grow(disk: Path):
-    """Makes room."""
+    """Makes the disk larger and removes the filler."""
     (disk / FILLER).unlink(missing_ok=True)
     _mount("mount", "-o", f"remount,size={MORE}m", str(disk))
 
 
 def fill(disk: Path):
-    """Takes all that is left."""
+    """Takes all the space that is left."""
     with (disk / FILLER).open("ab", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(2**16))
@@ -95,8 +96,8 @@ def fill(disk: Path):
             pass
 
 
-def filled(kind: Kind, phase: str, seed: int, out: Path, folder: Path) -> Generator[None, None, Outcome]:
-    """The disk is full from a phase on."""
+def filled(kind: Kind, phase: str, seed: int, out: Path, folder: Path) -> Generator[None, None, Result]:
+    """A disk that is full from a phase on."""
     rng = random.Random(f"{seed} {kind.name} {phase}")
 
     def until(trial, disk):
@@ -109,21 +110,21 @@ def filled(kind: Kind, phase: str, seed: int, out: Path, folder: Path) -> Genera
     return (yield from _tried(kind, ROOM, until, out, folder))
 
 
-def small(kind: Kind, share: float, out: Path, folder: Path) -> Generator[None, None, Outcome]:
-    """The disk is smaller than what the run writes."""
+def small(kind: Kind, share: float, out: Path, folder: Path) -> Generator[None, None, Result]:
+    """A disk that is smaller than what the run writes."""
     try:
         known = yield from reference(kind, out)
     except Failed as e:
-        return Outcome([f"no reference: {e}"])
+        return Result([f"no reference: {e}"])
     used = sum(p.stat().st_size for where in (known.workdir, known.cache) for p in where.rglob("*") if p.is_file())
     return (yield from _tried(kind, max(share * used / 2**20, 0.02), None, out, folder))
 
 
-def _tried(kind: Kind, size: float, until: Callable | None, out: Path, folder: Path) -> Generator[None, None, Outcome]:
+def _tried(kind: Kind, size: float, until: Callable | None, out: Path, folder: Path) -> Generator[None, None, Result]:
     try:
         known = yield from reference(kind, out)
     except Failed as e:
-        return Outcome([f"no reference: {e}"])
+        return Result([f"no reference: {e}"])
     troubles, notes = [], []
     with mounted(folder / "disk", size) as disk:
         trial = Trial(kind, folder, out, data=disk)
@@ -131,9 +132,9 @@ def _tried(kind: Kind, size: float, until: Callable | None, out: Path, folder: P
             if until:
                 yield from until(trial, disk)
             if not (yield from process.wait()):
-                troubles.append("on the full disk it hung")
+                troubles.append("it hung on the full disk")
             elif process.status == 0:
-                notes = ["needed no more room"] if not crash(0, process.text()) else []
+                notes = ["needed no more space"] if not crash(0, process.text()) else []
             elif why := refusal(process.status, process.text()):
                 troubles.append(f"on the full disk: {why}")
         grow(disk)
@@ -142,19 +143,19 @@ def _tried(kind: Kind, size: float, until: Callable | None, out: Path, folder: P
             troubles += failed or (yield from compared(trial, known))
         if troubles:
             _kept(disk, folder)
-    return Outcome(troubles, note="; ".join(notes))
+    return Result(troubles, note="; ".join(notes))
 
 
 def _kept(disk: Path, folder: Path):
     shutil.copytree(disk, folder / "kept", dirs_exist_ok=True, ignore=shutil.ignore_patterns(FILLER))
 
 
-def written(kind: Kind, what: str, out: Path, folder: Path) -> Generator[None, None, Outcome]:
-    """What reads a run and writes --out: no room, nothing left behind, and with room the same file as elsewhere."""
+def written(kind: Kind, what: str, out: Path, folder: Path) -> Generator[None, None, Result]:
+    """A command that writes --out: without space it leaves nothing behind, with space the same file as elsewhere."""
     try:
         known = yield from reference(kind, out)
     except Failed as e:
-        return Outcome([f"no reference: {e}"])
+        return Result([f"no reference: {e}"])
     name = f"made{EXPORTS.get(what, '.npz')}"
     where = environment(out, known.cache)
 
@@ -171,7 +172,7 @@ def written(kind: Kind, what: str, out: Path, folder: Path) -> Generator[None, N
     with start(folder, 1) as process:
         yield from process.wait()
         if process.status:
-            return Outcome([f"with room: {lines(process.text())[-1]}"])
+            return Result([f"with enough space: {lines(process.text())[-1]}"])
     whole = (folder / name).stat().st_size
     for number, (size, full) in enumerate(((whole / 2, False), (whole / 2, True), (4096, False)), 2):
         with mounted(folder / "disk", size / 2**20) as disk:
@@ -182,7 +183,7 @@ def written(kind: Kind, what: str, out: Path, folder: Path) -> Generator[None, N
                     fill(disk)
                 yield from process.wait()
                 if process.status == 0:
-                    troubles.append("it said that all went well on a disk too small")
+                    troubles.append("it reported success on a disk that is too small")
                 elif why := refusal(process.status, process.text()):
                     troubles.append(f"on the full disk: {why}")
             (disk / FILLER).unlink(missing_ok=True)
@@ -191,16 +192,16 @@ def written(kind: Kind, what: str, out: Path, folder: Path) -> Generator[None, N
             with start(disk, 9) as process:
                 yield from process.wait()
                 if process.status:
-                    troubles.append(f"with room: {lines(process.text())[-1]}")
+                    troubles.append(f"with enough space: {lines(process.text())[-1]}")
                 else:
                     troubles += _same(disk / name, folder / name)
-    return Outcome(troubles)
+    return Result(troubles)
 
 
 def _same(ours: Path, theirs: Path) -> list[str]:
     if ours.suffix == ".npz":
-        return compare._arrays(*(dict(_load(p)) for p in (ours, theirs)), ours.name)
-    return [] if ours.read_bytes() == theirs.read_bytes() else [f"{ours.name} differs from one made with room"]
+        return compare.arrays(*(dict(_load(p)) for p in (ours, theirs)), ours.name)
+    return [] if ours.read_bytes() == theirs.read_bytes() else [f"{ours.name} differs from one made with enough space"]
 
 
 def _load(path: Path):

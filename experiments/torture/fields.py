@@ -1,18 +1,19 @@
-"""Nonsense of every type in every field of the config: refused in one line that names it, or accepted and sound.
+"""Nonsense of every type in every field of the config: refused in one line that names it, or accepted and usable.
 
-Each value goes through main as a flag, in a process of its own, in which training is replaced by what comes before its
-first step: tracing it, and the first batches. What was refused must leave the workdir fit for the corrected command.
-NaN and infinity are never accepted.
+Each value is a flag of `alexnet train` in a process of its own, in which training is replaced by what comes before its
+first step: tracing it, and the first batches. After a refusal the corrected command must work in the same workdir. NaN
+and infinity are never accepted.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Generator
 from functools import partial
 from pathlib import Path
 
-from alexnet_jax.runs.run import flat
-from experiments.torture.cases import Case, Outcome
+from alexnet_jax.config import flat
+from experiments.torture.cases import Case, Result
 from experiments.torture.processes import Process, crash, lines
 from experiments.torture.trials import Failed, Kind, Trial, reference
 
@@ -26,7 +27,7 @@ SECONDS, MEMORY = 60, 8 * 2**30
 
 
 class Accepted(BaseException):
-    """Training would begin."""
+    """Training would begin, with the config that is the argument."""
 
 
 def cases(kinds: dict[str, Kind], out: Path) -> list[Case]:
@@ -48,88 +49,77 @@ def cases(kinds: dict[str, Kind], out: Path) -> list[Case]:
 
 
 def name(field: str, value: str) -> str:
-    """A case's, short enough for a folder."""
+    """The name of a case, short enough for a folder."""
     return f"{field}={value!r}"[:60]
 
 
-def play(kind: Kind, field: str, value: str, out: Path, folder: Path) -> Generator[None, None, Outcome]:
-    """One value in one field."""
+def play(kind: Kind, field: str, value: str, out: Path, folder: Path) -> Generator[None, None, Result]:
+    """Tries one value in one field."""
     try:
         known = yield from reference(kind, out)
     except Failed as e:
-        return Outcome([f"no reference: {e}"])
+        return Result([f"no reference: {e}"])
     cache = out / "fields" / "cache"
     if not cache.exists():
         shutil.copytree(known.cache, cache)
     trial = Trial(kind, folder, out)
     with Process(partial(rehearse, trial, field, value, cache, out), folder / "output.txt", MEMORY) as process:
         if not (yield from process.wait(SECONDS)):
-            return Outcome([f"it hung for {SECONDS} s"])
+            return Result([f"it hung for {SECONDS} s"])
         text = process.text()
         said = lines(text)
         verdict = said[-1] if said and said[-1].startswith("VERDICT ") else ""
         if not verdict:
             why = crash(process.status, text) or f"no verdict: {said[-1] if said else ''}"
-            return Outcome([why])
+            return Result([why])
     accepted, troubles = json.loads(verdict.removeprefix("VERDICT "))
     troubles += [why] if (why := crash(process.status, text)) else []
-    return Outcome(troubles, note="accepted" if accepted else "refused")
+    return Result(troubles, note="accepted" if accepted else "refused")
 
 
 def rehearse(trial: Trial, field: str, value: str, cache: Path, out: Path):
-    """In a child: the command, then the corrected one if it was refused; prints the verdict."""
-    import os
-
+    """In a child: the command, and the corrected one if it was refused. Prints the verdict."""
     from alexnet_jax import main
     from alexnet_jax.cli import commands
 
     os.environ["XDG_CACHE_HOME"] = str(cache)
-    os.chdir(trial.workdir.parent)  # a value may be taken for a folder's name
+    os.chdir(trial.workdir.parent)  # a value may be taken for the name of a folder
     commands.set_up_libraries()
     main.train = before_training
+    error, accepted = attempt(trial, f"--config.{field}={value}")
     troubles = []
-    error = _said(trial, f"--config.{field}={value}")
-    if error is None:
-        held = _held(trial, field, value)
-        if any(word in value for word in ("nan", "inf", "1e400")) and isinstance(held, (float, tuple)):
-            troubles.append("accepted")
-    else:
+    if error:
         print(error)
-        if len(error.strip().splitlines()) != 1 or not error.startswith("error: "):
-            troubles.append(f"not one line 'error: ...': {error.strip().splitlines()[-1][:200] if error else 'empty'}")
+        if "\n" in error:
+            troubles.append(f"more than one line: {error.splitlines()[-1][:200]}")
         elif field not in error and f"'{value}'" not in error and not (len(value) > 3 and value in error):
             troubles.append(f"the line does not name the field: {error[:200]}")
-        if trial.workdir.exists() and (again := _said(trial)) is not None:
+        if trial.workdir.exists() and (again := attempt(trial)[0]):
             troubles.append(f"the corrected command was refused: {again[:200]}")
-    print("VERDICT " + json.dumps([error is None, troubles]))
+    elif isinstance(accepted[field], (float, list)) and any(word in value for word in ("nan", "inf", "1e400")):
+        troubles.append("accepted")
+    print("VERDICT " + json.dumps([not error, troubles]))
 
 
-def _said(trial: Trial, *flags: str) -> str | None:
-    """What main ends with, None if training would begin."""
+def attempt(trial: Trial, *flags: str) -> tuple[str, dict]:
+    """Runs `alexnet train` up to its first step.
+
+    Returns: (what it refuses, {}), or ("", the flat config that it would train).
+    """
     from alexnet_jax import UserError, main
     from alexnet_jax.cli import commands
 
     try:
         main.main(commands.parse(main, [*trial.flags(), *flags], "alexnet train"))
-    except Accepted:
-        return None
+    except Accepted as end:
+        return "", flat(end.args[0])
     except UserError as error:
-        return f"error: {error}"
-    return "main returned"
-
-
-def _held(trial: Trial, field: str, value: str):
-    from alexnet_jax import main
-    from alexnet_jax.cli import commands
-
-    value = commands.parse(main, [*trial.flags(), f"--config.{field}={value}"], "alexnet train").config
-    for name in field.split("."):
-        value = value[name]
-    return value
+        return str(error), {}
+    return "main returned without training", {}
 
 
 def before_training(config, prepared, mesh, workdir):
-    """In place of train.train: all that it does before its first step is computed. Raises Accepted."""
+    """Does what train.train does before it computes its first step. Raises Accepted."""
     import jax
     import numpy as np
 
@@ -156,4 +146,4 @@ def before_training(config, prepared, mesh, workdir):
     jax.eval_shape(net.step, net.state, batch, epoch, constants)
     views = partial(augment.views, config=config.data, count=config.evaluation.views)
     jax.eval_shape(views, batch_of_images["image"], prepared.statistics)
-    raise Accepted
+    raise Accepted(config)

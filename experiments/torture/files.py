@@ -1,7 +1,8 @@
-"""Every file of a half-finished run and of its prepared set truncated, emptied, overwritten or gone.
+"""Every file of a half-finished run and of its prepared set is truncated, emptied, overwritten or removed.
 
-Then the run is resumed, evaluated and asked about photos: each ends in one line and a non-zero status, or with what it
-says of the undamaged files. Bytes changed within a prepared JPEG may still decode: that is known, and counted apart.
+Then the run is resumed, evaluated and used for predictions. Each must end with one line and a nonzero exit status, or
+with the numbers of the undamaged files. A prepared JPEG with changed bytes may still decode: that is known, and counted
+separately.
 """
 
 import json
@@ -13,19 +14,19 @@ from functools import partial
 from pathlib import Path
 
 from experiments.torture import compare
-from experiments.torture.cases import Case, Outcome
+from experiments.torture.cases import Case, Result
 from experiments.torture.processes import Process, crash, lines, refusal
 from experiments.torture.trials import Failed, Kind, Trial, reference
 
 KIND = "photos, tf.data"
 DAMAGES = ("cut", "emptied", "overwritten", "noise", "gone")
-JSON = ("null", "[]", "5", "{}")  # what a text may hold as well
+JSON = ("null", "[]", "5", "{}")  # what may replace a text
 COMMANDS = ("train", "evaluate", "predict")
 SECONDS = 120
 
 
 def cases(kinds: dict[str, Kind], out: Path, seed: int) -> list[Case]:
-    """Every file, damage and command. Which files there are, the half-finished run says: it is made now."""
+    """Every file, damage and command. The half-finished run is made now, because it tells which files there are."""
     from alexnet_jax.data.host import tensorflow
 
     tensorflow()
@@ -44,21 +45,21 @@ def cases(kinds: dict[str, Kind], out: Path, seed: int) -> list[Case]:
 
 
 def files(folder: Path) -> list[str]:
-    """The files to be damaged."""
+    """The files to damage."""
     found = (str(p.relative_to(folder)) for p in sorted(folder.rglob("*")) if p.is_file())
     cached = tuple(f"cache/alexnet_jax/{p.name}/" for p in (folder / "cache" / "alexnet_jax").iterdir() if p.is_dir())
     return [n for n in found if n.startswith(("run/", *cached)) and "tfevents" not in n and not n.endswith(".lock")]
 
 
 def group(name: str) -> str:
-    """Where a file belongs."""
+    """What a file belongs to."""
     if name.startswith("cache/"):
         return "the prepared set"
     return "a checkpoint" if "/checkpoints/" in name else Path(name).name
 
 
 def half(kind: Kind, out: Path) -> Generator[None, None, None]:
-    """A run of this kind, killed when its second epoch was saved, in out / "half"; and what the commands say of it."""
+    """Makes a run in out / "half" that is killed once its second epoch is saved, and records the commands' answers."""
     folder = out / "half"
     if (folder / "said.json").exists():
         return
@@ -83,33 +84,33 @@ def half(kind: Kind, out: Path) -> Generator[None, None, None]:
 
 def play(
     kind: Kind, command: str, name: str, damage: str, seed: str, out: Path, folder: Path
-) -> Generator[None, None, Outcome]:  # fmt: skip
+) -> Generator[None, None, Result]:  # fmt: skip
     """One damage and one command."""
     try:
         known = yield from reference(kind, out)
     except Failed as e:
-        return Outcome([f"no reference: {e}"])
+        return Result([f"no reference: {e}"])
     for part in ("run", "cache"):
         shutil.copytree(out / "half" / part, folder / part)
     hurt(folder / name, damage, random.Random(seed))
     trial = Trial(kind, folder, out)
     with Process(partial(run, command, trial, folder, out), folder / "output.txt") as process:
         if not (yield from process.wait(SECONDS)):
-            return Outcome([f"it hung for {SECONDS} s"])
+            return Result([f"it hung for {SECONDS} s"])
         text, status = process.text(), process.status
     if status:
         why = refusal(status, text)
-        return Outcome([why] if why else [], note="refused")
+        return Result([why] if why else [], note="refused")
     if why := crash(status, text):
-        return Outcome([why])
+        return Result([why])
     if command == "train":
         different = yield from _resumed(trial, known, folder)
     else:
         said = json.loads((out / "half" / "said.json").read_text())[command]
         different = [] if answers(text) == said else [f"silently other numbers: {answers(text)[:1]} and not {said[:1]}"]
     if different and name.endswith(".tfrecord"):
-        return Outcome(note="a prepared JPEG that decodes to another image (known)")
-    return Outcome(different, note="ended well, with the same numbers" if not different else "")
+        return Result(note="a prepared JPEG decodes to another image (known)")
+    return Result(different, note="ended well, with the same numbers" if not different else "")
 
 
 def hurt(path: Path, damage: str, rng: random.Random):
@@ -131,29 +132,24 @@ def hurt(path: Path, damage: str, rng: random.Random):
 
 
 def run(command: str, trial: Trial, folder: Path, out: Path):
-    """In a child: one of COMMANDS, as its module runs it."""
-    from alexnet_jax import UserError, evaluate, main
-    from alexnet_jax.analysis import predict
-    from alexnet_jax.cli import commands
+    """In a child: runs one of COMMANDS, which ends the process."""
 
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(out / "xla")
     os.environ["MPLCONFIGDIR"] = str(out / "matplotlib")
     import jax
 
+    from alexnet_jax.cli import verbs
+
     jax.config.update("jax_compilation_cache_dir", str(out / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    commands.set_up_libraries()
-    try:
-        if command == "train":
-            raise SystemExit(main.main(commands.parse(main, trial.flags(), "alexnet train")))
-        if command == "evaluate":
-            evaluate.main([f"--workdir={trial.workdir}", "--views=1"])
-        else:
-            photos = sorted((out / "photos" / "validation").rglob("*.png"))[:6]
-            raise SystemExit(predict.main([*map(str, photos), f"--workdir={trial.workdir}", "--json"]))
-    except UserError as e:
-        raise SystemExit(f"error: {e}") from e
+    photos = sorted((out / "photos" / "validation").rglob("*.png"))[:6]
+    flags = {
+        "train": trial.flags(),
+        "evaluate": [f"--workdir={trial.workdir}", "--views=1"],
+        "predict": [*map(str, photos), f"--workdir={trial.workdir}", "--json"],
+    }
+    verbs.main([command, *flags[command]])
 
 
 def answers(text: str) -> list[dict]:
@@ -163,7 +159,7 @@ def answers(text: str) -> list[dict]:
 
 
 def _resumed(trial: Trial, known: Trial, folder: Path) -> Generator[None, None, list[str]]:
-    """What differs in the workdir of a resumed run; a prepared set that was refused would have ended it before."""
+    """The differences in the workdir of a resumed run, which has not refused its files."""
 
     def say():
         print("\n".join(f"DIFFERS {t}" for t in compare.runs(trial.workdir, known.workdir)))

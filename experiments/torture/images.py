@@ -1,7 +1,8 @@
-"""Fuzzed images through predict, features and the preparing of a folder: every one is read or named, in bounded memory.
+"""Fuzzed images through predict, features and the preparation of a folder: each is read or named, in bounded memory.
 
-The images are of all formats that photos.FORMATS names, in the modes that each takes, and mostly damaged: cut short,
-bits flipped, spans zeroed or doubled, headers that promise 2 billion pixels, other suffixes, bytes of no image at all.
+The images have all formats of photos.FORMATS and all modes that these support. Most are damaged: cut short, with
+flipped bits, with parts zeroed or repeated, with headers that claim 4 billion pixels, with a wrong suffix, or no images
+at all.
 """
 
 import io
@@ -18,19 +19,19 @@ import numpy as np
 from PIL import Image
 
 from alexnet_jax.data import photos
-from experiments.torture.cases import Case, Outcome
+from experiments.torture.cases import Case, Result
 from experiments.torture.processes import command, crash, lines
 from experiments.torture.trials import Failed, Kind, environment, reference
 
 KIND = "photos, tf.data"
-CHUNK = 100  # images a command
-MEMORY = 4 * 2**30  # bytes: JAX and TensorFlow, and on each core the largest photo that Pillow takes
+CHUNK = 100  # images for one command
+MEMORY = 4 * 2**30  # bytes: for JAX and TensorFlow, and on each core the largest photo that Pillow accepts
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "LAB", "HSV", "I", "I;16", "F")
 SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "BMP": ".bmp", "GIF": ".gif", "WEBP": ".webp", "TIFF": ".tif", "PPM": ".ppm"}
 
 
 def cases(kinds: dict[str, Kind], out: Path, seed: int, count: int) -> list[Case]:
-    """Each command on each hundred of the images."""
+    """Each command on each hundred images."""
     kind = kinds[KIND]
     chunks = [range(first, min(first + CHUNK, count)) for first in range(0, count, CHUNK)]
     return [
@@ -40,23 +41,21 @@ def cases(kinds: dict[str, Kind], out: Path, seed: int, count: int) -> list[Case
     ]
 
 
-def play(kind: Kind, what: str, numbers: range, seed: int, out: Path, folder: Path) -> Generator[None, None, Outcome]:
-    """Some of the images through one command."""
+def play(kind: Kind, what: str, numbers: range, seed: int, out: Path, folder: Path) -> Generator[None, None, Result]:
+    """Runs one command on some of the images."""
     try:
         known = yield from reference(kind, out)
     except Failed as e:
-        return Outcome([f"no reference: {e}"])
+        return Result([f"no reference: {e}"])
     root = folder / "photos"
     paths = draw(root, numbers, seed)
     yield
     where = environment(out, known.cache if what != "prepare" else folder / "cache")
     made = folder / "made.npz"
+    run = f"--workdir={known.workdir}"
     module, flags = {
-        "predict": ("alexnet_jax", ["predict", root, f"--workdir={known.workdir}", "--json"]),
-        "features": (
-            "alexnet_jax",
-            ["features", f"--images={root}", f"--workdir={known.workdir}", "--layer=fc7", f"--out={made}"],
-        ),
+        "predict": ("alexnet_jax", ["predict", root, run, "--json"]),
+        "features": ("alexnet_jax", ["features", f"--images={root}", run, "--layer=fc7", f"--out={made}"]),
         "prepare": ("experiments.torture.images", [root]),
     }[what]
     with command(module, *flags, output=folder / "start-1.0.txt", environment=where) as process:
@@ -73,11 +72,11 @@ def play(kind: Kind, what: str, numbers: range, seed: int, out: Path, folder: Pa
         troubles += accounted(what, paths, text, made)
         if status not in (0, 1):
             troubles.append(f"exit status {status}")
-    return Outcome(troubles, number=len(paths), note=f"{what} took at most {math.ceil(peak / 2**30)} GiB of memory")
+    return Result(troubles, number=len(paths), note=f"{what} took at most {math.ceil(peak / 2**30)} GiB of memory")
 
 
 def accounted(what: str, paths: list[Path], text: str, made: Path) -> list[str]:
-    """The images of which a command has said nothing, or both that it read them and that it could not."""
+    """The images that a command has neither read nor named, or both."""
     said = lines(text)
     refused = {path for path in paths if any(line.startswith(f"unreadable: {path}: ") for line in said)}
     troubles = []
@@ -86,17 +85,17 @@ def accounted(what: str, paths: list[Path], text: str, made: Path) -> list[str]:
         read = {Path(f["path"]) for f in found}
         shares = [t["probability"] for f in found for t in f["top"]]
         if not all(0 <= s <= 1 for s in shares):
-            troubles.append("probabilities that are none")
+            troubles.append("probabilities outside 0 to 1")
     elif what == "features":
         with np.load(made, allow_pickle=False) as file:
             read = {Path(str(i)) for i in file["ids"]}
             if not np.isfinite(file["fc7"]).all():
-                troubles.append("features that are no numbers")
+                troubles.append("features with NaN or infinity")
     else:
         prepared = json.loads(next((line for line in said if line.startswith("{")), '{"read": [], "damaged": []}'))
         read, refused = ({p for p in paths if f"{p.parent.name}/{p.name}" in prepared[k]} for k in ("read", "damaged"))
         if unnamed := [p for p in refused if not any(f"left out {p.parent.name}/{p.name} " in line for line in said)]:
-            troubles.append(f"left out without a word: {unnamed[0].name}")
+            troubles.append(f"left out without a message: {unnamed[0].name}")
     troubles += [f"neither read nor named: {p.name}" for p in sorted(set(paths) - read - refused)]
     return troubles + [f"read and refused: {p.name}" for p in sorted(read & refused)]
 
@@ -105,7 +104,7 @@ def accounted(what: str, paths: list[Path], text: str, made: Path) -> list[str]:
 
 
 def draw(root: Path, numbers: range, seed: int) -> list[Path]:
-    """Writes images by number, root/train/<class>/<number>.<suffix>, and a few good ones beside them to validate on."""
+    """Writes the images of these numbers as root/train/<class>/<number>.<suffix>; returns their paths."""
     paths = []
     for number in numbers:
         rng = random.Random(f"{seed} image {number}")
@@ -118,7 +117,7 @@ def draw(root: Path, numbers: range, seed: int) -> list[Path]:
 
 
 def fuzzed(rng: random.Random) -> tuple[str, bytes]:
-    """An image's suffix and bytes: one in eight is whole."""
+    """The suffix and the bytes of an image; one in eight is undamaged."""
     kind = rng.choice(photos.FORMATS)
     encoded = whole(rng, kind)
     suffix = SUFFIX[kind] if rng.random() < 0.9 else rng.choice(sorted(photos.SUFFIXES))
@@ -128,7 +127,7 @@ def fuzzed(rng: random.Random) -> tuple[str, bytes]:
         return suffix, encoded[: at[0]]
     if damage == "flips":
         changed = bytearray(encoded)
-        for _ in range(rng.choice((1, 2, 8, 64))):  # half of them in the header
+        for _ in range(rng.choice((1, 2, 8, 64))):  # half of them in the first 64 bytes
             place = rng.randrange(min(len(changed), 64) if rng.random() < 0.5 else len(changed))
             changed[place] ^= 1 << rng.randrange(8)
         return suffix, bytes(changed)
@@ -146,7 +145,7 @@ def fuzzed(rng: random.Random) -> tuple[str, bytes]:
 
 
 def whole(rng: random.Random, kind: str) -> bytes:
-    """An image of a format, in a mode and of a size that it takes; some with EXIF, several frames, or interlaced."""
+    """An undamaged image of a format, in a mode and size that it supports; some have EXIF or several frames."""
     sides = rng.choice(((1, 1), (1, 300), (4000, 1), (7, 5), (90, 64), (200, 133)))
     pixels = np.random.default_rng(rng.getrandbits(32)).integers(0, 256, (*sides[::-1], 3), np.uint8)
     image = Image.fromarray(pixels)
@@ -168,16 +167,23 @@ def whole(rng: random.Random, kind: str) -> bytes:
             buffer = io.BytesIO()
             changed.save(buffer, kind, **options)
             return buffer.getvalue()
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SystemError):  # this format has no such mode
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            RuntimeError,
+            SystemError,
+        ):  # the format does not support this mode
             continue
-    raise RuntimeError(f"{kind} takes no mode at all")
+    raise RuntimeError(f"{kind} supports none of the modes")
 
 
 def bomb(rng: random.Random) -> bytes:
-    """Few bytes that promise many pixels; some keep the promise, up to what Pillow still takes."""
+    """A few bytes that claim many pixels; some contain them, up to the limit of Pillow."""
     side = rng.choice((9000, 13000, 40000, 65500))
     match rng.randrange(4):
-        case 0:  # a PNG of two colours, whole up to 13,000
+        case 0:  # a PNG of two colours, complete up to a side of 13,000
             row = bytes(1 + (side + 7) // 8)
             packer = zlib.compressobj(9)
             rows = side if side < 20000 else 1
@@ -203,13 +209,13 @@ def _chunk(name: bytes, data: bytes) -> bytes:
 
 
 def prepare_folder(root: str):
-    """Prepares a folder and prints, as JSON, the names that were read and those that were damaged."""
+    """Prepares a folder and prints, as JSON, the names of the images that were read and of the damaged ones."""
     from alexnet_jax.data.prepare import prepare
     from configs import paper
 
     config = paper.get_config("smoke").data
     config.name, config.size, config.crop = root, 72, 64
-    config.eval_split, config.validation_fraction = "train", 0.0  # all of them are to be counted
+    config.eval_split, config.validation_fraction = "train", 0.0  # all images are counted
     prepared = prepare(config)
     damaged = json.loads((prepared.directory / "meta.json").read_text())["splits"]["train"]["damaged"]
     print("\n" + json.dumps({"read": prepared.train.ids, "damaged": sorted(damaged)}))

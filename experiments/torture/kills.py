@@ -1,7 +1,7 @@
-"""SIGKILL at every phase of a run, several times each, the same command after each, and equal bytes at the end.
+"""SIGKILL in every phase of a run, several times each; after each kill the same command; at the end equal bytes.
 
-A phase is known by its sign on disk or in the output; the kill comes a random moment later. Of two processes one is
-killed or both; all are started again. A compilation that was killed leaves its cache, which the next start reads.
+A phase is recognised by its sign on disk or in the output, and the kill comes a random moment later. Of two processes
+one or both are killed, and all are started again. A killed compilation leaves its cache, which the next start reads.
 """
 
 import math
@@ -12,11 +12,11 @@ from collections.abc import Generator
 from functools import partial
 from pathlib import Path
 
-from experiments.torture.cases import Case, Outcome
-from experiments.torture.processes import bereft, lines
+from experiments.torture.cases import Case, Result
+from experiments.torture.processes import lines, survivor_failure
 from experiments.torture.trials import Failed, Kind, Trial, compared, reference
 
-# phase: the longest delay after its sign, in seconds; in the order in which a run goes through them
+# phase: the longest delay after its sign, in seconds. In the order of a run.
 PHASES = {
     "starting": 2.0,
     "drawing glyphs": 1.5,
@@ -31,18 +31,18 @@ PHASES = {
     "at any time": 0.0,
 }
 OFTEN = ("training", "writing a checkpoint", "evaluating an epoch")
-SURVIVOR = 20  # seconds in which the process that is left must have ended
+SURVIVOR = 20  # seconds within which the surviving process must end
 
 
 def cases(kinds: dict[str, Kind], out: Path, seed: int, count: int) -> list[Case]:
-    """Trials of all kinds in turn until they plan for `count` kills and a fifth more, as some come too late."""
+    """Trials of all kinds in turn until they plan `count` kills and a fifth more, because some will come too late."""
     found, planned, turn, count = [], 0, 0, math.ceil(1.2 * count)
     while planned < count:
         kind = list(kinds.values())[turn % len(kinds)]
         name = f"{kind.name}, {turn // len(kinds)}"
         rng = random.Random(f"{seed} {name}")
         phases = plan(kind, rng)
-        if len(phases) > count - planned:  # the last
+        if len(phases) > count - planned:  # the last trial
             chosen = sorted(rng.sample(range(len(phases)), count - planned))
             phases = [phases[i] for i in chosen]
         found.append(Case("kills", kind.name, name, partial(play, kind, phases, f"{seed} {name}", out)))
@@ -51,7 +51,7 @@ def cases(kinds: dict[str, Kind], out: Path, seed: int, count: int) -> list[Case
 
 
 def plan(kind: Kind, rng: random.Random) -> list[str]:
-    """When a trial is killed: once in each phase that its kind has, more often in some, and twice at any time."""
+    """When a trial is killed: once in each phase of its kind, more often in some phases, and twice at any time."""
     phases = [p for p in PHASES if p != "at any time" and not (p == "drawing glyphs" and "glyphs" not in kind.name)]
     if kind.processes > 1:
         phases.remove("drawing pictures")
@@ -64,16 +64,16 @@ def plan(kind: Kind, rng: random.Random) -> list[str]:
     return phases
 
 
-def play(kind: Kind, phases: list[str], seed: str, out: Path, folder: Path) -> Generator[None, None, Outcome]:
-    """One trial: kill after kill, then to the end, and the comparison."""
+def play(kind: Kind, phases: list[str], seed: str, out: Path, folder: Path) -> Generator[None, None, Result]:
+    """One trial: kill after kill, then a run to the end, and the comparison."""
     rng, made, troubles, fresh = random.Random(seed), Counter(), [], False
     try:
         known = yield from reference(kind, out)
     except Failed as e:
-        return Outcome([f"no reference: {e}"], number=0)
+        return Result([f"no reference: {e}"], number=0)
     trial, own = Trial(kind, folder, out), folder / "xla"
     for phase in phases:
-        # One start after a kill of the compiler reads what that has left of its cache.
+        # The start after a killed compilation reads what that has left of its cache.
         compiles = phase == "compiling"
         with trial.started(own if compiles or fresh else None):
             fresh = compiles
@@ -86,42 +86,43 @@ def play(kind: Kind, phases: list[str], seed: str, out: Path, folder: Path) -> G
             moment = time.monotonic() + rng.uniform(0, PHASES[phase])
             while time.monotonic() < moment and not trial.ended():
                 yield
-            if trial.ended():  # too early for the sign, or too late for the kill: it must have ended well
+            if trial.ended():  # before the sign or before the kill: it must have ended well
                 if failed := trial.judge([True] * len(trial.processes)):
-                    return Outcome(troubles + failed, made.total(), dict(made))
+                    return Result(troubles + failed, made.total(), dict(made))
                 continue
             troubles += yield from kill(trial, phase, rng)
             made[phase] += 1
     with trial.started(own if fresh else None):
         failed = yield from trial.wait()
         troubles += failed or (yield from compared(trial, known))
-    return Outcome(troubles, made.total(), dict(made))
+    return Result(troubles, made.total(), dict(made))
 
 
 def kill(trial: Trial, phase: str, rng: random.Random) -> Generator[None, None, list[str]]:
-    """Kills one of the processes or all. Returns what was wrong with the end of one that was left."""
-    alone = len(trial.processes) == 1 or phase in ("starting", "at any time")  # who waits for the others, waits long
-    dies = list(trial.processes) if alone or rng.random() < 0.3 else [rng.choice(trial.processes)]
+    """Kills one of the processes or all. Returns what was wrong with the end of a survivor."""
+    # Before the processes have met, a survivor would wait long for the others.
+    kills_all = len(trial.processes) == 1 or phase in ("starting", "at any time") or rng.random() < 0.3
+    dies = list(trial.processes) if kills_all else [rng.choice(trial.processes)]
     for process in dies:
         process.kill()
     survivors = [p for p in trial.processes if p not in dies]
     at = time.monotonic()
     troubles = []
     for p in survivors:
-        who = f"process {trial.processes.index(p)} of a pair whose other was killed while {phase} ({p.output.name})"
+        who = f"process {trial.processes.index(p)} whose peer was killed while {phase} ({p.output.name})"
         in_time = yield from p.wait(at - p.begun + SURVIVOR)
         if not in_time:
             troubles.append(f"{who} still ran after {SURVIVOR} s")
-        elif p.status and (why := bereft(p.status, p.text())):
+        elif p.status and (why := survivor_failure(p.status, p.text())):
             troubles.append(f"{who}: {why}")
     return troubles
 
 
 class Sign:
-    """Whether a phase is seen to have begun since the command was started."""
+    """Whether a phase has visibly begun since the command was started."""
 
     def __init__(self, phase: str, trial: Trial, moment: float, skip: int):
-        """moment: of a kill at any time; skip: how many signs to let pass of what happens often."""
+        """moment: of a kill at any time; skip: how many signs to ignore of a phase that comes often."""
         self.phase, self.trial, self.moment, self.skip = phase, trial, moment, skip
         self.workdir = trial.workdir
         self.claimed = _changed(self.workdir)
@@ -130,7 +131,7 @@ class Sign:
         self.pictures = _changed(self.workdir / "kernels.png")
 
     def seen(self) -> bool:
-        """To be asked again and again."""
+        """Whether it has begun; to be called repeatedly."""
         match self.phase:
             case "starting":
                 return True
@@ -140,7 +141,7 @@ class Sign:
                 return _changed(self.workdir) != self.claimed
             case "training":
                 now = _size(self.workdir / "metrics.jsonl")
-                if now[0] != self.metrics[0]:  # written anew by the command that goes on
+                if now[0] != self.metrics[0]:  # rewritten by the command that resumes
                     self.metrics = now
                 return now[1] > self.metrics[1]
             case "writing a checkpoint":

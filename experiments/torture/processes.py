@@ -1,4 +1,4 @@
-"""Processes that are started, watched, killed and judged."""
+"""Starts processes, watches and kills them, and judges how they ended."""
 
 import os
 import re
@@ -12,23 +12,23 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-LIMIT = 240  # seconds after which a process hangs
-LONG = 2000  # characters that nobody reads in one line
-STRANGE = r"[EF]\d{4} \d\d:|\*\*\* |Fatal Python|Exception ignored"  # how lines begin that no user should see
-HARMLESS = r"cpu_aot_loader"  # XLA: a feature that it asked for itself, whenever it reads what it has compiled before
+LIMIT = 240  # seconds after which a process counts as hanging
+LONG = 2000  # characters: too many for a message
+STRANGE = r"[EF]\d{4} \d\d:|\*\*\* |Fatal Python|Exception ignored"  # beginnings of lines that no user should see
+HARMLESS = r"cpu_aot_loader"  # XLA: about CPU features that it asked for itself, whenever it reads its cache
 
-# JAX warns of threads at every fork; here there are none yet (see __main__.py).
+# JAX warns about threads at every fork; here there are none yet (see __main__.py).
 warnings.filterwarnings("ignore", message=r"os.fork\(\) was called", category=RuntimeWarning)
 
 
 class Process:
-    """A function in a forked child, its output in a file. A context: it does not outlive it."""
+    """A function in a forked child, its output in a file. Used as a context, it is killed at the end."""
 
     def __init__(self, function: Callable[[], object], output: Path, memory: int = 0):
-        """memory: bytes of it that the child may have, 0 for any number."""
+        """memory: the bytes of memory that the child may use, 0 for no limit."""
         self.output = output
         self.status, self.begun = None, time.monotonic()
-        self.peak = 0  # bytes of memory, once it has ended
+        self.peak = 0  # bytes of memory, known once it has ended
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()
@@ -37,9 +37,9 @@ class Process:
 
     def _child(self, function, memory) -> int:
         try:
-            for number in (signal.SIGINT, signal.SIGTERM):  # as any process begins
+            for number in (signal.SIGINT, signal.SIGTERM):  # as in a new process
                 signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-            os.setsid()  # Ctrl-C is for the parent
+            os.setsid()  # only the parent gets Ctrl-C
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             if memory:
                 resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
@@ -48,7 +48,7 @@ class Process:
                 os.dup2(file, number)
             function()
             status = 0
-        except SystemExit as end:  # as the interpreter does
+        except SystemExit as end:  # as the interpreter handles it
             status = end.code if isinstance(end.code, int) else int(end.code is not None)
             if isinstance(end.code, str):
                 print(end.code, file=sys.stderr)
@@ -81,7 +81,7 @@ class Process:
             self.status = os.waitstatus_to_exitcode(status)
 
     def text(self) -> str:
-        """What it has said so far."""
+        """Its output so far."""
         return self.output.read_text(errors="replace") if self.output.exists() else ""
 
     def wait(self, limit: float = LIMIT) -> Generator[None, None, bool]:
@@ -95,7 +95,7 @@ class Process:
 
 
 def command(module: str, *flags: str, output: Path, environment: dict[str, str], memory: int = 0) -> Process:
-    """Starts python -m MODULE FLAGS as a user would."""
+    """Starts `python -m MODULE FLAGS`, as a user would."""
     argv = [sys.executable, "-m", module, *map(str, flags)]
 
     def replace():
@@ -106,12 +106,12 @@ def command(module: str, *flags: str, output: Path, environment: dict[str, str],
 
 
 def lines(text: str) -> list[str]:
-    """The lines that a text leaves on a terminal, progress lines as lines of their own."""
+    """The lines of a terminal's output, each state of a progress line on its own."""
     return [line.strip() for line in re.split(r"[\r\n]+", text.replace("\x1b[A", "\n")) if line.strip()]
 
 
 def crash(status: int | None, text: str) -> str:
-    """Why an end is no decent one, whether good or bad: a signal, a traceback, words of a library; else ""."""
+    """What is wrong with the end of any process, successful or not: a signal, a traceback, a library's log; else ""."""
     said = lines(text)
     if status is not None and status < 0:
         return f"ended by {signal.Signals(-status).name}: {said[-1] if said else ''}"
@@ -123,20 +123,20 @@ def crash(status: int | None, text: str) -> str:
     return ""
 
 
-def bereft(status: int, text: str) -> str:
-    """Why a process whose other was killed has ended badly; else "". JAX's own farewell may come before our line."""
+def survivor_failure(status: int, text: str) -> str:
+    """What is wrong with the end of a process whose peer was killed; else "". JAX's messages may precede our line."""
     said = lines(text)
     if status == 1 and said and said[-1].startswith("error:"):
         return ""
-    return f"status {status}: {said[-1] if said else 'it said nothing'}"
+    return f"status {status}: {said[-1] if said else 'no output'}"
 
 
 def refusal(status: int, text: str) -> str:
-    """Why a failed command is no decent refusal, which ends in the one line "error: ..."; else ""."""
+    """What is wrong with the end of a failed command, whose last line should be its only "error: ..."; else ""."""
     if bad := crash(status, text):
         return bad
     said = lines(text)
     errors = [line for line in said if line.startswith(("error:", "interrupted"))]
     if not said or len(errors) != 1 or said[-1] != errors[0]:
-        return f"exit status {status} without one last line 'error: ...': {said[-1] if said else 'nothing was said'}"
+        return f"exit status {status} without one last line 'error: ...': {said[-1] if said else 'no output'}"
     return f"a line of {len(errors[0]):,} characters: {errors[0]}" if len(errors[0]) > LONG else ""

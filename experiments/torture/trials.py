@@ -1,4 +1,4 @@
-"""Runs that are small enough to be killed hundreds of times: their kinds, how they start, how they would have ended."""
+"""Runs so small that they can be killed hundreds of times: their kinds, how they start, how they should end."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ COLORS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (200, 50, 40)}
 
 
 class Failed(Exception):
-    """An undisturbed run failed: nothing can be compared with it."""
+    """An undisturbed run failed, so nothing can be compared with it."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def kinds(photos: Path) -> dict[str, Kind]:
     plateau = {"optimizer.rule": "plateau", "optimizer.patience": 1, "optimizer.min_improvement": 0.05}
     epochs = {"optimizer.rule": "epochs", "optimizer.drop_epochs": (2, 3)}
     found = [
-        # Every path that a batch can take, and every rule whose state must survive.
+        # Every path that a batch can take, and every learning rate rule whose state must survive.
         Kind("glyphs, resident", _config(plateau)),
         Kind("photos, tf.data", _config(folder | plateau | {"evaluation.every_epochs": 2, "data.crop_chunk": 32})),
         Kind("photos, two processes", _config(folder | plateau | {"devices.data": 2}), processes=2),
@@ -62,7 +62,7 @@ def kinds(photos: Path) -> dict[str, Kind]:
 
 
 def _config(fields: dict) -> ConfigDict:
-    """Five epochs of a narrow network that learns, with dropout and every augmentation."""
+    """Five epochs of a narrow network that learns, with dropout and all augmentations."""
     c = paper.get_config("smoke")
     c.name = "tiny"
     c.batch_size, c.epochs = 16, 5
@@ -98,7 +98,7 @@ def draw_photos(root: Path, seed: int = 0):
 
 
 def environment(out: Path, cache: Path, own_xla: Path | None = None, devices: int = 1) -> dict[str, str]:
-    """What a process is started with: its own cache of data; what is compiled is shared, unless it has its own."""
+    """The environment of a process: its own cache of data, and the shared cache of compiled code, or `own_xla`."""
     ours = ("OPENBLAS_NUM_THREADS", "XLA_FLAGS", "PYTHONPATH")
     return {k: v for k, v in os.environ.items() if k not in ours} | {
         "JAX_PLATFORMS": "cpu",
@@ -111,10 +111,10 @@ def environment(out: Path, cache: Path, own_xla: Path | None = None, devices: in
 
 
 class Trial:
-    """A run of some kind in a folder of its own: `run` its workdir, `cache` what is drawn and prepared."""
+    """A run of some kind in a folder of its own: `run` is its workdir, `cache` has its drawn and prepared data."""
 
     def __init__(self, kind: Kind, folder: Path, out: Path, data: Path | None = None):
-        """out: where the compilation cache is; data: where workdir and cache are, by default in `folder`."""
+        """out: the folder of the compilation cache; data: the folder of workdir and cache, by default `folder`."""
         self.kind, self.folder, self.out = kind, folder, out
         self.workdir, self.cache = (data or folder) / "run", (data or folder) / "cache"
         self.config = folder / "config.py"
@@ -126,12 +126,12 @@ class Trial:
         self.processes: list[Process] = []
 
     def flags(self) -> list[str]:
-        """Of the command that is repeated until the run ends."""
+        """The flags of the command that is repeated until the run ends."""
         return [f"--config={self.config}", f"--workdir={self.workdir}"]
 
     @contextlib.contextmanager
     def started(self, own_xla: Path | None = None):
-        """The command, its processes running; they do not outlive the context."""
+        """Starts the command; its processes are killed at the end."""
         self.starts += 1
         where = environment(self.out, self.cache, own_xla, self.kind.devices)
         together = [[]]
@@ -155,30 +155,31 @@ class Trial:
                 process.kill()
 
     def ended(self) -> bool:
-        """Whether all its processes have."""
-        return all([p.poll() is not None for p in self.processes])
+        """Whether all its processes have ended."""
+        return all([p.poll() is not None for p in self.processes])  # a list: each must be polled
 
     def wait(self) -> Generator[None, None, list[str]]:
-        """Waits for the end of all processes. Returns why it was no good one, if so."""
-        whole = []
+        """Waits for the end of all processes. Returns what was wrong with it."""
+        in_time = []
         for process in self.processes:
-            in_time = yield from process.wait()
-            whole += [in_time]
-        return self.judge(whole)
+            ended = yield from process.wait()
+            in_time.append(ended)
+        return self.judge(in_time)
 
-    def judge(self, whole: list[bool]) -> list[str]:
-        """What was wrong with the end of an undisturbed command."""
+    def judge(self, in_time: list[bool]) -> list[str]:
+        """What was wrong with the end of an undisturbed command. in_time: whether each process ended by itself."""
         troubles = []
-        for p, in_time in zip(self.processes, whole, strict=True):
+        for p, ended in zip(self.processes, in_time, strict=True):
             said = lines(p.text())
-            why = "it hung" if not in_time else crash(p.status, p.text())
+            why = crash(p.status, p.text()) if ended else "it hung"
             if not why and p.status:
                 why = f"exit status {p.status}: {said[-1] if said else refusal(p.status, '')}"
-            troubles += [f"the same command failed ({p.output.name}): {why}"] if why else []
+            if why:
+                troubles.append(f"the same command failed ({p.output.name}): {why}")
         return troubles
 
     def error(self) -> str:
-        """The line with the errors that ended it."""
+        """The last line, with the errors of the run; "" without one."""
         return next(
             (line for line in lines(self.processes[0].text()) if ", top-5 error" in line and "images:" in line), ""
         )
@@ -188,7 +189,7 @@ _building = set()
 
 
 def reference(kind: Kind, out: Path) -> Generator[None, None, Trial]:
-    """The undisturbed run of a kind, made once. Raises Failed if it does not end."""
+    """The undisturbed run of a kind, which is made once. Raises Failed if it fails."""
     folder = out / "reference" / kind.name
     while kind.name in _building:
         yield
@@ -211,7 +212,7 @@ def reference(kind: Kind, out: Path) -> Generator[None, None, Trial]:
 
 
 def compared(trial: Trial, known: Trial) -> Generator[None, None, list[str]]:
-    """What differs between a finished trial and its reference, and what it has left about."""
+    """The differences between a finished trial and its reference, and the temporary files that it left."""
     output = trial.folder / "compared.txt"
 
     def say():

@@ -1,4 +1,4 @@
-"""A sweep plans what it says, survives its own death, and goes on past a cell that fails."""
+"""A sweep plans what it says, survives its own death, and continues after a cell that fails."""
 
 import json
 import os
@@ -12,15 +12,16 @@ import pytest
 from helpers.runs import records
 
 from alexnet_jax import UserError
+from alexnet_jax.cli import commands
 from alexnet_jax.config import check
 from alexnet_jax.model import parameter_count, shapes
 from alexnet_jax.runs.run import flat
 from configs import source
-from experiments import ablations
+from experiments import jobs, sweep
 from experiments.changes import CHANGES, Change
 
 ROOT = Path(__file__).parents[1]
-SWEEP = """
+FILE = """
 from ml_collections import ConfigDict
 import json
 from experiments.changes import Change
@@ -37,47 +38,77 @@ def get_config(arg=""):
 
 
 @pytest.fixture
-def sweep(config, tmp_path):
-    """A sweep's file: the base, one ablation that fails and one that does not."""
-    config.epochs, config.evaluation.views = 3, 1
+def mine(config, tmp_path):
+    """A sweep's file: the base, an ablation that fails and one that does not."""
+    config.epochs, config.evaluation.views = 2, 1
     path = tmp_path / "mine.py"
-    path.write_text(SWEEP % config.to_json())
+    path.write_text(FILE % config.to_json())
     return path
 
 
-def start(*flags):
-    command = [sys.executable, "-m", "experiments.ablations", *map(str, flags)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
+def run(*words):
+    """`alexnet sweep` with these flags; returns the exit status."""
+    return sweep.main(commands.parse(sweep, [str(word) for word in words]))
 
 
-def test_killed_and_continued(sweep, tmp_path, capsys):
-    """With its run, at once, mid-run. The failed cell is named and the rest goes on; nothing is done twice."""
+class Job:
+    """A job that has ended."""
+
+    def done(self):
+        return True
+
+
+class Here:
+    """An executor that runs a job in this process, at once."""
+
+    def __init__(self, *_):
+        pass
+
+    def submit(self, function, *args):
+        try:
+            function(*args)
+        except UserError as error:
+            print(error)
+        return Job()
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Runs train in this process instead of one of their own."""
+    monkeypatch.setattr(sweep, "make_executor", Here)
+    monkeypatch.setattr(jobs.submitit, "LocalExecutor", Here)
+    monkeypatch.setattr(jobs, "set_up_libraries", lambda: None)
+
+
+def test_killed_and_resumed(mine, tmp_path, capsys, here):
+    """With its run, at once, in the middle. The failed cell is named, the others train, and nothing is done twice."""
     workdir = tmp_path / "runs"
-    flags = ("--sweep", sweep, "--seeds", 1, "--workdir", workdir)
-    process = start(*flags)
+    flags = ("--sweep", mine, "--seeds", 1, "--workdir", workdir)
+    command = [sys.executable, "-m", "experiments.sweep", *map(str, flags)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     log = workdir / "base" / "seed0" / "metrics.jsonl"
-    while not log.exists() or not log.read_text():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes) as process:
+        while not log.exists() or not log.read_text():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert len(records(workdir / "base" / "seed0")) < 6  # of all that it writes below
 
-    process = start(*flags)
-    out, err = process.communicate()
-    assert process.returncode == 1, (out, err)
-    assert "2 of 3 cells finished" in out and "failed: fails, seed 0: the data set has 3 classes" in err
+    assert run(*flags) == 1
+    said = capsys.readouterr()
+    assert "2 of 3 cells finished" in said.out and "failed: fails, seed 0: the data set has 3 classes" in said.err
     assert "has 3 classes" in (workdir / "fails" / "seed0" / "failed.txt").read_text()
-    for cell in ("base", "pooling"):
+    for cell, pool_size in (("base", 3), ("pooling", 2)):
         found = records(workdir / cell / "seed0")
-        assert found[-1]["split"] == "validation" and found[-1]["epoch"] == 3
-        assert [r["step"] for r in found if r["split"] == "train"] == [4, 6, 8, 12, 16, 18]
+        assert found[-1]["split"] == "validation" and found[-1]["epoch"] == 2
+        assert [r["step"] for r in found if r["split"] == "train"] == [4, 6, 8, 12]
         assert not (workdir / cell / "seed0" / "failed.txt").exists()
-    assert json.loads((workdir / "base" / "seed0" / "config.json").read_text())["model"]["pool_size"] == 3
-    assert json.loads((workdir / "pooling" / "seed0" / "config.json").read_text())["model"]["pool_size"] == 2
+        settings = json.loads((workdir / cell / "seed0" / "config.json").read_text())
+        assert settings["model"]["pool_size"] == pool_size
 
     before = log.stat().st_mtime_ns
-    assert ablations.run([*map(str, flags), "--only", "pooling"]) == 0
+    assert run(*flags, "--only", "pooling") == 0
     said = capsys.readouterr()
     assert "2 of 2 cells are finished" in said.err and "2 of 2 cells finished" in said.out
     assert log.stat().st_mtime_ns == before
@@ -85,23 +116,43 @@ def test_killed_and_continued(sweep, tmp_path, capsys):
     assert list(plan["cells"]) == ["base", "fails", "pooling"] and plan["seeds"] == [0]
 
 
-def test_dry_run_tells_the_cells_and_the_cost(sweep, tmp_path, capsys):
-    assert ablations.run(["--sweep", str(sweep), "--workdir", str(tmp_path / "runs"), "--dry-run"]) == 0
+def test_jobs_are_processes_of_their_own(config, tmp_path, monkeypatch):
+    """One dies without a message: that is said, with where its output is, and the next one runs."""
+
+    def train(config, workdir):
+        import os
+        from pathlib import Path
+
+        if "dies" in workdir:
+            os._exit(3)
+        Path(workdir).mkdir(parents=True)
+        (Path(workdir) / "process").write_text(str(os.getpid()))
+
+    cells = [jobs.Cell(name, 0, config, tmp_path / name) for name in ("dies", "runs")]
+    monkeypatch.setattr(jobs, "train_cell", train)
+    failed = jobs.launch(cells, jobs.make_executor("local", tmp_path / "jobs", []))
+    assert (tmp_path / "runs" / "process").read_text() != str(os.getpid())
+    assert "without a message" in failed["dies, seed 0"] and str(tmp_path / "jobs") in failed["dies, seed 0"]
+    assert (tmp_path / "dies" / "failed.txt").read_text().strip() == failed["dies, seed 0"]
+
+
+def test_dry_run_prints_the_cells_and_the_cost(mine, tmp_path, capsys):
+    assert run("--sweep", mine, "--workdir", tmp_path / "runs", "--dry-run") == 0
     said = capsys.readouterr().out
-    assert "pooling  ---  model.pool_size=2" in said and "the 9.0 runs to come" in said
+    assert "pooling  ---  model.pool_size=2" in said and "the 9.0 runs that remain" in said
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("name", ["paper", "paper:imagenette", "small", "smoke"])
 def test_built_in_sweeps_are_all_networks(name, tmp_path):
-    """Every ablation changes something, and makes a config that trains."""
-    base, chosen = ablations.read_sweep(name)
-    cells = ablations.make_cells(base, chosen, 1, tmp_path)
+    """Every ablation changes something and makes a valid config."""
+    base, chosen = sweep.read_sweep(name)
+    cells = sweep.make_cells(base, chosen, 1, tmp_path)
     assert [c.name for c in cells] == ["base", *CHANGES]
     assert len({c.config.to_json() for c in cells}) == len(cells)
 
 
-NOTES = {  # what the network of a note has that #145 has not, and its parameters
+NOTES = {  # how the network of a note differs from #145, and its number of parameters
     "lrn_off": ({"lrn.layers": [], "spatial_norm.layers": []}, 60_965_224),  # #148
     "lrn_before_relu": ({"lrn.before_activation": ["conv1", "conv2"]}, 60_965_224),  # #166
     "lrn_after_pool": ({"lrn.after_pool": ["conv1"], "lrn.before_activation": []}, 60_965_224),  # #120, as far as #131
@@ -125,12 +176,12 @@ def test_an_ablation_is_the_network_of_its_note(name):
     assert (changed, parameter_count(shapes(c.model, c.data.crop))) == NOTES[name]
 
 
-def test_every_ablation_that_cites_a_note_is_held_to_it():
+def test_every_ablation_that_cites_a_note_is_compared_with_it():
     assert {name for name, change in CHANGES.items() if "note" in change.source} == set(NOTES)
 
 
 def test_without_exchange_the_towers_are_narrow_unless_they_are_widened():
-    """Half of fc6, fc7 and conv3 goes with the exchange: #150 puts it back, the plain ablation does not."""
+    """Without the exchange fc6, fc7 and conv3 lose half of their parameters. Only #150 makes up for that."""
     c = source.get_config()
     c.update_from_flattened_dict(CHANGES["no_exchange_narrow"].fields(c))
     assert parameter_count(shapes(c.model, c.data.crop)) == 33_259_880
@@ -138,33 +189,33 @@ def test_without_exchange_the_towers_are_narrow_unless_they_are_widened():
 
 
 def test_cells_go_seed_by_seed(config, tmp_path):
-    cells = ablations.make_cells(config, {"pooling": CHANGES["pooling"]}, 2, tmp_path)
+    cells = sweep.make_cells(config, {"pooling": CHANGES["pooling"]}, 2, tmp_path)
     assert [(c.name, c.seed) for c in cells] == [("base", 0), ("pooling", 0), ("base", 1), ("pooling", 1)]
     for cell in cells:
         assert cell.config.seed == cell.seed and cell.workdir == tmp_path / cell.name / f"seed{cell.seed}"
         assert cell.config.model.pool_size == (2 if cell.name == "pooling" else 3)
     broken = {"pooling": CHANGES["pooling"], "none": Change("nothing", lambda base: {"model.nothing": 1})}
-    with pytest.raises(UserError, match="ablation none makes no config"):
-        ablations.make_cells(config, broken, 1, tmp_path)
+    with pytest.raises(UserError, match="ablation none makes no valid config"):
+        sweep.make_cells(config, broken, 1, tmp_path)
 
 
 def test_only_takes_families():
-    assert list(ablations.choose(CHANGES, "lrn")) == [
+    assert list(sweep.choose(CHANGES, "lrn")) == [
         "lrn_off", "lrn_across", "lrn_before_relu", "lrn_after_pool", "lrn_caffe"
     ]  # fmt: skip
-    assert list(ablations.choose(CHANGES, "pooling, lrn_off")) == ["lrn_off", "pooling"]
+    assert list(sweep.choose(CHANGES, "pooling, lrn_off")) == ["lrn_off", "pooling"]
     with pytest.raises(UserError, match="no ablation 'lr'; there are lrn_off"):
-        ablations.choose(CHANGES, "lr")
+        sweep.choose(CHANGES, "lr")
 
 
 def test_a_workdir_of_another_base_is_refused(config, tmp_path):
-    ablations.record(tmp_path, "mine", config, {}, 1)
-    ablations.record(tmp_path, "mine", config, {"pooling": CHANGES["pooling"]}, 3)
+    sweep.record(tmp_path, "mine", config, {}, 1)
+    sweep.record(tmp_path, "mine", config, {"pooling": CHANGES["pooling"]}, 3)
     plan = json.loads((tmp_path / "sweep.json").read_text())
     assert plan["seeds"] == [0, 1, 2] and list(plan["cells"]) == ["base", "pooling"]
     config.batch_size = 8
     with pytest.raises(UserError, match="another base"):
-        ablations.record(tmp_path, "mine", config, {}, 1)
+        sweep.record(tmp_path, "mine", config, {}, 1)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +230,7 @@ def test_a_workdir_of_another_base_is_refused(config, tmp_path):
 )
 def test_wrong_flags_end_in_one_line(flags, says, tmp_path):
     with pytest.raises(UserError, match=says) as error:
-        ablations.run([*flags, "--workdir", str(tmp_path / "runs")])
+        run(*flags, "--workdir", tmp_path / "runs")
     assert "\n" not in str(error.value)
 
 
@@ -195,24 +246,27 @@ BASE = "def get_config(arg=''):\n    return paper.get_config('smoke')\n"
         (f"ABLATIONS = {{'a': 3}}\n{BASE}", "must have ABLATIONS, a dict of experiments.changes.Change"),
         (BASE, "must have ABLATIONS"),
         ("ABLATIONS = {}\n", "no function get_config"),
-        (f"ABLATIONS = {{'../a': Change('x', lambda base: {{}})}}\n{BASE}", "'../a': it becomes a folder's name"),
+        (f"ABLATIONS = {{'../a': Change('x', lambda base: {{}})}}\n{BASE}", "'../a': a folder gets this name"),
         (f"ABLATIONS = {{'a': Change('x', lambda base: {{'model.pool_sise': 2}})}}\n{BASE}", "is it model.pool_size"),
         (f"ABLATIONS = {{'a': Change('x', lambda base: {{'model.pool_size': 'b'}})}}\n{BASE}", "'pool_size'"),
-        (f"ABLATIONS = {{'a': Change('x', lambda base: 1 / 0)}}\n{BASE}", "ablation a makes no config: ZeroDivision"),
+        (
+            f"ABLATIONS = {{'a': Change('x', lambda base: 1 / 0)}}\n{BASE}",
+            "ablation a makes no valid config: ZeroDivision",
+        ),
         ("def (", "SyntaxError"),
     ],
 )
-def test_a_sweeps_file_that_is_none_is_named(text, says, tmp_path):
+def test_a_file_that_is_not_a_sweep_is_named(text, says, tmp_path):
     (tmp_path / "mine.py").write_text(HEAD + text)
     with pytest.raises(UserError, match=says) as error:
-        ablations.run(["--sweep", str(tmp_path / "mine.py"), "--workdir", str(tmp_path / "runs")])
+        run("--sweep", tmp_path / "mine.py", "--workdir", tmp_path / "runs")
     assert "\n" not in str(error.value) and not (tmp_path / "runs").exists()
 
 
-def test_a_sweep_by_a_path_that_is_no_file(tmp_path):
+def test_a_path_without_a_sweep_is_named(tmp_path):
     (tmp_path / "mine.py").write_text(HEAD)
     (tmp_path / "folder.py").mkdir()
-    for name, says in ((tmp_path / "mine", f"or give {tmp_path}/mine.py"), (tmp_path / "folder.py", "is a folder"),
+    for name, says in ((tmp_path / "mine", f"or name {tmp_path}/mine.py"), (tmp_path / "folder.py", "is a folder"),
                        (tmp_path, "is a folder"), ("", "no sweep ''"), ("no/such", "no/such")):  # fmt: skip
         with pytest.raises(UserError, match=says):
-            ablations.read_sweep(str(name))
+            sweep.read_sweep(str(name))

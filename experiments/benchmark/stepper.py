@@ -1,4 +1,4 @@
-"""Training steps to be timed, on images of noise."""
+"""Training steps to be timed, on random images."""
 
 from collections.abc import Callable
 
@@ -13,13 +13,16 @@ from alexnet_jax.train import program
 
 
 def stepper(config: ConfigDict) -> tuple[Callable[[], None], dict[str, int]]:
-    """(a function that runs one step of a config and waits for it, cost.memory of it); compiles it."""
+    """Compiles a config's training step.
+
+    Returns: a function that runs one step and waits for it; its memory on each device, as cost.memory gives it.
+    """
     mesh = towers.make_mesh(config.devices, config.model.towers, config.batch_size)
     compiled = cost.compile_step(config, mesh)
     random = np.random.default_rng(0)
 
-    def fill(s):
-        """The run's key; images of noise; zeros, rates too: what is computed takes as long."""
+    def fill(s: jax.ShapeDtypeStruct) -> jax.Array:
+        """The run's key, random images, or zeros: rates of zero take as long to apply as others."""
         if jnp.issubdtype(s.dtype, jax.dtypes.prng_key):
             value = jax.random.key(config.seed)
         elif s.dtype == jnp.uint8:
@@ -28,12 +31,12 @@ def stepper(config: ConfigDict) -> tuple[Callable[[], None], dict[str, int]]:
             value = np.zeros(s.shape, s.dtype)
         return jax.device_put(value, s.sharding)
 
-    rest = jax.tree.map(fill, cost.inputs(config, mesh)[1:])
+    batch, epoch, constants = jax.tree.map(fill, cost.inputs(config, mesh)[1:])
     state = program(config, mesh).start()
 
     def step():
         nonlocal state
-        state, _ = compiled(state, *rest)
+        state, _ = compiled(state, batch, epoch, constants)
         jax.block_until_ready(state)
 
     return step, cost.memory(compiled)

@@ -1,0 +1,139 @@
+"""The runs of a sweep as jobs of submitit: here one after the other, or all at once on a SLURM cluster."""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import submitit
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from alexnet_jax import UserError, main, one_line
+from alexnet_jax.cli.commands import set_up_libraries
+from alexnet_jax.runs import claims
+from experiments import results
+
+DAYS = 7  # after which a job is stopped
+BAR = "{percentage:3.0f}%|{bar}| {n:.1f}/{total:.0f} epochs [{elapsed}<{remaining}]{postfix}"
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One run of a sweep."""
+
+    name: str
+    seed: int
+    config: ConfigDict
+    workdir: Path
+
+    def __str__(self) -> str:
+        return f"{self.name}, seed {self.seed}"
+
+    def epochs_done(self) -> float:
+        """How many epochs the run has trained; all of them only once its last evaluation is recorded."""
+        run = results.read(self.workdir)
+        if run.state == "finished":
+            return float(self.config.epochs)
+        furthest = max((results.number(r, "epoch") or 0.0 for r in run.records), default=0.0)
+        return min(furthest, self.config.epochs - 0.01)
+
+    def finished(self) -> bool:
+        return self.epochs_done() == self.config.epochs
+
+
+def train_cell(config: str, workdir: str):
+    """The job: trains a config (JSON) in a workdir, or resumes it. Waits if another job trains there."""
+    set_up_libraries()
+    path = Path(workdir)
+    (path / results.FAILED).unlink(missing_ok=True)
+    while True:
+        try:
+            if main.run(ConfigDict(json.loads(config)), path):
+                raise UserError("stopped by a signal")
+            return
+        except claims.Busy:
+            time.sleep(2)
+        except Exception as e:
+            reason = e if isinstance(e, UserError) else one_line(e)
+            with contextlib.suppress(OSError):  # then only the job's output has the reason
+                path.mkdir(parents=True, exist_ok=True)
+                (path / results.FAILED).write_text(f"{reason}\n")
+            raise
+
+
+def launch(cells: list[Cell], executor: submitit.Executor) -> dict[str, str]:
+    """Runs the cells that are not finished: here one after the other, on a cluster all at once.
+
+    Returns {cell: reason} of those that failed.
+    """
+    here = isinstance(executor, submitit.LocalExecutor)
+    waiting = [c for c in cells if not c.finished()]
+    running: dict[Cell, submitit.Job] = {}
+    failed: dict[str, str] = {}
+    total = sum(c.config.epochs for c in cells)
+    with tqdm(total=total, unit=" epochs", dynamic_ncols=True, bar_format=BAR) as bar:
+        bar.write(f"{len(cells) - len(waiting)} of {len(cells)} cells are finished", file=sys.stderr)
+        try:
+            while waiting or running:
+                while waiting and not (here and running):
+                    cell = waiting.pop(0)
+                    running[cell] = executor.submit(train_cell, cell.config.to_json(), str(cell.workdir))
+                for cell in [c for c, job in running.items() if job.done()]:
+                    job = running.pop(cell)
+                    if not cell.finished():
+                        failed[str(cell)] = _reason(cell, job)
+                        bar.write(f"failed: {cell}: {failed[str(cell)]}", file=sys.stderr)
+                bar.set_postfix_str("; ".join(map(str, running)) if len(running) < 3 else f"{len(running)} jobs")
+                bar.update(sum(c.epochs_done() for c in cells) - bar.n)
+                time.sleep(1 if here else 10)
+        finally:
+            if here:  # stopping the sweep stops its run; jobs on a cluster continue
+                for job in running.values():
+                    job.cancel()
+    return failed
+
+
+def _reason(cell: Cell, job: submitit.Job) -> str:
+    """Why a cell failed: what failed.txt says, which is written here if the job could not."""
+    path = cell.workdir / results.FAILED
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"it ended without a message; its output is in {job.paths.stderr}\n")
+    return path.read_text().strip()
+
+
+def make_executor(launcher: str, folder: Path, options: list[str]) -> submitit.Executor:
+    """Submitit's executor, with its files in `folder`.
+
+    Args: launcher: local or slurm; options: of sbatch, as KEY=VALUE.
+    Raises UserError if the launcher cannot be used here.
+    """
+    parameters: dict[str, str | int] = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise UserError(f"--slurm {option} is not KEY=VALUE, as in --slurm partition=gpu")
+        parameters[f"slurm_{key}"] = int(value) if value.isdigit() else value
+    try:
+        if launcher == "slurm":
+            executor = submitit.AutoExecutor(folder, cluster="slurm")
+            executor.update_parameters(timeout_min=60 * 24 * DAYS)
+            executor.update_parameters(**parameters)
+            return executor
+        executor = submitit.LocalExecutor(folder)
+        gpus = _visible_gpus()  # submitit hides the GPUs from a job that does not ask for them
+        executor.update_parameters(timeout_min=60 * 24 * DAYS, gpus_per_node=len(gpus), visible_gpus=gpus)
+        return executor
+    except OSError as e:
+        raise UserError(f"cannot write to {folder} ({e.strerror or e}): name another --workdir") from e
+    except Exception as e:  # submitit raises many kinds
+        raise UserError(f"--launcher {launcher} cannot be used here: {one_line(e)}") from e
+
+
+def _visible_gpus() -> tuple[int, ...]:
+    chosen = [int(number) for number in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if number.isdigit()]
+    return tuple(chosen or range(len(list(Path("/dev").glob("nvidia[0-9]*")))))

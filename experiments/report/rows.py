@@ -1,0 +1,203 @@
+"""The numbers of a report: each ablation's mean error, and its difference to the base with a confidence interval."""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from scipy import stats
+
+from alexnet_jax import UserError
+from experiments import results
+from experiments.changes import CHANGES, Change
+from experiments.results import Group, Outcome
+
+CONFIDENCE = 0.95
+Curves = dict[int, list[float]]  # by seed: a number for each epoch
+
+
+class Spread(NamedTuple):
+    """The mean and standard deviation of a number over seeds."""
+
+    mean: float
+    std: float | None  # of the sample (n - 1); None for one seed
+
+
+class Interval(NamedTuple):
+    """A mean and its confidence interval."""
+
+    n: int
+    mean: float
+    low: float | None  # None for one seed
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the runs of a group give: errors in percent, differences in percentage points."""
+
+    title: str
+    fields: str  # what it changes in the base, as field=value
+    group: Group
+    change: Change | None  # the entry of CHANGES, if it is one
+    training_curves: Curves  # top-1 error of the crops of each epoch, with dropout
+    validation_curves: Curves  # top-1 error of the centre crop after each epoch; nan where it was not measured
+    top1: Spread | None  # after the last epoch, as the next two; None if no run counts
+    top5: Spread | None
+    training: Spread | None
+    differences: dict[int, float]  # in top-1 error, by the seeds that the base has too
+    difference: Interval | None  # their mean; None if there are none, and for the base
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the table and the page show."""
+
+    name: str  # of the sweep, or of the base's config
+    config_name: str
+    base: Row
+    rows: list[Row]  # the ablations
+    others: list[tuple[str, Outcome]]  # runs that are not in the numbers, each with the title of its row if it has one
+
+    @property
+    def finished(self) -> int:
+        """How many runs are in the numbers."""
+        return sum(len(row.group.finished) for row in (self.base, *self.rows))
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds with a finished run."""
+        return sorted({seed for row in (self.base, *self.rows) for seed in row.group.finished})
+
+
+# --- Statistics -------------------------------------------------------------------------------------------------------
+
+
+def spread(values: Sequence[float]) -> Spread | None:
+    """Mean and sample standard deviation; None without values, or if one is nan."""
+    if not values or any(map(math.isnan, values)):
+        return None
+    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+
+def interval(values: Sequence[float]) -> Interval | None:
+    """Mean and its 95 % interval by Student's t with n - 1 degrees of freedom; None without values."""
+    if not values:
+        return None
+    n, mean = len(values), statistics.fmean(values)
+    if n == 1:
+        return Interval(n, mean, None, None)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * statistics.stdev(values) / n**0.5
+    return Interval(n, mean, mean - half, mean + half)
+
+
+def verdict(difference: Interval | None, change: Change | None) -> str:
+    """How a measured difference compares with the number of 2012, in words."""
+    if change is None or change.top1 is None:
+        return "no number to compare"
+    if change.noise:
+        return "2012's number is within noise"
+    if difference is None or difference.low is None or difference.high is None:
+        return "too few seeds"
+    if difference.low <= 0 <= difference.high:
+        return "not significant"
+    same_sign = (difference.mean > 0) == (change.top1 > 0)
+    return "agrees" if same_sign else "contradicts"
+
+
+# --- Rows -------------------------------------------------------------------------------------------------------------
+
+
+def measure(group: Group, base: Group) -> Row:
+    """The row of a group. The base's own row has no difference and no verdict."""
+    change = results.find_change(group, base)
+    fields = results.values(results.differing(group.settings, base.settings), group.settings)
+    top1 = _final(group, "top1_error")
+    differences = {}
+    if group is not base:
+        theirs = _final(base, "top1_error")
+        differences = {seed: error - theirs[seed] for seed, error in top1.items() if seed in theirs}
+    difference = interval(list(differences.values()))
+    training = _curves(group, results.training_errors)
+    return Row(
+        title=group.title or _title(group, base, change, fields),
+        fields=fields,
+        group=group,
+        change=change,
+        training_curves=training,
+        validation_curves=_curves(group, results.validation_errors),
+        top1=spread(list(top1.values())),
+        top5=spread(list(_final(group, "top5_error").values())),
+        training=spread([curve[-1] for curve in training.values()]),
+        differences=differences,
+        difference=difference,
+        verdict="" if group is base else verdict(difference, change),
+    )
+
+
+def _title(group: Group, base: Group, change: Change | None, fields: str) -> str:
+    if group is base:
+        return "base"
+    return change.title if change else fields
+
+
+def _final(group: Group, name: str) -> dict[int, float]:
+    """An error after the last epoch, in percent, by seed."""
+    return {seed: 100 * run.final[name] for seed, run in group.finished.items()}
+
+
+def _curves(group: Group, errors: Callable[[Outcome], list[float]]) -> Curves:
+    return {seed: [100 * error for error in errors(run)] for seed, run in group.finished.items()}
+
+
+# --- The report -------------------------------------------------------------------------------------------------------
+
+
+def make_report(paths: Sequence[Path], base: Path | None = None) -> Report:
+    """Reads the runs in some folders, groups them and measures each group.
+
+    base: the folder of the base's runs, if it has another name. Raises UserError if there is no run or no base, or if
+    there is more than one sweep.
+    """
+    folders, sweeps = results.find([*paths, base] if base else paths)
+    if len(sweeps) > 1:
+        raise UserError(f"{' and '.join(map(str, sweeps))} are different sweeps: report each separately")
+    if not folders and not sweeps:
+        raise UserError(f"no run in {', '.join(map(str, paths))}: name folders with a config.json in or below them")
+    name, config_name, groups, others = "", "", [], []
+    if sweeps:
+        [sweep] = sweeps
+        name, config_name, groups = results.planned(sweep)
+        folders, strays = _unplanned(folders, sweep, groups)
+        others = [("", Outcome(f, "left out", "sweep.json does not plan it")) for f in strays]
+    others += [("", run) for run in results.gather(folders, groups)]
+    if not groups:
+        unreadable = others[0][1]
+        raise UserError(f"no run that can be read: {unreadable.folder} ({unreadable.reason})")
+    for group in groups:
+        results.leave_out_duplicates(group)
+    base_group = results.find_base(groups, base)
+    rows = [measure(group, base_group) for group in groups]
+    if not sweeps:
+        config_name = results.printable(base_group.runs[0].settings["name"])
+        rows.sort(key=_order)
+    others = [(r.title, run) for r in rows for run in r.group.runs if run.state != "finished"] + others
+    [base_row] = [r for r in rows if r.group is base_group]
+    return Report(name or config_name, config_name, base_row, [r for r in rows if r is not base_row], others)
+
+
+def _unplanned(folders: Sequence[Path], sweep: Path, groups: Sequence[Group]) -> tuple[list[Path], list[Path]]:
+    """The folders of runs that a sweep does not plan: (those outside the sweep's folder, those inside it)."""
+    planned = {run.folder.resolve() for group in groups for run in group.runs}
+    rest = [f for f in folders if f.resolve() not in planned]
+    inside = [f for f in rest if f.resolve().is_relative_to(sweep.resolve())]
+    return [f for f in rest if f not in inside], inside
+
+
+def _order(row: Row) -> tuple[int, str]:
+    """Rows that no sweep has ordered: first those of CHANGES, in its order."""
+    titles = [change.title for change in CHANGES.values()]
+    return titles.index(row.title) if row.title in titles else len(titles), row.title

@@ -1,0 +1,195 @@
+"""The tables of a report as cells of text, and the main one for a terminal and in Markdown."""
+
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+from experiments.report.rows import Report, Row, Spread
+from experiments.results import printable
+
+Kind = Literal["name", "number", "words", "short", "code"]  # short: a few words
+
+
+class Column(NamedTuple):
+    """A column of a table."""
+
+    heading: str
+    kind: Kind
+
+
+class Table(NamedTuple):
+    """A table whose first column names its rows."""
+
+    columns: list[Column]
+    rows: list[list[str]]
+
+    @property
+    def headings(self) -> list[str]:
+        return [column.heading for column in self.columns]
+
+
+# --- Cells ------------------------------------------------------------------------------------------------------------
+
+
+def results_table(report: Report) -> Table:
+    """What each change costs, the base first."""
+    columns = [
+        Column("ablation", "name"),
+        Column("n", "number"),
+        Column(f"top-1 error, %, {views(report)}", "number"),
+        Column("top-5 error, %", "number"),
+        Column("training error, %", "number"),
+        Column("difference, points", "number"),
+        Column("95 % interval", "number"),
+        Column("2012", "number"),
+        Column("verdict", "short"),
+        Column("2012 in words, and source", "words"),
+    ]
+    rows = [
+        [
+            row.title, _count(row), _spread(row.top1), _spread(row.top5), _spread(row.training), _difference(row),
+            _interval(row), _number_of_2012(row), row.verdict, _words_of_2012(row),
+        ]
+        for row in (report.base, *report.rows)
+    ]  # fmt: skip
+    if report.base.group.settings["model.num_classes"] <= 10:  # the top-5 error of so few classes says little
+        at = [column.heading for column in columns].index("top-5 error, %")
+        for cells in (columns, *rows):
+            del cells[at]
+    return Table(columns, rows)
+
+
+def runs_table(report: Report) -> Table:
+    """The top-1 error of every finished run."""
+    columns = [Column("ablation", "name"), Column("what it changes", "code")]
+    columns += [Column(f"seed {seed}", "number") for seed in report.seeds]
+    rows = []
+    for row in (report.base, *report.rows):
+        changes = "" if row is report.base else row.fields or "nothing"
+        runs = row.group.finished
+        errors = [f"{100 * runs[seed].final['top1_error']:.2f}" if seed in runs else "" for seed in report.seeds]
+        rows.append([row.title, changes, *errors])
+    return Table(columns, rows)
+
+
+def others_table(report: Report) -> Table:
+    """The runs that are not in the numbers, and why."""
+    columns = [
+        Column("ablation", "name"),
+        Column("state", "short"),
+        Column("reason", "words"),
+        Column("folder", "code"),
+    ]
+    rows = [
+        [title or "(of no ablation)", run.state, run.reason, printable(str(run.folder))] for title, run in report.others
+    ]
+    return Table(columns, rows)
+
+
+def views(report: Report) -> str:
+    """What the errors are measured on, in words."""
+    count = report.base.group.settings["evaluation.views"]
+    return "centre crop" if count == 1 else f"{count} views"
+
+
+def data(report: Report) -> str:
+    """The name of the data set."""
+    return printable(report.base.group.settings["data.name"])
+
+
+def notes(report: Report) -> list[str]:
+    """What to know before reading the table."""
+    return [
+        f"Errors are those on the validation split ({views(report)}) after the last epoch: mean ± standard deviation "
+        "over n seeds. The training error is that of the last epoch's training crops, with augmentation and dropout.",
+        "A difference is in percentage points of top-1 error, between runs with the same seed. Above zero, the change "
+        "hurts. The interval is Student's t over seeds: it says what other seeds would give, not what other images "
+        "would. Where a change has no effect, one interval in twenty still excludes zero by chance.",
+        "2012: what the change costs in top-1 error on ImageNet, according to the paper or a note in its code. These "
+        f"runs are on {data(report)}. The verdict compares only the signs, and only if the interval excludes zero; "
+        "otherwise the difference is not significant. 2012's number is within noise where it is the difference of two "
+        "single runs, a tenth of a point or so.",
+    ]
+
+
+def _count(row: Row) -> str:
+    done, planned = len(row.group.finished), len(row.group.runs)
+    return str(done) if done == planned else f"{done} of {planned}"
+
+
+def _spread(found: Spread | None) -> str:
+    if found is None:
+        return ""
+    return f"{found.mean:.2f}" if found.std is None else f"{found.mean:.2f} ± {found.std:.2f}"
+
+
+def _difference(row: Row) -> str:
+    return _signed(row.difference.mean) if row.difference else ""
+
+
+def _interval(row: Row) -> str:
+    n = len(row.group.finished)
+    if row.difference is None:
+        return "no seed in common" if row.verdict and n else ""
+    if row.difference.low is None or row.difference.high is None:
+        return "one seed only" if n == 1 else "one pair only"
+    pairs = "" if row.difference.n == n else f" ({row.difference.n} pairs)"
+    return f"{_signed(row.difference.low)} to {_signed(row.difference.high)}{pairs}"
+
+
+def _number_of_2012(row: Row) -> str:
+    return _signed(row.change.top1, "g") if row.change and row.change.top1 is not None else ""
+
+
+def _words_of_2012(row: Row) -> str:
+    return "; ".join(filter(None, (row.change.says, row.change.source))) if row.change else ""
+
+
+def _signed(value: float, form: str = ".2f") -> str:
+    """A number with its sign, and a minus instead of a hyphen."""
+    return format(value, f"+z{form}").replace("-", "\u2212")
+
+
+# --- A terminal and Markdown ------------------------------------------------------------------------------------------
+
+
+def text(report: Report) -> str:
+    """The main table for a terminal, and below it the runs that are not in it."""
+    table = results_table(report)
+    widths = [max(map(len, column)) for column in zip(table.headings, *table.rows, strict=True)]
+
+    def line(cells: Iterable[str]) -> str:
+        padded = []
+        for column, cell, width in zip(table.columns, cells, widths, strict=True):
+            padded.append(cell.rjust(width) if column.kind == "number" else cell.ljust(width))
+        return "  ".join(padded).rstrip()
+
+    lines = [line(table.headings), line("-" * width for width in widths), *map(line, table.rows)]
+    if report.others:
+        lines += ["", "not in these numbers:", *(f"  {other}" for other in _other_lines(report))]
+    return "\n".join(lines)
+
+
+def markdown(report: Report) -> str:
+    """The main table in Markdown, with its notes and the runs that are not in it."""
+
+    def line(cells: Iterable[str]) -> str:
+        return f"| {' | '.join(map(_escaped, cells))} |"
+
+    table = results_table(report)
+    rule = "|".join("---:" if column.kind == "number" else "---" for column in table.columns)
+    lines = [line(table.headings), f"|{rule}|", *map(line, table.rows)]
+    for note in notes(report):
+        lines += ["", _escaped(note)]
+    if report.others:
+        lines += ["", "Not in these numbers:", "", *(f"- {_escaped(other)}" for other in _other_lines(report))]
+    return "\n".join(lines) + "\n"
+
+
+def _other_lines(report: Report) -> list[str]:
+    return [f"{state}: {title}, {folder}: {reason}" for title, state, reason, folder in others_table(report).rows]
+
+
+def _escaped(cell: str) -> str:
+    """Text that Markdown shows as it is."""
+    cell = cell.replace("&", "&amp;").replace("<", "&lt;")
+    return "".join(f"\\{c}" if c in "\\`*_[]|~#" else c for c in cell)

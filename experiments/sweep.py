@@ -1,0 +1,240 @@
+"""Runs a sweep of ablations: a base config and each change to it, over several seeds.
+
+    alexnet sweep --sweep small --seeds 3 --only lrn_off,pooling [--workdir DIR] [--dry-run]
+    alexnet sweep --sweep paper --launcher slurm --slurm partition=gpu --slurm gpus_per_node=2
+    python -m experiments.sweep --sweep small            # the same
+
+A sweep is a short Python file with get_config(), the base, and ABLATIONS, its changes by name (see changes.py).
+--sweep small is the file experiments/sweeps/small.py; it also takes the path of a file of your own. ARG in small:ARG
+is passed to get_config().
+
+Each cell of the sweep is a run: ablation NAME with seed S trains in DIR/NAME/seedS. DIR is runs/sweep_small for the
+sweep small. Locally the cells run one after the other; under SLURM each is a job. A cell that fails does not stop the
+others: it is named at the end, and the reason is in its folder, in failed.txt. A stopped or killed sweep is resumed by
+the same command.
+"""
+
+import json
+import re
+import statistics
+import sys
+import time
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from alexnet_jax import UserError, one_line
+from alexnet_jax.cli import config_file
+from alexnet_jax.config import check
+from alexnet_jax.data.prepare import prepare
+from alexnet_jax.files import replacing
+from experiments import results
+from experiments.benchmark.stepper import stepper
+from experiments.changes import Change
+from experiments.jobs import Cell, launch, make_executor
+
+SWEEPS = Path(__file__).parent / "sweeps"
+
+
+def add_flags(parser: ArgumentParser):
+    """The flags of `alexnet sweep`."""
+    says = "paper, small, smoke, finetune, or a file; the config's argument follows a colon"
+    parser.add_argument("--sweep", required=True, metavar="NAME[:ARG]", help=says)
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N - 1 (default: 3)")
+    says = "ablations, comma-separated, lrn for all of lrn_*; the base always runs (default: all)"
+    parser.add_argument("--only", default="", metavar="NAME,...", help=says)
+    parser.add_argument("--workdir", metavar="DIR", help="the sweep's folder (default: runs/sweep_NAME)")
+    says = "where the runs train: here, or each as a SLURM job (default: local)"
+    parser.add_argument("--launcher", choices=("local", "slurm"), default="local", help=says)
+    says = "an option of sbatch; repeat it for more"
+    parser.add_argument("--slurm", action="append", default=[], metavar="KEY=VALUE", help=says)
+    parser.add_argument("--dry-run", action="store_true", help="print the cells and their cost, and train nothing")
+
+
+def main(flags: Namespace) -> int:
+    """Runs the sweep, or prints its plan. Returns 1 if a cell failed. Raises UserError."""
+    if not 1 <= flags.seeds <= 1000:
+        raise UserError(f"--seeds is {flags.seeds} and must be from 1 to 1000")
+    base, ablations = read_sweep(flags.sweep)
+    ablations = choose(ablations, flags.only)
+    stem = Path(flags.sweep).stem.replace(":", "_")
+    workdir = Path(flags.workdir or f"runs/sweep_{stem}").expanduser()
+    cells = make_cells(base, ablations, flags.seeds, workdir)
+    if flags.dry_run:
+        print_plan(cells, base, ablations)
+        return 0
+    executor = make_executor(flags.launcher, workdir / "jobs", flags.slurm)
+    record(workdir, flags.sweep, base, ablations, flags.seeds)
+    prepare(base.data)  # once, before the runs need it
+    try:
+        failed = launch(cells, executor)
+    except KeyboardInterrupt:
+        print("stopped: the same command resumes the sweep", file=sys.stderr)
+        return 130
+    for cell, reason in failed.items():
+        print(f"failed: {cell}: {reason}", file=sys.stderr)
+    print(f"{len(cells) - len(failed)} of {len(cells)} cells finished: alexnet report {workdir}")
+    return 1 if failed else 0
+
+
+# --- What is run ------------------------------------------------------------------------------------------------------
+
+
+def read_sweep(name: str) -> tuple[ConfigDict, dict[str, Change]]:
+    """(the base config, ABLATIONS) of a sweep: small, small:ARG, or a file, or file:ARG. Raises UserError."""
+    name, _, arg = name.partition(":")
+    path = _find(name)
+    module = config_file.load(path)
+    base = config_file.call(module, path, arg)
+    ablations = getattr(module, "ABLATIONS", None)
+    if not isinstance(ablations, dict) or not all(isinstance(c, Change) for c in ablations.values()):
+        raise UserError(f"{path} must have ABLATIONS, a dict of experiments.changes.Change by name")
+    for word in ablations:
+        if word == "base" or not re.fullmatch(r"\w[\w.-]*", str(word)):
+            raise UserError(f"{path} names an ablation '{word}': a folder gets this name, so use letters, digits and _")
+    return base, ablations
+
+
+def _find(name: str) -> Path:
+    """The file of a sweep. Raises UserError if there is none."""
+    is_path = "/" in name or name.endswith(".py")
+    path = Path(name).expanduser() if is_path else SWEEPS / f"{name}.py"
+    if path.is_file():
+        return path
+    what = f"{path} is a folder, not a sweep" if path.is_dir() else f"there is no sweep '{name}'"
+    known = ", ".join(sorted(p.stem for p in SWEEPS.glob("*.py") if p.stem != "__init__"))
+    with_suffix = Path(f"{name}.py").expanduser()
+    instead = with_suffix if with_suffix.is_file() else "the path of a file"
+    raise UserError(f"{what}: there are {known}, or name {instead}")
+
+
+def choose(ablations: dict[str, Change], only: str) -> dict[str, Change]:
+    """The ablations that `only` names, or all if it is empty: "lrn" is lrn_off, lrn_across, ... Raises UserError."""
+    words = [w.strip() for w in only.split(",") if w.strip()]
+    if not words:
+        return ablations
+    chosen = set()
+    for word in words:
+        named = {name for name in ablations if name == word or name.startswith(f"{word}_")}
+        if not named:
+            raise UserError(f"--only: there is no ablation '{word}'; there are {', '.join(ablations)}")
+        chosen |= named
+    return {name: change for name, change in ablations.items() if name in chosen}
+
+
+def make_cells(base: ConfigDict, ablations: dict[str, Change], seeds: int, workdir: Path) -> list[Cell]:
+    """The base and the ablations for one seed after the other, so that a sweep that is cut short has complete seeds.
+
+    Raises UserError if an ablation makes no valid config.
+    """
+    cells = []
+    for seed in range(seeds):
+        for name in ("base", *ablations):
+            try:
+                config = _changed(base, ablations.get(name), seed)
+            except Exception as e:  # also whatever the user's own fields() raises
+                reason = e if isinstance(e, UserError) else one_line(e)
+                raise UserError(f"ablation {name} makes no valid config: {reason}") from e
+            cells.append(Cell(name, seed, config, workdir / name / f"seed{seed}"))
+    return cells
+
+
+def _changed(base: ConfigDict, change: Change | None, seed: int) -> ConfigDict:
+    """The base with a change and a seed. Raises UserError, or what change.fields or ml_collections raises."""
+    config = base.copy_and_resolve_references()
+    known = flatten_dict(config.to_dict(), sep=".")
+    fields = change.fields(base) if change else {}
+    for field in fields:
+        if field not in known:
+            raise UserError(f"{field}: {config_file.unknown(str(field), known, 'the base')}")
+    config.lock().update_from_flattened_dict(fields | {"seed": seed})
+    check(config)
+    return config
+
+
+def record(workdir: Path, sweep: str, base: ConfigDict, ablations: dict[str, Change], seeds: int):
+    """Writes the plan, sweep.json, for the report, or adds to it.
+
+    Raises UserError if the folder has the plan of another base, or if the plan cannot be read or written.
+    """
+    path = workdir / results.PLAN
+    config = json.loads(base.to_json())
+    cells = {"base": {"title": "base", "fields": {}}}
+    cells |= {name: {"title": c.title, "fields": c.fields(base)} for name, c in ablations.items()}
+    plan = {"sweep": sweep, "config": config, "seeds": list(range(seeds)), "cells": cells}
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            old = json.loads(path.read_text())
+            if results.completed(old["config"]) != results.completed(config):
+                raise UserError(f"{workdir} contains a sweep of another base: name another --workdir")
+            plan["seeds"] = sorted({*old["seeds"], *plan["seeds"]})
+            plan["cells"] = old["cells"] | cells
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{path} cannot be read or written ({one_line(e)}): name another --workdir") from e
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(plan, indent=2) + "\n")
+
+
+# --- What it costs ----------------------------------------------------------------------------------------------------
+
+
+def print_plan(cells: list[Cell], base: ConfigDict, ablations: dict[str, Change]):
+    """Prints the cells and what they will cost."""
+    width = max(len(c.name) for c in cells)
+    for name in ("base", *ablations):
+        progress = [c.epochs_done() / base.epochs for c in cells if c.name == name]
+        marks = "".join(map(_mark, progress))
+        what = base.name
+        if name != "base":
+            what = ", ".join(f"{field}={value}" for field, value in ablations[name].fields(base).items())
+        print(f"{name:{width}}  {marks}  {what}")
+    print("one mark for each seed: x finished, ~ started, - not started")
+    seconds = run_seconds(base)
+    left = sum(1 - c.epochs_done() / base.epochs for c in cells)
+    print(
+        f"a run of the base takes about {_time(seconds)} here; the {left:.1f} runs that remain take "
+        f"{_time(left * seconds)}, one after the other, if the others cost as much"
+    )
+
+
+def _mark(progress: float) -> str:
+    if progress == 1:
+        return "x"
+    return "~" if progress else "-"
+
+
+def run_seconds(base: ConfigDict) -> float:
+    """The seconds that a run of the base takes here, estimated from a few steps.
+
+    Evaluating a batch is counted as a third of a training step.
+    """
+    prepared = prepare(base.data)
+    start = time.perf_counter()
+    step, _ = stepper(base)
+    step()
+    compiling, seconds = time.perf_counter() - start, []
+    for _ in tqdm(range(5), "measuring the base", unit=" steps", leave=False):
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    steps = base.epochs * (len(prepared.train) // base.batch_size)
+    evaluations = len(range(0, base.epochs, base.evaluation.every_epochs)) + base.evaluation.views
+    steps += evaluations * len(prepared.evaluation) / base.batch_size / 3
+    return compiling + steps * statistics.median(seconds)
+
+
+def _time(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+if __name__ == "__main__":
+    from alexnet_jax.cli import verbs
+
+    verbs.main(["sweep", *sys.argv[1:]])

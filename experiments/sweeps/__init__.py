@@ -1,0 +1,1 @@
+"""The sweeps that come with the project: `alexnet sweep --sweep NAME` runs NAME.py."""
