@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from helpers import foreign, verbs
+from helpers import foreign
 from helpers.foreign import CROP, FCS, SIDE, SIZE, WIDTHS, caffe_net, preset, refuse, write
 from helpers.origins import ORIGINS, network, randomize, torchvision
+from helpers.verbs import run as run_verb
 from PIL import Image
 
 from alexnet_jax import UserError, evaluate, main
@@ -384,11 +385,11 @@ def test_words_for_synsets():
 
 def test_predictions_have_ids_and_words(converted, photos, capsys):
     path = photos / "validation" / "red" / "0.png"
-    assert verbs.run(predict, f"--workdir={converted}", "--json", "--top=7", path) == 0
+    assert run_verb(predict, f"--workdir={converted}", "--json", "--top=7", path) == 0
     top = json.loads(capsys.readouterr().out)["top"]
     names = {entry["class"]: entry["name"] for entry in top}
     assert names["n01440764"] == "tench" and names["red"] == "red" and names["n02012849"] == "crane (n02012849)"
-    assert verbs.run(predict, f"--workdir={converted}", "--top=7", path) == 0
+    assert run_verb(predict, f"--workdir={converted}", "--top=7", path) == 0
     out = capsys.readouterr().out
     assert "tench" in out and "n01440764" not in out
 
@@ -417,17 +418,17 @@ def test_other_data_is_labelled_by_name(converted, photos, tmp_path):
 def test_pictures_of_what_was_not_trained_here(converted, photos, tmp_path, capsys):
     """Without its own images the kernels, with others' photos what shows photos, and no curves."""
     run = ["--workdir", str(converted), "--out", str(tmp_path)]
-    verbs.run(figures, *run)
+    run_verb(figures, *run)
     out, err = capsys.readouterr()
     assert [p.name for p in tmp_path.iterdir()] == ["kernels.png"] and "tower 1" in out
     assert len(err.splitlines()) == 1 and "no predictions, confusion, mistakes: " in err and "--data" in err
-    verbs.run(figures, *run, "--data", photos)
+    run_verb(figures, *run, "--data", photos)
     names = ["confusion", "kernels", "mistakes", "predictions"]
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"{name}.png" for name in names]
     for flags, match in ((["--what", "curves"], "has no curves"), (["--what", "confusion"], "imagenet2012"),
                          (["--what", "neighbours", "--data", str(photos)], "leave out --data")):  # fmt: skip
         with pytest.raises(UserError, match=match):
-            verbs.run(figures, *run, *flags)
+            run_verb(figures, *run, *flags)
 
 
 def test_a_config_of_an_earlier_version_is_filled_up(tiny_run, images, tmp_path):

@@ -1,6 +1,5 @@
 """Several processes on loopback, each with its own devices, train one network."""
 
-import os
 import shutil
 import signal
 import socket
@@ -16,21 +15,18 @@ from alexnet_jax import UserError, main
 from alexnet_jax.cli import commands
 from alexnet_jax.runs.run import load_run
 
-# Each process gets its own number of devices; the parent's would be inherited otherwise.
-ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
 
-
-def start_together(config, workdir, environment, count=2, own=((), ())):
-    """Starts `count` processes that train a config together, each with flags of its `own`."""
+def start_together(config, workdir, count=2, own=((), ())):
+    """Starts `count` processes that train a config together on one device each, each with flags of its `own`."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     together = ["--distributed", f"--coordinator=127.0.0.1:{port}", f"--processes={count}"]
-    return [start(config, workdir, *together, f"--process={i}", *own[i], env=environment) for i in range(count)]
+    return [start(config, workdir, *together, f"--process={i}", *own[i]) for i in range(count)]
 
 
 def outputs(processes):
-    return [p.communicate(timeout=240)[0] for p in processes]
+    return [p.wait() for p in processes]
 
 
 def check_same(workdir, reference):
@@ -43,28 +39,23 @@ def check_same(workdir, reference):
         np.testing.assert_allclose(one[layer]["kernel"], other[layer]["kernel"], atol=2e-3)
 
 
-@pytest.fixture
-def environment():
-    return os.environ | ENVIRONMENT
-
-
-def test_a_tower_in_each_process(config, tiny_run, tmp_path, environment):
+def test_a_tower_in_each_process(config, tiny_run, tmp_path):
     """The network of one process, its halves in two; both are fed all images."""
     config.epochs, config.devices.tower = 2, 2
-    processes = start_together(config, tmp_path / "run", environment)
+    processes = start_together(config, tmp_path / "run")
     said = outputs(processes)
     assert [p.returncode for p in processes] == [0, 0], said
     check_same(tmp_path / "run", tiny_run)
 
 
-def test_lost_or_stopped_all_restart_and_end_bit_for_bit_equal(config, tiny_run, tmp_path, environment):
+def test_lost_or_stopped_all_restart_and_end_bit_for_bit_equal(config, tiny_run, tmp_path):
     """A copy of the network each: each reads its share, the validation set counts once, one speaks.
 
     Then the same, stopped by SIGTERM at one of them, and by SIGKILL of either: the other ends soon and says so last.
     """
     config.epochs, config.devices.data, config.log_every_steps = 2, 2, 1
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    processes = start_together(config, whole, environment)
+    processes = start_together(config, whole)
     said = outputs(processes)
     assert [p.returncode for p in processes] == [0, 0], said
     assert "2 process(es)" in said[0] and "validation, 10 view(s), 33 images" in said[0]
@@ -72,28 +63,28 @@ def test_lost_or_stopped_all_restart_and_end_bit_for_bit_equal(config, tiny_run,
     check_same(whole, tiny_run)
 
     for told, number, logged in ((1, signal.SIGTERM, 2), (1, signal.SIGKILL, 6), (0, signal.SIGKILL, 9)):
-        processes = start_together(config, broken, environment)
+        processes = start_together(config, broken)
         while not (broken / "metrics.jsonl").exists() or len(records(broken)) < logged:
-            assert all(p.poll() is None for p in processes), outputs(processes)
+            assert all(p.returncode is None for p in processes), outputs(processes)
             time.sleep(0.02)
         processes[told].send_signal(number)
         if number == signal.SIGTERM:
             said = outputs(processes)
             assert [p.returncode for p in processes] == [130, 130], said
         else:
-            said = processes[1 - told].communicate(timeout=30)[0]
+            said = processes[1 - told].wait(timeout=30)
             assert processes[1 - told].returncode == 1, said
             assert said.strip().splitlines()[-1].startswith("error: another process is lost"), said
-            processes[told].communicate()
+            processes[told].wait()
 
-    processes = start_together(config, broken, environment)
+    processes = start_together(config, broken)
     said = outputs(processes)
     assert [p.returncode for p in processes] == [0, 0], said
     assert "resumed at step" in said[0]
     check_equal(whole, broken, step=12)
 
 
-def test_processes_with_other_data_end_together(config, tiny_run, tmp_path, environment):
+def test_processes_with_other_data_end_together(config, tiny_run, tmp_path):
     """The second reads a copy of the prepared set whose labels were changed."""
     prepared = shutil.copytree(config.data.prepared_dir, tmp_path / "prepared")
     [path] = prepared.glob("*/train.npz")
@@ -102,7 +93,7 @@ def test_processes_with_other_data_end_together(config, tiny_run, tmp_path, envi
     np.savez(path, **arrays | {"labels": arrays["labels"][::-1].copy()})
     config.devices.data = 2
     own = [[], [f"--config.data.prepared_dir={prepared}"]]
-    processes = start_together(config, tmp_path / "run", environment, own=own)
+    processes = start_together(config, tmp_path / "run", own=own)
     said = outputs(processes)
     assert [p.returncode for p in processes] == [1, 1], said
     for text in said:
@@ -110,9 +101,9 @@ def test_processes_with_other_data_end_together(config, tiny_run, tmp_path, envi
     assert not (tmp_path / "run").exists()
 
 
-def test_processes_that_cannot_meet_say_how(environment):
+def test_processes_that_cannot_meet_say_how():
     command = [sys.executable, "-m", "alexnet_jax.main", "--config=configs/paper.py:smoke", "--distributed"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and "--coordinator" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 

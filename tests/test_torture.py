@@ -2,13 +2,13 @@
 
 import importlib
 import json
+import os
 import random
 import shlex
 import shutil
 import signal
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import orbax.checkpoint as ocp

@@ -49,7 +49,7 @@ def test_it_learns_and_says_so(config, tmp_path, capsys):
 
 def wait_for(process, workdir, step):
     """Waits until the run has logged `step`."""
-    while process.poll() is None:
+    while process.returncode is None:
         path = Path(workdir) / "metrics.jsonl"
         if path.exists() and any(json.loads(line)["step"] >= step for line in path.read_text().splitlines()[:-1]):
             return
@@ -58,26 +58,29 @@ def wait_for(process, workdir, step):
 
 @pytest.mark.parametrize("on_device", [pytest.param(True, marks=pytest.mark.as_shipped), False])
 def test_killed_and_resumed_ends_bit_for_bit_equal(config, tmp_path, on_device):
-    """With dropout and augmentation, stopped mid-epoch by SIGTERM, then by SIGKILL at a random moment."""
+    """With dropout and augmentation, stopped mid-epoch by SIGTERM, then by SIGKILL at a random moment.
+
+    The last process shares nothing with the first: a new interpreter, which compiles for itself.
+    """
     config.data.on_device = on_device
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     process = start(config, whole)
-    output, _ = process.communicate()
+    output = process.wait()
     assert process.returncode == 0, output
 
     process = start(config, broken)
     wait_for(process, broken, step=4)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate()
+    output = process.wait()
     assert process.returncode == 130 and "resumes from here" in output, output
 
     process = start(config, broken)
     wait_for(process, broken, step=12)
     time.sleep(random.random() / 2)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
-    process = start(config, broken)
-    output, _ = process.communicate()
+    process.wait()
+    process = start(config, broken, fresh=True)
+    output = process.wait()
     assert process.returncode == 0 and "resumed at step" in output, output
 
     check_equal(whole, broken, step=24)

@@ -1,11 +1,16 @@
 """Runs in processes of their own, what they left, kills in this one at an exact place, and a disk that is full."""
 
 import contextlib
+import functools
 import io
 import json
+import multiprocessing
+import multiprocessing.context
+import os
 import resource
-import subprocess
 import sys
+import tempfile
+from multiprocessing import forkserver
 from pathlib import Path
 
 import jax
@@ -13,6 +18,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import checkpoint, main
+from helpers import child
 
 
 def write_config(config, path):
@@ -24,11 +30,51 @@ def write_config(config, path):
     return path
 
 
-def start(config, workdir, *flags, **kwargs):
-    """Starts main on a config, its output in a pipe; kwargs go to Popen."""
+class Process:
+    """A run in a process of its own, its output in a file."""
+
+    def __init__(self, workdir, flags: list[str], fresh: bool):
+        with tempfile.NamedTemporaryFile(
+            prefix=f"{Path(workdir).name}.", dir=Path(workdir).parent, delete=False
+        ) as file:
+            self.output = Path(file.name)
+        self._process = _forkserver().Process(target=child.train, args=(flags, self.output, fresh), daemon=True)
+        self._process.start()
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status, negative for a signal, or None while it runs."""
+        return self._process.exitcode
+
+    def send_signal(self, number: int):
+        os.kill(self._process.pid, number)
+
+    def wait(self, timeout: float = 240) -> str:
+        """Waits for the end; returns all that the process wrote."""
+        self._process.join(timeout)
+        said = self.output.read_text(errors="replace")
+        assert self.returncode is not None, f"still running after {timeout} s: {said}"
+        return said
+
+
+def start(config, workdir, *flags: str, fresh: bool = False) -> Process:
+    """Starts `python -m alexnet_jax.main` on a config, with one CPU device.
+
+    The process is forked from one that has imported TensorFlow and JAX, which saves seconds. If `fresh`, it is a new
+    interpreter that shares nothing with other runs: neither the seed of Python's hashes nor compiled programs.
+    """
     path = write_config(config, f"{workdir}.py")
-    command = [sys.executable, "-m", "alexnet_jax.main", f"--config={path}", f"--workdir={workdir}", *flags]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
+    return Process(workdir, [f"--config={path}", f"--workdir={workdir}", *flags], fresh)
+
+
+@functools.cache
+def _forkserver() -> multiprocessing.context.ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["helpers.preload", "pytest"])
+    with pytest.MonkeyPatch.context() as m:  # the server does not take over sys.path
+        m.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+        forkserver.ensure_running()
+    return context
 
 
 class Killed(BaseException):

@@ -1,0 +1,25 @@
+"""What a forked process does: it becomes the command that trains. It imports nothing of ours: main runs afresh."""
+
+import atexit
+import os
+import runpy
+import sys
+from pathlib import Path
+
+
+def train(flags: list[str], output: Path, fresh: bool):
+    """Runs `python -m alexnet_jax.main FLAGS`, with what it says in a file.
+
+    If fresh, in a new interpreter, without the cache of what JAX has compiled.
+    """
+    with output.open("wb") as file:
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+    if fresh:
+        environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+        os.execve(sys.executable, [sys.executable, "-m", "alexnet_jax.main", *flags], environment)
+    sys.argv[1:] = flags
+    try:
+        runpy.run_module("alexnet_jax.main", run_name="__main__", alter_sys=True)
+    finally:
+        atexit._run_exitfuncs()  # a forked process leaves them out; JAX parts from other processes there
