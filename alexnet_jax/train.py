@@ -1,11 +1,13 @@
 """The training step and the loop around it (section 5)."""
 
 import contextlib
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ from alexnet_jax.cli.stopping import Stop
 from alexnet_jax.data import augment
 from alexnet_jax.data.batches import resident_batches, steps_in_epoch, train_batches
 from alexnet_jax.data.images import SplitImages
-from alexnet_jax.data.records import Prepared
+from alexnet_jax.data.records import Prepared, Split
 from alexnet_jax.evaluate import Member, evaluate
 from alexnet_jax.model import AlexNet, shapes
 from alexnet_jax.runs.finetune import parameters as inherited
@@ -77,7 +79,7 @@ class Program:
 
     apply: Callable  # (params, images, dropout_key=None) -> (logits, activations)
     step: Callable  # train_step, jitted: (state, batch, epoch, constants) -> (state, sums)
-    start: Callable  # () -> the first state, jitted
+    new_state: Callable  # () -> the state before the first step, jitted
     state: dict  # the state's shapes, dtypes and shardings
 
 
@@ -102,12 +104,58 @@ def program(config: ConfigDict, mesh: Mesh) -> Program:
 
 def prefetch(batches: Iterable[dict], sharding, ahead: int = 2) -> Iterator[dict]:
     """Yields batches that are on the devices already; moves each there `ahead` batches before it is used."""
-    queue = deque()
+    queue: deque[dict] = deque()
     for batch in batches:
         queue.append(towers.place(batch, sharding))
         if len(queue) > ahead:
             yield queue.popleft()
     yield from queue
+
+
+class Pending(NamedTuple):
+    """A step that the devices may still be computing."""
+
+    step: int
+    sums: dict[str, jax.Array]  # metrics.sums of its batch
+    rate: float  # the learning rate of weights
+
+
+def record(pending: Pending, window: dict, log: metrics.Log, config: ConfigDict, steps_per_epoch: int) -> dict:
+    """Waits for a step, adds its sums to the `window`, those since the last record, and writes a record if one is due.
+
+    Call it once the next step is under way, so that the devices do not wait for the host.
+    Returns: the new window, empty after a record. Raises UserError if the loss is not finite.
+    """
+    step, rate = pending.step, pending.rate
+    sums = {name: float(value) for name, value in pending.sums.items()}
+    if not math.isfinite(sums["loss"]):
+        raise UserError(
+            f"the loss is {sums['loss']} at step {step} with a learning rate of {rate:g}: train in a new --workdir "
+            f"with a lower one, --config.optimizer.learning_rate={config.optimizer.learning_rate / 2:g}"
+        )
+    window = {name: window.get(name, 0.0) + value for name, value in sums.items()}
+    if step % config.log_every_steps and step % steps_per_epoch:
+        return window
+    means = metrics.means(window)
+    speed = log.images_per_second(step)
+    log.write(step, "train", means | {"learning_rate": rate, "images_per_second": round(speed, 1)})
+    log.advance(step, f"loss {means['loss']:.3f}, top-1 error {means['top1_error']:.1%}")
+    return {}
+
+
+def validate(run: Run, forward: inference.Forward, split: Split, views: int) -> dict:
+    """The validation result of a run where it is now: views, and what `evaluate` returns."""
+    images = SplitImages(split)
+    with metrics.bar(len(images), f"validation, {views} view(s)", quiet=not towers.leads()) as progress:
+        size = inference.batch_size(run, len(images))
+        return {"views": views} | evaluate([Member(run, forward, images)], size, views, progress)
+
+
+def asked_to_stop(stop: Stop, step: int, config: ConfigDict, steps_per_epoch: int) -> bool:
+    """Whether a signal came. Several processes agree on it, at some steps only, so that all stop at the same step."""
+    if jax.process_count() > 1 and step % config.log_every_steps and step % steps_per_epoch:
+        return False
+    return towers.any_process(stop.signal is not None)
 
 
 def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> dict | None:
@@ -123,21 +171,21 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
 
     # --- the network, new or from the latest checkpoint ----------------------------------------------------------
     net = program(config, mesh)
-    forward = inference.make_forward(net.apply, config, mesh)
     checkpoints = checkpoint.manager(workdir)
-    host = {"plateau": optimizer.new_plateau(), "window": {}, "result": None}
+    # What a resumed run needs besides the state: the sums since the last record, and the last validation result.
+    host: dict[str, Any] = {"plateau": optimizer.new_plateau(), "window": {}, "result": None}
     if found := checkpoint.restore(checkpoints, net.state):
-        start, state, host = found
+        first, state, host = found
         host["plateau"] = optimizer.new_plateau() | host["plateau"]
     else:
-        start, state = 0, net.start()
+        first, state = 0, net.new_state()
         if config.start.workdir:
             state["params"] |= inherited(config, net.state["params"])
 
     # --- data ---------------------------------------------------------------------------------------------------
     everywhere = towers.replicated(mesh)
     part = towers.share(mesh)
-    span = {"shard": part, "seed": seed, "batch_size": batch_size, "first_step": start, "last_step": steps}
+    span = {"shard": part, "seed": seed, "batch_size": batch_size, "first_step": first, "last_step": steps}
     if config.data.on_device:
         images = towers.place(prepared.train.images(progress=towers.leads()), everywhere)
         batches = resident_batches(len(prepared.train), prepared.train.labels, config.data, **span)
@@ -148,46 +196,20 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
     key = jax.jit(lambda: jax.random.fold_in(jax.random.key(seed), 1), out_shardings=everywhere)()
     constants = {"statistics": statistics, "key": key, "images": images}
 
+    # --- validation: the run as evaluate.py takes it, and the function that it is evaluated by ------------------
+    run = Run(workdir, first, config, mesh, net.apply, net.state["params"], statistics, prepared.classes)
+    forward = inference.make_forward(net.apply, config, mesh)
+
+    # --- records ------------------------------------------------------------------------------------------------
     where = workdir if towers.leads() else None
-    log = metrics.Log(where, step=start, steps=steps, batch_size=batch_size, steps_per_epoch=steps_per_epoch)
-    if start:
-        log.say(f"resumed at step {start} of {steps}")
-
-    def validate(views: int) -> dict:
-        now = Run(workdir, step, config, mesh, net.apply, state["params"], statistics, prepared.classes)
-        size = inference.batch_size(now, len(prepared.evaluation))
-        quiet = not towers.leads()
-        with metrics.bar(len(prepared.evaluation), f"validation, {views} view(s)", quiet) as progress:
-            return evaluate([Member(now, forward, SplitImages(prepared.evaluation))], size, views, progress)
-
-    def stopped(step: int) -> bool:
-        """Whether to stop; several processes agree on it, at some steps only, so that all stop at the same step."""
-        if jax.process_count() > 1 and step % config.log_every_steps and step % steps_per_epoch:
-            return False
-        return towers.any_process(stop.signal is not None)
-
-    def settle(pending):
-        """Adds a step's sums to the records; called a step late where possible, so that the device does not wait."""
-        step, sums, rate = pending
-        sums = {name: float(value) for name, value in sums.items()}
-        if not abs(sums["loss"]) < float("inf"):
-            raise UserError(
-                f"the loss is {sums['loss']} at step {step} with a learning rate of {rate:g}: train in a new --workdir "
-                f"with a lower one, --config.optimizer.learning_rate={config.optimizer.learning_rate / 2:g}"
-            )
-        window = host["window"]
-        host["window"] = {name: window.get(name, 0.0) + value for name, value in sums.items()}
-        if step % config.log_every_steps == 0 or step % steps_per_epoch == 0:
-            means = metrics.means(host["window"])
-            host["window"] = {}
-            speed = log.images_per_second(step)
-            log.write(step, "train", means | {"learning_rate": rate, "images_per_second": round(speed, 1)})
-            log.advance(step, f"loss {means['loss']:.3f}, top-1 error {means['top1_error']:.1%}")
+    log = metrics.Log(where, step=first, steps=steps, batch_size=batch_size, steps_per_epoch=steps_per_epoch)
+    if first:
+        log.say(f"resumed at step {first} of {steps}")
 
     # --- the loop -----------------------------------------------------------------------------------------------
     pending, stopping = None, False
     with Stop() as stop, contextlib.closing(log), contextlib.closing(batches), checkpoint.ending(checkpoints):
-        for step, batch in enumerate(prefetch(batches, towers.batch_sharding(mesh)), start + 1):
+        for step, batch in enumerate(prefetch(batches, towers.batch_sharding(mesh)), first + 1):
             epoch = (step - 1) // steps_per_epoch
             if pending is None or (step - 1) % steps_per_epoch == 0:
                 rate = optimizer.learning_rate(config.optimizer, epoch, config.epochs, host["plateau"])
@@ -197,35 +219,37 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
                 }
             state, sums = net.step(state, batch, now, constants)
             if pending is not None:
-                settle(pending)
-            pending = step, sums, rate
+                host["window"] = record(pending, host["window"], log, config, steps_per_epoch)
+            pending = Pending(step, sums, rate)
 
-            if step % steps_per_epoch == 0:
-                settle(pending)
-                pending, error = None, None
-                due = (epoch + 1) % config.evaluation.every_epochs == 0
-                if due or step == steps:
-                    result = validate(1)
-                    error = result["top1_error"]
-                    if due:  # else only because the run ends: it must not count if the run is extended
-                        passed = config.evaluation.every_epochs
-                        host["plateau"] = optimizer.watch(config.optimizer, host["plateau"], error, passed)
-                    host["result"] = {"views": 1} | result
-                    log.write(step, "validation", host["result"] | {"learning_rate": rate})
-                    log.say(
-                        f"epoch {epoch + 1}: validation loss {result['loss']:.3f}, top-1 error {error:.2%}, "
-                        f"top-5 error {result['top5_error']:.2%}"
-                    )
-                if step == steps and config.evaluation.views > 1:
-                    host["result"] = {"views": config.evaluation.views} | validate(config.evaluation.views)
-                    log.write(step, "validation", host["result"] | {"learning_rate": rate})
-                checkpoint.save(checkpoints, step, state, host, error)
+            epoch_ends = step % steps_per_epoch == 0
+            stopping = not epoch_ends and asked_to_stop(stop, step, config, steps_per_epoch)
+            if not (epoch_ends or stopping or step % config.checkpoint_every_steps == 0):
+                continue
+
+            # --- what is done between epochs, and before a checkpoint within one
+            host["window"] = record(pending, host["window"], log, config, steps_per_epoch)
+            pending, error = None, None
+            run = replace(run, step=step, params=state["params"])
+            due = epoch_ends and (epoch + 1) % config.evaluation.every_epochs == 0
+            if due or step == steps:
+                result = host["result"] = validate(run, forward, prepared.evaluation, views=1)
+                error = result["top1_error"]
+                if due:  # else only because the run ends: it must not count if the run is extended
+                    passed = config.evaluation.every_epochs
+                    host["plateau"] = optimizer.watch(config.optimizer, host["plateau"], error, passed)
+                log.write(step, "validation", result | {"learning_rate": rate})
+                log.say(
+                    f"epoch {epoch + 1}: validation loss {result['loss']:.3f}, top-1 error {error:.2%}, "
+                    f"top-5 error {result['top5_error']:.2%}"
+                )
+            if step == steps and config.evaluation.views > 1:
+                result = host["result"] = validate(run, forward, prepared.evaluation, config.evaluation.views)
+                log.write(step, "validation", result | {"learning_rate": rate})
+            checkpoint.save(checkpoints, step, state, host, error)
+            if epoch_ends:
                 log.resume_clock(step)
-                stopping = stopped(step)
-            elif (stopping := stopped(step)) or step % config.checkpoint_every_steps == 0:
-                settle(pending)
-                pending = None
-                checkpoint.save(checkpoints, step, state, host)
+                stopping = asked_to_stop(stop, step, config, steps_per_epoch)
             if stopping:
                 break
         checkpoint.finish(checkpoints)

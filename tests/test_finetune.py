@@ -79,7 +79,7 @@ def assert_same(one, other, layers=None):
 def test_all_layers_but_the_fresh_ones_are_the_starts(network, tiny_run, data, tower):
     """On any devices, each holding its part; fc8 keeps its initial values and has the data's classes."""
     net = program(network, mesh_of(data, tower))
-    initial, theirs = net.start()["params"], load_run(tiny_run).params
+    initial, theirs = net.new_state()["params"], load_run(tiny_run).params
     found = initial | finetune.parameters(network, net.state["params"])
     assert_same(found, theirs, [name for name in theirs if name != "fc8"])
     assert found["fc8"]["kernel"].shape == (128, 2)

@@ -188,7 +188,7 @@ def loss_curve(config, mesh, steps):
         "stdevs": np.float32([20, 30, 60]), "vectors": np.eye(3, dtype=np.float32),
     }  # fmt: skip
     net, whole = program(config, mesh), towers.replicated(mesh)
-    state = net.start()
+    state = net.new_state()
     constants = jax.device_put({"statistics": statistics, "images": images, "key": jax.random.key(1)}, whole)
     epoch = {
         "rates": optimizer.rates(config.optimizer, state["params"], config.optimizer.learning_rate, 0),

@@ -32,7 +32,7 @@ def stepper(config: ConfigDict) -> tuple[Callable[[], None], dict[str, int]]:
         return jax.device_put(value, s.sharding)
 
     batch, epoch, constants = jax.tree.map(fill, cost.inputs(config, mesh)[1:])
-    state = program(config, mesh).start()
+    state = program(config, mesh).new_state()
 
     def step():
         nonlocal state
