@@ -21,8 +21,9 @@ from PIL import Image
 from alexnet_jax import UserError, evaluate, main
 from alexnet_jax.analysis import figures, predict
 from alexnet_jax.cli import config_file, verbs
+from alexnet_jax.config import FUNCTION, fields_of
 from alexnet_jax.data import classes
-from alexnet_jax.runs.run import flat, load_run
+from alexnet_jax.runs.run import load_run
 from alexnet_jax.weights import convert, npy, pytorch
 from alexnet_jax.weights.layouts import PYTORCH, fc6_maps, from_ours, to_ours
 
@@ -199,13 +200,9 @@ def test_torchvision_is_one_weird_trick():
     assert kernels | {"fc8": (4096, None)} == pytorch.TORCHVISION_KERNELS
     fields = pytorch.TORCHVISION_FIELDS
     assert {field: operator.attrgetter(field)(c.model) for field in fields} == fields
-    in_shapes = {"conv_widths", "fc_widths", "num_classes"}
-    in_training = {"dropout", "dropout_before", "init"}
-    in_several_towers = {"exchange"}
-    of_computation = {"dtype"}
-    elsewhere = in_shapes | in_training | in_several_towers | of_computation
-    sections = ("init_std.", "init_bias.", "lrn.", "spatial_norm.")  # it has neither norm
-    assert {f for f in flat(c.model) if f not in fields and not f.startswith(sections)} == elsewhere
+    of_norms = ("model.lrn.", "model.spatial_norm.")  # it has none, so that only their layers matter
+    missing = fields_of(FUNCTION) - {f"model.{field}" for field in fields}
+    assert all(field.startswith(of_norms) for field in missing)
 
 
 def test_what_is_not_torchvisions_is_named(converted, tmp_path):
@@ -367,7 +364,7 @@ def test_means_and_names_that_do_not_fit(mean, tmp_path):
 def test_workdirs_are_not_overwritten_nor_trained_in_place(converted, photos, config):
     with pytest.raises(UserError, match="is not empty"):
         convert.import_weights("caffe", converted.parent / "net.caffemodel", preset("caffe"), converted)
-    with pytest.raises(UserError, match=r"converted weights.*--config configs/finetune\.py:"):
+    with pytest.raises(UserError, match=r"converted weights.*--config configs/finetune\.py"):
         main.run(config, converted)
 
 

@@ -23,6 +23,9 @@ PRESETS = (
 )  # fmt: skip
 VARIANTS = {  # of configs/source.py, which has both norms
     "tanh": {"activation": "tanh"},
+    "other kernels, strides and pools": {
+        "conv_sizes": (7, 3, 3, 5, 3), "conv_strides": (2, 2, 1, 1, 1), "pooled": ("conv1", "conv3"), "average_pool": 3,
+    },
     "removed": {"removed": ("conv3", "conv4")},
     "towers apart": {"exchange": ("fc8",)},
     "towers apart but in conv2 and fc7": {"exchange": ("conv2", "fc7", "fc8")},

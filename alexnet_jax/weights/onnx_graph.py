@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from alexnet_jax import UserError, __version__, layers
 from alexnet_jax.files import replacing
-from alexnet_jax.model import CONV_SIZES, POOLED, AlexNet
+from alexnet_jax.model import AlexNet
 from alexnet_jax.runs.run import Run
 from alexnet_jax.weights.layouts import PYTORCH, fc6_maps, from_ours
 from alexnet_jax.weights.stablehlo import mean_and_deviation
@@ -159,7 +159,7 @@ class _Graph:
             x = self._norm(i, x)
         if name in m.spatial_norm.layers:
             x = self._spatial_norm(i, x)
-        if name in POOLED:
+        if name in m.pooled:
             window, step = [m.pool_size, m.pool_size], [m.pool_stride, m.pool_stride]
             x = self._add("MaxPool", x, name=f"pool{i}", kernel_shape=window, strides=step)
         if place == "after the pool":
@@ -178,8 +178,7 @@ class _Graph:
     def _plain_convolution(self, i: int, x: str) -> str:
         """The linear part of convolution i."""
         name = f"conv{i}"
-        size = CONV_SIZES[i - 1]
-        stride = 4 if i == 1 else 1
+        size, stride = self.m.conv_sizes[i - 1], self.m.conv_strides[i - 1]
         before, after = self.m.conv1_padding if i == 1 else (size // 2, size // 2)
         kernel = self._constant(self.parameters[name]["kernel"], f"{name}.kernel")
         bias = self._constant(self.parameters[name]["bias"], f"{name}.bias")
@@ -235,7 +234,9 @@ class _Graph:
 
     def _average_pool(self, x: str) -> str:
         """layers.average_pool: a matrix from the left averages rows, one from the right columns."""
-        found, side = self.shapes["pool5"].shape[1], self.m.average_pool
+        last = len(self.m.conv_widths)
+        maps = f"pool{last}" if f"conv{last}" in self.m.pooled else f"conv{last}"
+        found, side = self.shapes[maps].shape[1], self.m.average_pool
         if found == side:
             return x
         averages = layers.averages(found, side)
