@@ -1,4 +1,4 @@
-"""Weights of other frameworks, in and out: a converted run computes what the network that they came from computes."""
+"""Weights of other frameworks, in and out: a converted run computes what the original network computes."""
 
 import dataclasses
 import importlib
@@ -16,14 +16,14 @@ import torch
 from helpers import foreign
 from helpers.foreign import CROP, FCS, SIDE, SIZE, WIDTHS, caffe_net, preset, refuse, write
 from helpers.origins import ORIGINS, network, randomize, torchvision
-from helpers.verbs import run as run_verb
 from PIL import Image
 
 from alexnet_jax import UserError, evaluate, main
-from alexnet_jax.analysis import figures, predict
-from alexnet_jax.cli import config_file, verbs
+from alexnet_jax.cli import config_file
+from alexnet_jax.cli.verbs import run as run_verb
+from alexnet_jax.config import FUNCTION, fields_of
 from alexnet_jax.data import classes
-from alexnet_jax.runs.run import flat, load_run
+from alexnet_jax.runs.run import load_run
 from alexnet_jax.weights import convert, npy, pytorch
 from alexnet_jax.weights.layouts import PYTORCH, fc6_maps, from_ours, to_ours
 
@@ -42,7 +42,7 @@ def mean():
 
 
 def as_caffe(net, images, mean):
-    """Logits as Caffe gets them: blue first, maps first, the mean removed, the centre cut; the net itself reads RGB."""
+    """Logits as Caffe computes them: BGR planes, mean removed, centre crop. The PyTorch network reads RGB."""
     at = (SIZE - CROP) // 2
     planes = images[..., ::-1].transpose(0, 3, 1, 2).astype(np.float32) - mean
     planes = planes[:, :, at : at + CROP, at : at + CROP]
@@ -77,7 +77,7 @@ def test_caffe_in_every_format(kind, images, mean, tmp_path):
 
 
 def test_caffenet_by_its_config(images, mean, tmp_path):
-    """The same shapes in another order; the mean image as an .npz, beside an array of another shape."""
+    """It has the shapes of caffe and another order. The mean image is in an .npz with an array of another shape."""
     net, layers = caffe_net("caffenet")
     origin, path = write(tmp_path, "V2", layers)
     np.savez(tmp_path / "mean.npz", mean=mean.astype(np.float64), channels=mean.mean((1, 2)))
@@ -109,7 +109,7 @@ def test_torchvision(kind, images, tmp_path):
 
 
 def test_a_run_of_it_says_where_it_came_from(tmp_path):
-    """Statistics of ILSVRC by default, numbered classes, and the file's digest."""
+    """And has the statistics of ILSVRC by default, numbered classes, and the digest of the file."""
     origin, path = write(tmp_path, "V2", caffe_net()[1])
     convert.import_weights(origin, path, preset("caffe"), tmp_path / "run")
     run = load_run(tmp_path / "run")
@@ -152,7 +152,7 @@ def test_out_and_in_again_is_exact(converted, tmp_path, to, suffix, back):
 
 
 def test_pytorch_loads_what_is_written(converted, images, tmp_path):
-    """A grouped network with the paper's names takes every array, and says the same."""
+    """A grouped network with the paper's names loads every array, and gives the same logits."""
     run = load_run(converted)
     pytorch.write_safetensors(run, tmp_path / "out.safetensors")
     net = network(WIDTHS, FCS, SIDE, **ORIGINS["caffe"]).eval()
@@ -163,7 +163,7 @@ def test_pytorch_loads_what_is_written(converted, images, tmp_path):
 
 
 def test_a_trained_run_of_two_towers_goes_out_and_in(tiny_run, tmp_path):
-    """fc6 reads both towers' maps; a sixth convolution and a fc6 of each tower's own are laid out alike."""
+    """fc6 reads the maps of both towers, in PyTorch's order."""
     run = load_run(tiny_run)
     pytorch.write_safetensors(run, tmp_path / "out.safetensors")
     state = safetensors.numpy.load_file(tmp_path / "out.safetensors")
@@ -200,16 +200,12 @@ def test_torchvision_is_one_weird_trick():
     assert kernels | {"fc8": (4096, None)} == pytorch.TORCHVISION_KERNELS
     fields = pytorch.TORCHVISION_FIELDS
     assert {field: operator.attrgetter(field)(c.model) for field in fields} == fields
-    in_shapes = {"conv_widths", "fc_widths", "num_classes"}
-    in_training = {"dropout", "dropout_before", "init"}
-    in_several_towers = {"exchange"}
-    of_computation = {"dtype"}
-    elsewhere = in_shapes | in_training | in_several_towers | of_computation
-    sections = ("init_std.", "init_bias.", "lrn.", "spatial_norm.")  # it has neither norm
-    assert {f for f in flat(c.model) if f not in fields and not f.startswith(sections)} == elsewhere
+    of_norms = ("model.lrn.", "model.spatial_norm.")  # it has none, so that only their layers matter
+    missing = fields_of(FUNCTION) - {f"model.{field}" for field in fields}
+    assert all(field.startswith(of_norms) for field in missing)
 
 
-def test_what_is_not_torchvisions_is_named(converted, tmp_path):
+def test_other_networks_are_not_written_for_torchvision(converted, tmp_path):
     run = load_run(converted)
     with pytest.raises(UserError, match=r"model\.towers is 2 here and 1 there; --to safetensors"):
         pytorch.write_torchvision(run, tmp_path / "out.pth")
@@ -240,7 +236,7 @@ def photo(folder):
 @samples
 @pytest.mark.real_data
 def test_full_size_on_photos(tmp_path):
-    """torchvision's own class, its own preprocessing of photos, and back into it, every array."""
+    """torchvision's network with its preprocessing gives the run's logits on photos, and loads what is written back."""
     torch.manual_seed(0)
     net = torchvision.models.alexnet().eval()
     with torch.no_grad():
@@ -274,8 +270,9 @@ def test_full_size_on_photos(tmp_path):
 @pytest.mark.real_data
 @pytest.mark.parametrize("name", ["bvlc", "torchvision"])
 def test_real_kernels_on_a_real_photo(name, tmp_path):
-    """Trained kernels in a network narrow behind them: their responses to a photo are PyTorch's; colour blindness is
-    what the kernels are known for."""
+    """Trained kernels in a network that is narrow after them: their responses to a photo are PyTorch's, and towers
+    specialise on colour as they are known to.
+    """
     file = {"bvlc": "alexnet_bvlc_conv1.npz", "torchvision": "alexnet_torchvision_conv123.npz"}[name]
     with np.load(SHARED / "weights" / file, allow_pickle=False) as held:
         trained = {key: torch.tensor(held[key]) for key in held.files}
@@ -327,7 +324,7 @@ def test_another_network_is_named_with_what_would_fit(tmp_path):
 
 
 def test_a_config_of_the_family_is_named(monkeypatch):
-    """By shapes alone; arrays of the full size are not made."""
+    """By shapes alone, so that no full-size arrays are made."""
     found = convert.network_shapes(importlib.import_module("configs.six_conv").get_config())
     expected = convert.network_shapes(preset("caffe"))
     assert convert.what_fits(found, expected) == "--config configs/six_conv.py fits"
@@ -385,17 +382,17 @@ def test_words_for_synsets():
 
 def test_predictions_have_ids_and_words(converted, photos, capsys):
     path = photos / "validation" / "red" / "0.png"
-    assert run_verb(predict, f"--workdir={converted}", "--json", "--top=7", path) == 0
+    assert run_verb(["predict", f"--workdir={converted}", "--json", "--top=7", str(path)]) == 0
     top = json.loads(capsys.readouterr().out)["top"]
     names = {entry["class"]: entry["name"] for entry in top}
     assert names["n01440764"] == "tench" and names["red"] == "red" and names["n02012849"] == "crane (n02012849)"
-    assert run_verb(predict, f"--workdir={converted}", "--top=7", path) == 0
+    assert run_verb(["predict", f"--workdir={converted}", "--top=7", str(path)]) == 0
     out = capsys.readouterr().out
     assert "tench" in out and "n01440764" not in out
 
 
 def test_other_data_is_labelled_by_name(converted, photos, tmp_path):
-    """A folder's blue, green, red are the run's 3, 5, 1; all of a folder without validation images counts."""
+    """Classes match by name, not by index; a folder without validation images is used whole."""
     run = load_run(converted)
     for split, count in (("validation", 33), ("train", 96)):
         images = evaluate.images_for(run, split, str(photos))
@@ -415,24 +412,24 @@ def test_other_data_is_labelled_by_name(converted, photos, tmp_path):
         evaluate.images_for(run, "validation", str(tmp_path))
 
 
-def test_pictures_of_what_was_not_trained_here(converted, photos, tmp_path, capsys):
-    """Without its own images the kernels, with others' photos what shows photos, and no curves."""
+def test_figures_of_converted_weights(converted, photos, tmp_path, capsys):
+    """Kernels without images; with a folder of photos, the figures that show photos; never curves."""
     run = ["--workdir", str(converted), "--out", str(tmp_path)]
-    run_verb(figures, *run)
+    run_verb(["figures", *run])
     out, err = capsys.readouterr()
     assert [p.name for p in tmp_path.iterdir()] == ["kernels.png"] and "tower 1" in out
     assert len(err.splitlines()) == 1 and "no predictions, confusion, mistakes: " in err and "--data" in err
-    run_verb(figures, *run, "--data", photos)
+    run_verb(["figures", *run, "--data", str(photos)])
     names = ["confusion", "kernels", "mistakes", "predictions"]
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"{name}.png" for name in names]
     for flags, match in ((["--what", "curves"], "has no curves"), (["--what", "confusion"], "imagenet2012"),
                          (["--what", "neighbours", "--data", str(photos)], "leave out --data")):  # fmt: skip
         with pytest.raises(UserError, match=match):
-            run_verb(figures, *run, *flags)
+            run_verb(["figures", *run, *flags])
 
 
 def test_a_config_of_an_earlier_version_is_filled_up(tiny_run, images, tmp_path):
-    """Fields that it lacks have the paper's values; what it says counts."""
+    """Fields that it lacks have their defaults; the others keep their values."""
     now = load_run(tiny_run)
     config = json.loads((tiny_run / "config.json").read_text())
     del config["start"], config["model"]["average_pool"], config["model"]["dropout_before"], config["data"]["deviation"]
@@ -445,18 +442,20 @@ def test_a_config_of_an_earlier_version_is_filled_up(tiny_run, images, tmp_path)
 
 
 def call(*words):
-    return verbs.run(["convert", *map(str, words)])
+    return run_verb(["convert", *map(str, words)])
 
 
 def test_the_command_line(tmp_path, capsys):
     """The origin's own config is the default, and its fields can be set."""
     _, path = write(tmp_path, "V1", caffe_net()[1])
     run, out = tmp_path / "run", tmp_path / "out.safetensors"
-    fields = {
-        "model.conv_widths": WIDTHS, "model.fc_widths": FCS, "model.num_classes": 7,
-        "data.size": SIZE, "data.crop": CROP,
-    }  # fmt: skip
-    fields = [f"--config.{field}={value}" for field, value in fields.items()]
+    fields = [
+        f"--config.model.conv_widths={WIDTHS}",
+        f"--config.model.fc_widths={FCS}",
+        "--config.model.num_classes=7",
+        f"--config.data.size={SIZE}",
+        f"--config.data.crop={CROP}",
+    ]
     assert not call("--from", "caffe", "--weights", path, "--workdir", run, *fields)
     assert f"alexnet predict --workdir {run}" in capsys.readouterr().out
     config = json.loads((run / "config.json").read_text())

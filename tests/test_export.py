@@ -1,4 +1,4 @@
-"""Exported files against the run that they are of: ONNX in ONNX Runtime, StableHLO in a process that has JAX alone."""
+"""Exported files compared with their run: ONNX in ONNX Runtime, StableHLO in a process that has only JAX."""
 
 import importlib
 import json
@@ -23,6 +23,9 @@ PRESETS = (
 )  # fmt: skip
 VARIANTS = {  # of configs/source.py, which has both norms
     "tanh": {"activation": "tanh"},
+    "other kernels, strides and pools": {
+        "conv_sizes": (7, 3, 3, 5, 3), "conv_strides": (2, 2, 1, 1, 1), "pooled": ("conv1", "conv3"), "average_pool": 3,
+    },
     "removed": {"removed": ("conv3", "conv4")},
     "towers apart": {"exchange": ("fc8",)},
     "towers apart but in conv2 and fc7": {"exchange": ("conv2", "fc7", "fc8")},
@@ -42,7 +45,7 @@ VARIANTS = {  # of configs/source.py, which has both norms
 
 @pytest.fixture
 def make_run(draw):
-    """make_run(preset, size=112, model changes, data changes): a run of a narrow network that nobody trained."""
+    """make_run(preset, size=112, model changes, data changes): an untrained run of a narrow network."""
 
     def make(name, size=112, model=None, data=None, tower=1):
         c = importlib.import_module(f"configs.{name}").get_config()
@@ -64,7 +67,7 @@ def make_run(draw):
 
 
 def pictures(run, count=3):
-    """Prepared images, and their centre crops as an export takes them: float32 NHWC."""
+    """Prepared images, and their centre crops as exports take them: float32 NHWC."""
     d = run.config.data
     images = np.random.default_rng(0).integers(0, 256, (count, d.size, d.size, 3), np.uint8)
     at = (d.size - d.crop) // 2
@@ -108,7 +111,7 @@ def test_mean_and_deviation_are_in_the_graph(make_run, tmp_path, mean):
 
 
 def test_one_file_takes_any_batch(make_run, tmp_path):
-    """And says what it is."""
+    """And its inputs, outputs and metadata say what it is."""
     run, path = make_run("paper"), tmp_path / "net.onnx"
     onnx_graph.write(run, path)
     images, crops = pictures(run)
@@ -145,8 +148,8 @@ def test_a_run_on_two_devices_is_exported_whole(make_run, tmp_path):
         assert (tmp_path / f"{name}1").read_bytes() == (tmp_path / f"{name}2").read_bytes()
 
 
-def test_stablehlo_needs_jax_alone(make_run, tmp_path):
-    """A process without Flax, Orbax and this package; averages, towers apart and bfloat16 take a batch of any size."""
+def test_stablehlo_requires_only_jax(make_run, tmp_path):
+    """In a process without Flax, Orbax and this package, for batches of any size."""
     runs = {
         "trick": make_run("one_weird_trick"),
         "apart": make_run("source", model={"exchange": ("fc8",), "average_pool": 3, "dtype": "bfloat16"}),
@@ -187,7 +190,7 @@ def test_a_trained_run_goes_out_by_its_name(tiny_run, tmp_path):
 # Mistakes.
 
 
-def test_onnx_that_is_missing_is_named(make_run, tmp_path, monkeypatch):
+def test_message_without_onnx(make_run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(UserError, match=r"pip install onnx"):
         onnx_graph.write(make_run("paper"), tmp_path / "net.onnx")

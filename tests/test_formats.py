@@ -34,8 +34,12 @@ def test_missing_layers_and_non_finite_numbers(tmp_path):
 def test_caffes_files_that_are_incomplete_or_lie(tmp_path):
     _, layers = caffe_net()
     whole, path = foreign.caffemodel(layers, old=False), tmp_path / "net.caffemodel"
-    for content, match in ((whole[: len(whole) // 2], "cannot be read"), (b"\x89HDF\r\n", "cannot be read"),
-                           (b"", "no weights"), (bytes(1000), "cannot be read")):  # fmt: skip
+    for content, match in (
+        (whole[: len(whole) // 2], "cannot be read"),
+        (b"\x89HDF\r\n", "cannot be read"),
+        (b"", "no weights"),
+        (bytes(1000), "cannot be read"),
+    ):
         path.write_bytes(content)
         refuse(match, "caffe", path)
     net = foreign.CAFFE["NetParameter"]()
@@ -51,7 +55,7 @@ def test_caffes_files_that_are_incomplete_or_lie(tmp_path):
 
 
 class Evil:
-    """Pickles as a call of anything."""
+    """Pickles as a call of any function."""
 
     def __init__(self, call, *args):
         self.call = call, args
@@ -72,7 +76,7 @@ def test_malicious_pickles_run_nothing(tmp_path):
         for protocol in (0, 2, 4):
             path.write_bytes(foreign.npy(pickle.dumps(np.array({"conv1": [evil, evil]}, object), protocol)))
             refuse("asks to run .* nothing was run", "npy", path)
-    # Names inside NumPy, dotted names, the registry of extensions, a stand-in called with something else.
+    # Names inside NumPy, dotted names, the extension registry, a stand-in whose state is replaced by a function.
     for opcodes in (
         b"\x80\x04\x8c\x05numpy\x8c\x0ddtype.__new__\x93.",
         b"\x80\x04\x8c\x05numpy\x8c\x11ndarray.__class__\x93.",
@@ -88,7 +92,7 @@ def test_malicious_pickles_run_nothing(tmp_path):
 
 
 def test_pickles_that_lie_about_sizes(tmp_path):
-    """None of them takes the memory that it names."""
+    """None of them makes us allocate the memory that it names."""
     path = tmp_path / "net.npy"
 
     def array(dims, code=b"f4", raw=b"U\x04abcd"):

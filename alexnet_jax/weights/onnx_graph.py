@@ -178,8 +178,7 @@ class _Graph:
     def _plain_convolution(self, i: int, x: str) -> str:
         """The linear part of convolution i."""
         name = f"conv{i}"
-        size = self.m.conv_sizes[i - 1]
-        stride = self.m.conv_strides[i - 1]
+        size, stride = self.m.conv_sizes[i - 1], self.m.conv_strides[i - 1]
         before, after = self.m.conv1_padding if i == 1 else (size // 2, size // 2)
         kernel = self._constant(self.parameters[name]["kernel"], f"{name}.kernel")
         bias = self._constant(self.parameters[name]["bias"], f"{name}.bias")
@@ -235,7 +234,9 @@ class _Graph:
 
     def _average_pool(self, x: str) -> str:
         """layers.average_pool: a matrix from the left averages rows, one from the right columns."""
-        found, side = self.shapes["pool5"].shape[1], self.m.average_pool
+        last = len(self.m.conv_widths)
+        maps = f"pool{last}" if f"conv{last}" in self.m.pooled else f"conv{last}"
+        found, side = self.shapes[maps].shape[1], self.m.average_pool
         if found == side:
             return x
         averages = layers.averages(found, side)

@@ -36,8 +36,10 @@ TORCHVISION_NAMES = {
 TORCHVISION_FIELDS: dict[str, Any] = {
     "towers": 1,
     "removed": (),
+    "conv_strides": (4, 1, 1, 1, 1),
     "conv1_padding": (2, 2),
     "activation": "relu",
+    "pooled": ("conv1", "conv2", "conv5"),
     "pool_size": 3,
     "pool_stride": 2,
     "average_pool": 6,

@@ -1,19 +1,8 @@
 """Verbs of the command line, run in this process."""
 
-from argparse import ArgumentParser
-
-from alexnet_jax import UserError
-
-
-class Parser(ArgumentParser):
-    """A parser whose mistakes are the user's, not the end of the process."""
-
-    def error(self, message):
-        raise UserError(message)
+from alexnet_jax.cli import commands
 
 
 def run(module, *words):
     """Runs a verb's module on a command line; returns its exit status, None for 0."""
-    parser = Parser(allow_abbrev=False)
-    module.add_flags(parser)
-    return module.main(parser.parse_args([str(word) for word in words]))
+    return module.main(commands.parse(module, [str(word) for word in words]))
