@@ -14,7 +14,10 @@ PACKAGE = Path(alexnet_jax.__file__).parent
 # A file imports only from lower floors, or from its own floor to its left.
 FLOORS = [
     ["cli.stopping", "cli.commands", "cli.config_file", "files", "data.classes"],
-    ["data.host", "data.records", "data.photos", "data.glyphs", "data.sources", "data.prepare", "data.augment", "data.batches"],
+    [
+        "data.host", "data.records", "data.photos", "data.glyphs", "data.sources", "data.prepare", "data.augment",
+        "data.batches",
+    ],
     ["layers", "towers", "model", "optimizer", "config", "metrics", "checkpoint"],
     ["runs.run", "runs.provenance", "runs.claims", "runs.finetune", "inference", "evaluate", "train"],
     [
