@@ -141,9 +141,15 @@ class Log:
             with _tensorboard_errors(workdir):
                 self.tensorboard = Writer(str(workdir))
         self.progress = tqdm(
-            total=steps * batch_size, initial=step * batch_size, unit=" images", unit_scale=True, dynamic_ncols=True,
-            smoothing=0.1, mininterval=0.5, disable=workdir is None,
-        )  # fmt: skip
+            total=steps * batch_size,
+            initial=step * batch_size,
+            unit=" images",
+            unit_scale=True,
+            dynamic_ncols=True,
+            smoothing=0.1,
+            mininterval=0.5,
+            disable=workdir is None,
+        )
         self.resume_clock(step)
 
     def resume_clock(self, step: int) -> None:

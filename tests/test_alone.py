@@ -1,4 +1,4 @@
-"""files.alone: one process at a time holds a file, and nobody finds what a killed one left."""
+"""files.alone: one process at a time holds a file, and what a killed one left is taken over."""
 
 import threading
 
@@ -7,7 +7,7 @@ import pytest
 from alexnet_jax.files import alone
 
 
-def test_a_file_is_held_by_one_and_gone_when_it_is_let_go(tmp_path):
+def test_one_process_holds_a_file_which_is_removed_afterwards(tmp_path):
     path = tmp_path / "lock"
     path.write_text("left by a killed process")
     with alone(path) as file:
@@ -22,7 +22,7 @@ def test_a_file_is_held_by_one_and_gone_when_it_is_let_go(tmp_path):
     assert path.read_text() == "another's" and (tmp_path / "kept").exists()
 
 
-def test_many_that_want_a_file_have_it_one_after_the_other(tmp_path):
+def test_many_threads_hold_a_file_one_after_the_other(tmp_path):
     inside, most, done = 0, 0, 0
 
     def work():

@@ -18,7 +18,7 @@ def plan(seed=3, epoch=5, count=300, **changes):
 
 
 def by_example(p):
-    """offset, flip and noise in the examples' order."""
+    """offset, flip and noise in the order of the images."""
     return [a[np.argsort(p.order)] for a in p[1:]]
 
 
@@ -50,7 +50,7 @@ def test_crops_start_at_each_of_33_places_on_both_axes():
 
 
 def test_draws_belong_to_the_example():
-    """A larger set has another order, and yet its first examples draw what they drew before."""
+    """A larger set has another order, but its first images have the same draws as before."""
     small, large = plan(count=200), plan(count=300)
     assert (small.order != large.order[:200]).mean() > 0.9
     for a, b in zip(by_example(small), by_example(large), strict=True):
@@ -151,7 +151,7 @@ def test_normalize(images, statistics, mean, divide):
         "none": 0,
     }
     alphas = 0.2 * noise
-    shift = sum(  # section 4.1, with the standard deviation in place of the eigenvalue
+    shift = sum(  # section 4.1, with the standard deviation instead of the eigenvalue
         alphas[:, i, None] * statistics["stdevs"][i] * statistics["vectors"][:, i] for i in range(3)
     )
     expected = (crops - np.float32(removed[mean]) + shift[:, None, None]) / (1.2 if divide else 1)
@@ -177,7 +177,7 @@ def test_colour_noise_has_a_tenth_of_the_colours_spread(statistics):
 @pytest.mark.parametrize("mean", MEANS)
 @pytest.mark.parametrize("count", (1, 10))
 def test_views(images, statistics, mean, count):
-    """Corners and centre with their reflections, all different places, and the mean removed as in training."""
+    """Corners and centre with their reflections, all at different places, and the mean subtracted as in training."""
     places = [(0, 0), (0, 4), (4, 0), (4, 4), (2, 2)] if count == 10 else [(2, 2)]
     expected, rule = [], data(mean, divide=True, deviation=(2.0, 3.0, 4.0))
     for offset, flip in itertools.product(places, (False, True) if count == 10 else (False,)):
@@ -192,7 +192,7 @@ def test_views(images, statistics, mean, count):
     out = augment.views(images, statistics, rule, count)
     assert len(out) == count
 
-    def ordered(crops):  # the order of the views is no promise
+    def ordered(crops):  # the order of the views is not guaranteed
         return np.stack(sorted(map(np.asarray, crops), key=lambda c: tuple(c[0, 0].ravel())))
 
     np.testing.assert_allclose(ordered(out), ordered(expected), atol=1e-4)
@@ -205,7 +205,7 @@ def test_views_of_another_count(images, statistics):
 
 @pytest.mark.parametrize("mean", MEANS)
 def test_whole_images_are_a_view_of_their_own_side(images, statistics, mean):
-    """Uncut, an image is what the centre crop of its whole side is; the mean image stretches to any other side."""
+    """A whole image equals its centre crop of full size. The mean image is resized to any other side."""
     rule = data(mean, deviation=(2.0, 3.0, 4.0))
     out = augment.whole(images, statistics, rule)
     rule.crop = images.shape[1]

@@ -1,4 +1,4 @@
-"""Batches: the plan's images and no others, the same bits from any step, on any path, over any number of processes."""
+"""Batches: the plan's images and no others; equal bits from any first step, on both paths and in any process."""
 
 import subprocess
 import sys
@@ -101,7 +101,7 @@ def test_both_paths_show_the_same(prepared, config):
 
 
 @pytest.mark.parametrize("batches", [train, resident])
-def test_shards_put_together_are_the_whole_batch(batches, prepared, config):
+def test_shards_together_are_the_whole_batch(batches, prepared, config):
     shards = [batches(prepared, config, 4, 8, shard=(i, 4)) for i in range(4)]
     together = [
         {k: np.concatenate([part[k] for part in parts]) for k in parts[0]} for parts in zip(*shards, strict=True)
@@ -132,7 +132,7 @@ def test_evaluation_counts_every_image_once_and_in_order(batch_size, prepared):
     assert not whole["image"][VALIDATION:].any() and not whole["label"][VALIDATION:].any()
 
 
-def test_evaluation_is_shared_out(prepared):
+def test_evaluation_is_split_over_processes(prepared):
     shards = [list(eval_batches(prepared.evaluation, 8, shard=(i, 4))) for i in range(4)]
     together = [
         {k: np.concatenate([part[k] for part in parts]) for k in parts[0]} for parts in zip(*shards, strict=True)

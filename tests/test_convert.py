@@ -19,6 +19,7 @@ from helpers.origins import ORIGINS, network, randomize, torchvision
 from PIL import Image
 
 from alexnet_jax import UserError, evaluate, main
+from alexnet_jax.analysis import figures
 from alexnet_jax.cli import config_file
 from alexnet_jax.cli.verbs import run as run_verb
 from alexnet_jax.config import FUNCTION, fields_of

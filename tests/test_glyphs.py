@@ -1,4 +1,4 @@
-"""The embedded data set: drawn alike everywhere, balanced, legible in every face, and a TFDS set as any other."""
+"""The built-in data set: the same everywhere, balanced, legible in every face, and a TFDS set like any other."""
 
 import io
 import shutil
@@ -116,7 +116,7 @@ def test_leftovers_of_a_killed_process_are_gone(tiny_dir):
     assert [path.name for path in (tiny_dir / "glyphs/tiny").iterdir()] == ["1.0.0"]
 
 
-def test_half_a_set_is_drawn_anew(tiny_dir, tmp_path):
+def test_half_a_set_is_drawn_again(tiny_dir, tmp_path):
     shutil.copytree(tiny_dir / "glyphs", tmp_path / "glyphs")
     (tmp_path / "glyphs/tiny/1.0.0/dataset_info.json").unlink()
     assert glyphs.builder("tiny", str(tmp_path)).info.splits["train"].num_examples == 256
@@ -172,7 +172,7 @@ def test_unwritable_folder_says_so(tmp_path):
         glyphs.builder("tiny", str(tmp_path / "file"))
 
 
-def test_a_full_disk_is_one_line_and_with_room_the_same_call_goes_through(tmp_path, monkeypatch):
+def test_a_full_disk_is_one_line_and_with_room_the_same_call_succeeds(tmp_path, monkeypatch):
     pytest.importorskip("tensorflow_datasets")
     monkeypatch.setitem(glyphs.SPLITS, "tiny", {"train": 20, "validation": 10})
     for room in (0, 100_000):

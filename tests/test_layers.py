@@ -103,7 +103,7 @@ def test_lrn_keeps_the_dtype():
 @pytest.mark.as_shipped
 @pytest.mark.parametrize("size", (5, 4))
 def test_spatial_response_norm(size):
-    """Against a loop over places: alpha is divided by size^2 also where the window hangs over the edge. The
+    """Against a loop over places: alpha is divided by size^2 also where the window extends over the edge. The
     hand-written gradient against torch's of the same formula."""
     x, g = normal(2, 7, 6, 3, scale=4), normal(2, 7, 6, 3, seed=1)
     before, after = (size - 1) // 2, size // 2
@@ -146,7 +146,7 @@ def check_conv(batch, sides, inputs, size, filters, dtype=jnp.float32, tolerance
 @pytest.mark.parametrize("padding", [(0, 3), (2, 2), (0, 0)])
 @pytest.mark.parametrize("sides", [(224, 224), (227, 227), (31, 33), (34, 64)])
 def test_strided_convolution(sides, padding):
-    """Conv1's blocks of pixels as channels: any side, whether the kernels reach its end, fall short or hang over."""
+    """Conv1's blocks of pixels as channels: any side, whether the kernels reach its end, stop before or go beyond."""
     check_conv(2, sides, 3, 11, 4, stride=4, padding=padding, groups=1)
 
 
@@ -164,7 +164,7 @@ def test_strided_convolution_in_towers():
 @pytest.mark.as_shipped
 @pytest.mark.parametrize("batch", (1, 2, 3, 4, 6, 8))
 def test_kernel_gradient_of_any_batch(batch):
-    """The kernel's gradient is summed a few images at a time: none left out, none twice."""
+    """The kernel's gradient is summed a few images at a time: none is left out or counted twice."""
     check_conv(batch, (6, 5), 4, 3, 6, stride=1, padding=(1, 1), groups=2)
 
 
@@ -212,7 +212,7 @@ def test_max_pool_gives_a_tie_to_the_first(size, dtype):
 
 @pytest.mark.as_shipped
 def test_max_pool_goes_row_by_row():
-    """The one in the upper row, though the other is further left: all of the gradient, no shares."""
+    """The maximum in the upper row, although the other one is further left, gets all of the gradient."""
     x = np.zeros((1, 3, 3, 1), np.float32)
     x[0, 0, 2] = x[0, 1, 0] = x[0, 2, 2] = 1
     gradient = with_gradients(partial(layers.max_pool, size=3, stride=2), np.ones((1, 1, 1, 1)), x)[1][0, :, :, 0]
@@ -239,7 +239,7 @@ def test_max_pool_of_too_small_a_map(shape):
 @pytest.mark.parametrize("shape", [(4, 3, 2, 6), (4, 10)])
 @pytest.mark.parametrize("groups", (1, 2))
 def test_dense(groups, shape):
-    """Each tower's outputs read that tower's maps alone, flattened with the channel fastest."""
+    """Each tower's outputs read only that tower's maps, flattened with the channel fastest."""
     x = normal(*shape)
     w = normal(int(np.prod(shape[1:])) // groups, 8)
     towers = zip(np.split(x, groups, axis=-1), np.split(w, groups, axis=1), strict=True)
@@ -263,7 +263,7 @@ def drop(x, rate=0.5, key=0, rows=None, towers=(0, 1)):
 
 @pytest.mark.parametrize("rate", (0.5, 0.2))
 def test_dropout_keeps_the_expectation(rate):
-    """Each unit is zero with probability `rate`, else grown by 1 / (1 - rate); 5 standard deviations of slack."""
+    """Each unit is 0 with probability `rate`, otherwise multiplied by 1 / (1 - rate); within 5 standard deviations."""
     out = drop(np.ones((64, 256), np.float32), rate)
     assert set(np.unique(out)) == {np.float32(0), np.float32(1 / (1 - rate))}
     slack = 5 * (rate * (1 - rate) / out.size) ** 0.5
@@ -272,7 +272,7 @@ def test_dropout_keeps_the_expectation(rate):
 
 
 def test_dropout_mask_depends_on_row_tower_and_key_alone():
-    """A part of the batch, or one tower, draws the masks it has in the whole: what lets devices share the work."""
+    """Part of the batch, or one tower, gets the same masks as in the whole, so that devices can share the work."""
     x = np.ones((8, 128), np.float32)
     whole = drop(x)
     np.testing.assert_array_equal(drop(x[4:], rows=range(4, 8)), whole[4:])
@@ -288,7 +288,7 @@ def test_dropout_masks_differ_by_row_tower_and_key():
 
 @pytest.mark.parametrize("axes", (2, 4))
 def test_dropout_of_maps(axes):
-    """Each place of each map has its own chance, and towers split over devices draw what one device draws."""
+    """Each place of each map has its own chance, and towers split over devices draw the same as on one device."""
     x = np.ones((3, 4) if axes == 2 else (3, 5, 6, 4), np.float32)
     key, rows = jax.random.key(0), jnp.arange(3)
     both = layers.dropout(x, 0.5, key, rows=rows, towers=jnp.arange(2))

@@ -1,4 +1,4 @@
-"""The update rule against the paper's two lines in NumPy, the learning rate's three rules and the biases' own."""
+"""The update rule against the paper's two lines in NumPy, the learning rate's three rules and that of the biases."""
 
 import jax
 import numpy as np
@@ -64,7 +64,7 @@ def test_every_step_equals_the_papers_rule_over_a_drop(config, changes):
 
 
 def test_velocity_coasts_after_a_drop(config):
-    """The velocity carries the learning rate: one step after a drop to a tenth it still moves at nine tenths."""
+    """The velocity contains the learning rate: one step after a drop to a tenth it still moves at nine tenths."""
     rng = np.random.default_rng(0)
     params, gradient = tree(rng), tree(rng)
     seen = run(config, [0.01] * 100 + [0.001] * 30, [gradient] * 130, params)
@@ -73,8 +73,8 @@ def test_velocity_coasts_after_a_drop(config):
     assert moved[-1] / moved[98] == pytest.approx(0.1, abs=0.05)
 
 
-def test_a_frozen_layer_is_left_alone_wholly(config):
-    """No decay and no coasting while its rate is 0, and its velocity is there again afterwards (weights.cu:148)."""
+def test_a_frozen_layer_does_not_change_at_all(config):
+    """No decay and no coasting while its rate is 0, and its velocity is kept for afterwards (weights.cu:148)."""
     config.layer_rates = ((5, "conv1", 0.1), (10, "conv1", 0.0), (15, "conv1", 1.0))
     rng = np.random.default_rng(0)
     params, gradients = tree(rng), [tree(rng) for _ in range(20)]
@@ -92,14 +92,14 @@ def test_a_frozen_layer_is_left_alone_wholly(config):
 
 
 @pytest.mark.parametrize("name", ["conv9", "conv1/weights", "conv1/", "/bias", "conv9/bias"])
-def test_layer_rates_of_no_layer_are_refused(config, name):
+def test_layer_rates_of_unknown_layers_are_refused(config, name):
     config.layer_rates = ((0, name, 0.1),)
     with pytest.raises(UserError, match=f"'{name}'.*conv1, fc8.*/kernel or /bias"):
         optimizer.rates(config, tree(np.random.default_rng(0)), 0.01, 0)
 
 
 def test_a_kernel_or_a_bias_has_its_own_multiple(config):
-    """It stands until the next entry of its own or of the layer; within an epoch it has the last word."""
+    """It holds until its own next entry or the layer's. Within an epoch it overrides the layer's."""
     config.layer_rates = (
         (0, "conv1/bias", 0.5), (0, "conv1", 3.0), (2, "conv1/kernel", 0.0), (4, "conv1", 0.1), (6, "fc8/kernel", 0.0),
     )  # fmt: skip
@@ -113,8 +113,8 @@ def test_a_kernel_or_a_bias_has_its_own_multiple(config):
         np.testing.assert_allclose(at(epoch), wanted, rtol=1e-6, err_msg=str(epoch))
 
 
-def test_a_kernel_that_is_frozen_leaves_its_bias_alone(config):
-    """Whole layers need no gradient; half of one does, and only that half moves."""
+def test_freezing_a_kernel_does_not_freeze_its_bias(config):
+    """Only a layer that is frozen as a whole needs no gradient. Of the other one, the bias moves."""
     config.layer_rates = ((0, "conv1/kernel", 0.0), (0, "fc8", 0.0))
     assert optimizer.frozen(config, LAYERS, 5) == {"fc8"}
     config.layer_rates = ((0, "conv1/kernel", 0.0), (0, "conv1/bias", 0.0))
@@ -128,7 +128,7 @@ def test_a_kernel_that_is_frozen_leaves_its_bias_alone(config):
 
 
 def rates_over(config, errors, every=1):
-    """The learning rate of each epoch, given each epoch's validation error, of which every so manieth is measured."""
+    """The learning rate of each epoch, given each epoch's validation error, which is measured every `every` epochs."""
     plateau, seen = optimizer.new_plateau(), []
     for epoch, error in enumerate(errors):
         seen.append(optimizer.learning_rate(config, epoch, len(errors), plateau))
@@ -147,21 +147,21 @@ def test_plateau_drops_after_patience_and_three_times_at_most(config):
     np.testing.assert_allclose(rates[10:], 0.00001)
 
 
-def test_plateau_counts_only_a_fall_of_the_least_improvement(config):
+def test_plateau_ignores_falls_below_the_least_improvement(config):
     config.patience, config.min_improvement = 3, 0.01
     assert rates_over(config, [0.5, 0.499, 0.498, 0.497, 0.4])[4] == pytest.approx(0.001)
     assert rates_over(config, [0.5, 0.48, 0.46, 0.44, 0.42])[4] == pytest.approx(0.01)
 
 
 def test_plateau_waits_for_epochs_not_for_evaluations(config):
-    """Of a patience of four epochs, two evaluations two epochs apart, or the first one that comes after five."""
+    """A patience of four epochs is two evaluations two epochs apart, or one evaluation after five epochs."""
     config.patience = 4
     assert rates_over(config, [0.5] * 12, every=1)[4:6] == pytest.approx([0.01, 0.001])
     assert rates_over(config, [0.5] * 12, every=2)[5:7] == pytest.approx([0.01, 0.001])
     assert rates_over(config, [0.5] * 12, every=5)[9:11] == pytest.approx([0.01, 0.001])
 
 
-def test_plateau_of_an_older_checkpoint_goes_on(config):
+def test_plateau_of_an_older_checkpoint_continues(config):
     old = {"best": 0.5, "waited": 4, "drops": 1}
     config.patience = 6
     assert optimizer.watch(config, old, 0.6, 1) == {"best": 0.5, "waited": 5, "drops": 1}
@@ -204,7 +204,7 @@ RUN_OF_2012 = {
 
 @pytest.mark.parametrize("make", [source, imagenette, six_conv])
 def test_the_2012_run_never_cut_the_biases_rate(make):
-    """Weights fall at 25, 51 and 79, conv1's at 67; it is frozen at 72. layer-params-145.cfg holds the last values."""
+    """Weights fall at 25, 51 and 79, conv1's at 67; it is frozen at 72. layer-params-145.cfg has the last values."""
     c = make.get_config()
     assert c.epochs == 91 and c.data.color_noise_epochs == 67
     check_schedule(c, RUN_OF_2012)
@@ -219,7 +219,7 @@ def test_the_2010_run_is_a_few_fields_away():
 
 
 def test_cuda_convnet2_is_a_few_fields_away():
-    """Its biases' rates fall by ten half way, whatever the weights' four stages do."""
+    """The rates of its biases fall to a tenth half way, independently of the weights' four stages."""
     c = source.get_config()
     c.epochs, c.optimizer.rule, c.optimizer.bias_drop_epochs, c.optimizer.layer_rates = 90, "stages", (45,), ()
     last = 1e-2 / 250
@@ -260,7 +260,7 @@ def test_the_last_training_of_the_six_convolutions():
 
 
 @pytest.mark.parametrize("make", [paper, caffe, imagenette_small])
-def test_biases_fall_with_the_weights_where_no_rule_says_otherwise(make):
+def test_biases_fall_with_the_weights_unless_a_rule_says_otherwise(make):
     c = make.get_config()
     o, params = c.optimizer, {"fc8": {"kernel": 0, "bias": 0}}
     for rate in (o.learning_rate, o.learning_rate / 1000):

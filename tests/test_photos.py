@@ -1,4 +1,4 @@
-"""Photos of users are turned upright, those of a training set are not; no file, whatever is in it, does harm."""
+"""Photos of users are turned upright, those of a training set are not; no file does harm, whatever it contains."""
 
 import io
 import itertools
@@ -17,7 +17,7 @@ from alexnet_jax import UserError
 from alexnet_jax.data import photos
 
 
-def test_a_phones_photo_stands_upright(tmp_path):
+def test_a_phones_photo_is_turned_upright(tmp_path):
     """Its pixels lie on their side, red to the left; EXIF orientation 6 says that the left is the top."""
     pixels = np.zeros((60, 90, 3), np.uint8)
     pixels[:, :45], pixels[:, 45:] = (200, 0, 0), (0, 0, 200)
@@ -84,7 +84,7 @@ def noise(mode, rng, size=(50, 40)):
 
 
 def whole_files(rng):
-    """{what: bytes} of a photo in every format and mode, and of moving ones."""
+    """{what: bytes} of a photo in every format and mode, and of animations."""
     exif = Image.Exif()
     exif[0x0112] = 6
     kinds = [(form, mode, {"exif": exif} if form == "JPEG" else {}) for form, modes in MODES.items() for mode in modes]
@@ -101,7 +101,7 @@ def whole_files(rng):
 
 
 def broken_files(rng, each):
-    """Of each of the above `each` cut short at any length, and as many with some bytes changed, most in the header."""
+    """For each of whole_files, `each` files cut short anywhere and as many with changed bytes, most in the header."""
     for what, whole in whole_files(rng).items():
         for _ in range(each):
             yield what, whole[: rng.integers(len(whole))]
@@ -117,7 +117,7 @@ def test_every_format_and_mode_becomes_rgb():
         assert (found.mode, found.size) == ("RGB", (32, 32)), what
 
 
-@pytest.mark.filterwarnings("ignore")  # pytest sets the filters of photos.py aside
+@pytest.mark.filterwarnings("ignore")  # pytest replaces the filters of photos.py
 def test_damaged_files_are_read_or_refused_in_few_words():
     read, refused = 0, 0
     for what, data in broken_files(np.random.default_rng(0), each=8):
@@ -136,7 +136,7 @@ def chunk(kind, data):
 
 
 def claims(width, height, depth=8, colour=2):
-    """A PNG of that size, in its header alone."""
+    """A PNG whose header, but nothing else, has that size."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
@@ -153,15 +153,15 @@ def test_a_photo_that_claims_more_than_it_is_takes_no_memory():
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
 
 
-def test_a_large_photo_is_no_reason_to_warn(tmp_path):
-    """Pillow's own filter would print a line for each; here is one bit a pixel, of a hundred million."""
+def test_a_large_photo_prints_no_warning(tmp_path):
+    """Pillow would print a line for each. This one has 90 million pixels of one bit."""
     code = "import sys\nfrom alexnet_jax.data import photos\nprint(photos.square(sys.argv[1], 32).size)"
     Image.new("1", (10_000, 9_000)).save(tmp_path / "large.png")
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "large.png"], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("(32, 32)\n", "")
 
 
-def test_pipes_devices_and_folders_are_no_photos(tmp_path):
+def test_pipes_devices_and_folders_are_not_photos(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     for path, says in (
         (tmp_path / "pipe.jpg", "not a regular file"),
@@ -172,7 +172,7 @@ def test_pipes_devices_and_folders_are_no_photos(tmp_path):
             photos.square(path, 32)
 
 
-def test_what_hides_is_not_found_and_what_is_named_like_a_photo_is(tmp_path):
+def test_hidden_files_are_not_found_and_everything_named_like_a_photo_is(tmp_path):
     for name in (
         ".hidden.jpg",
         "._a.jpg",

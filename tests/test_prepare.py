@@ -1,4 +1,4 @@
-"""Preparing: what becomes of every kind of image, exact statistics, a whole set or none at all."""
+"""Preparing: what becomes of every kind of image, exact statistics, a complete set or none."""
 
 import errno
 import json
@@ -75,7 +75,7 @@ KINDS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore")  # pytest sets the filters of photos.py aside
+@pytest.mark.filterwarnings("ignore")  # pytest replaces the filters of photos.py
 def test_every_kind_of_image_becomes_rgb_and_damaged_ones_are_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200_000)  # Pillow refuses twice as much
     folder = tmp_path / "source" / "kind"
@@ -191,7 +191,7 @@ prepare.prepare(config)
 
 
 @pytest.mark.parametrize("place", [("frame", 5), ("_statistics", 2), ("_sync", 8)])
-def test_a_killed_preparation_leaves_nothing_that_looks_whole(place, photos, prepared, tmp_path):
+def test_a_killed_preparation_leaves_nothing_that_looks_complete(place, photos, prepared, tmp_path):
     process = run(KILL_DURING, photos, tmp_path, *place)
     assert process.wait(60) == -9, process.stderr.read()
     name = prepared.directory.name
@@ -225,8 +225,8 @@ def test_of_two_processes_one_prepares_and_the_other_waits(photos, prepared, tmp
     assert first.communicate(timeout=60)[0] == f"{len(prepared.train)}\n"
 
 
-def test_a_disk_that_takes_no_more_is_one_line_and_leaves_no_rest(photos, prepared, tmp_path):
-    """At any file; with room the same call goes through."""
+def test_a_full_disk_is_one_line_and_leaves_nothing_behind(photos, prepared, tmp_path):
+    """At any file. With room the same call succeeds."""
     largest = max(path.stat().st_size for path in prepared.directory.iterdir())
     for room in (0, 200, 700, 9000, largest - 1):
         with full_disk(room):
@@ -236,7 +236,7 @@ def test_a_disk_that_takes_no_more_is_one_line_and_leaves_no_rest(photos, prepar
     assert contents(prepare(data_config(photos, tmp_path)).directory) == contents(prepared.directory)
 
 
-def test_a_disk_that_fails_at_the_last_moment_leaves_no_rest(photos, tmp_path, monkeypatch):
+def test_a_disk_that_fails_at_the_last_moment_leaves_nothing_behind(photos, tmp_path, monkeypatch):
     def refuse(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -246,8 +246,8 @@ def test_a_disk_that_fails_at_the_last_moment_leaves_no_rest(photos, tmp_path, m
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_killed_processes_left_of_other_sets_goes(photos, prepared, tmp_path):
-    """With the next call, even of a set that is there; what a living process holds stays, as do strangers' locks."""
+def test_what_killed_processes_left_of_other_sets_is_removed(photos, prepared, tmp_path):
+    """By the next call, even for an existing set. What a living process holds stays, and so do unrelated locks."""
     made = prepare(data_config(photos, tmp_path))
     for name in ("dead-32px-0123456789", "living-32px-0123456789"):
         (tmp_path / f"{name}.partial" / "below").mkdir(parents=True)
@@ -267,7 +267,7 @@ def test_what_killed_processes_left_of_other_sets_goes(photos, prepared, tmp_pat
 # ---------------------------------------------------------------- TFDS
 
 
-def test_glyphs_are_prepared_from_nothing_and_carried_to_where_tensorflow_is_not(tmp_path, monkeypatch):
+def test_glyphs_are_prepared_and_copied_to_a_machine_without_tensorflow(tmp_path, monkeypatch):
     made = prepare(data_config("glyphs/tiny", tmp_path))
     assert (len(made.train), len(made.evaluation), len(made.classes)) == (256, 64, 10)
     assert made.train.images().std() > 20

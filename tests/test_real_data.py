@@ -1,4 +1,4 @@
-"""Photographs and CIFAR-10 through the whole run, where TFDS_DATA_DIR has them."""
+"""A whole run on photographs and on CIFAR-10, if TFDS_DATA_DIR has them."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Prepared sets on disk: any image at random, records TensorFlow accepts, damage that names the folder to delete."""
+"""Prepared sets on disk: reading any image, records that TensorFlow accepts, damage that names the folder."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ def files(prepared):
 
 
 RNG = np.random.default_rng(0)
-CORRUPT = {  # the bytes that become of a file's
+CORRUPT = {  # from a file's bytes to damaged ones
     "emptied": lambda whole: b"",
     "halved": lambda whole: whole[: len(whole) // 2],
     "without its end": lambda whole: whole[:-1],
@@ -65,7 +65,7 @@ CORRUPT = {  # the bytes that become of a file's
 
 
 def check_damaged(directory):
-    """Opening it, or reading all of it, says which folder to delete, in one line."""
+    """Opening the set, or reading all of it, says which folder to delete, in one line."""
     with pytest.raises(UserError, match="is damaged: delete that folder") as caught:
         made = records.open_prepared(directory)
         made.train.images()
@@ -79,7 +79,7 @@ def test_a_damaged_file_says_which_folder_to_delete(prepared, tmp_path):
     for name in files(prepared):
         whole = (directory / name).read_bytes()
         for what, corrupt in CORRUPT.items():
-            if what == "longer" and not name.endswith((".tfrecord", ".txt")):  # which is no damage to JSON and zip
+            if what == "longer" and not name.endswith((".tfrecord", ".txt")):  # JSON and zip accept that
                 continue
             (directory / name).write_bytes(corrupt(whole))
             try:
@@ -95,8 +95,8 @@ def test_a_damaged_file_says_which_folder_to_delete(prepared, tmp_path):
     assert records.open_prepared(directory).classes == prepared.classes
 
 
-def test_a_bit_that_flips_in_an_image_is_seen(prepared, tmp_path):
-    """Most decode all the same."""
+def test_a_flipped_bit_in_an_image_is_detected(prepared, tmp_path):
+    """Most such images still decode."""
     directory = Path(shutil.copytree(prepared.directory, tmp_path / "set"))
     whole = (directory / "train.tfrecord").read_bytes()
     for _ in range(40):
@@ -171,7 +171,7 @@ def test_numbers_and_names_that_do_not_fit_are_damage(what, prepared, tmp_path):
     check_damaged(directory)
 
 
-def test_damage_in_one_image_leaves_the_others(prepared, tmp_path):
+def test_damage_in_one_image_leaves_the_others_readable(prepared, tmp_path):
     directory = Path(shutil.copytree(prepared.directory, tmp_path / "set"))
     offset, length = prepared.train.offsets[3], prepared.train.lengths[3]
     with open(directory / "train.tfrecord", "r+b") as file:

@@ -1,4 +1,4 @@
-"""Sources: which photos of a folder count, and what is refused, in one line, before anything is written."""
+"""Sources: which photos of a folder are used, and what is refused, in one line, before anything is written."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def much_too_deep(root):
 
 
 def two_sets(root):
-    """Which are no two classes."""
+    """They are not two classes."""
     two_classes(root, "training_set")
     two_classes(root, "test_set")
     return "test_set has photos in its subfolder ant: ", "--config.data.name="
@@ -94,7 +94,7 @@ def link_to_another_class(root):
 
 
 def all_held_out(root):
-    photo(two_classes(root) / "cat" / "0.png")  # whose name's hash is below 0.3
+    photo(two_classes(root) / "cat" / "0.png")  # the hash of its name is below 0.3
     return "1 of 3 classes have no photo in train: cat", "data.validation_fraction, the share that is held out, is 0.3"
 
 
@@ -126,8 +126,8 @@ def test_folders_that_would_make_nonsense_are_refused_before_anything_is_written
     assert [p.name for p in tmp_path.iterdir()] == ["source"]
 
 
-def test_a_class_of_damaged_photos_alone_is_no_class_to_learn(tmp_path, capsys):
-    """In training; elsewhere it is said."""
+def test_a_class_with_only_damaged_photos_is_refused_in_training(tmp_path, capsys):
+    """Elsewhere it is a warning."""
     root = two_classes(tmp_path / "source", "train")
     for split in ("train", "validation"):
         for i in range(2):
@@ -144,7 +144,7 @@ def test_a_class_of_damaged_photos_alone_is_no_class_to_learn(tmp_path, capsys):
     assert "warning: 1 of 3 classes have no photo in validation: bee" in said
 
 
-def test_what_the_system_lays_into_folders_is_none_of_the_data(tmp_path):
+def test_files_of_the_system_are_not_data(tmp_path):
     root = two_classes(tmp_path / "source")
     before = prepare(data_config(root, tmp_path / "before"), 2)
     for name in (".DS_Store", "Thumbs.db", "ant/.DS_Store", "ant/._0.png", "ant/Thumbs.db", "ant/labels.txt"):
@@ -156,7 +156,7 @@ def test_what_the_system_lays_into_folders_is_none_of_the_data(tmp_path):
 
 
 def test_tiny_imagenet_is_taken_as_it_is(tmp_path):
-    """train/<class>/images/<photo>, and one folder of photos with a list of their classes to validate."""
+    """train/<class>/images/<photo>, and for validation one folder of photos with a list of their classes."""
     root = tmp_path / "tiny-imagenet-200"
     lines = []
     for i, name in enumerate(("n01443537", "n01629819", "n01641577")):
@@ -177,7 +177,7 @@ def test_tiny_imagenet_is_taken_as_it_is(tmp_path):
 
 
 def test_only_regular_files_are_photos(tmp_path, capsys):
-    """A pipe keeps nobody waiting; what is named like a photo and cannot be one is named."""
+    """A pipe does not block, and whatever is named like a photo but is none is reported."""
     root = two_classes(tmp_path / "source", "train")
     photo(root / "validation" / "ant" / "0.png")
     photo(tmp_path / "elsewhere.png")
@@ -198,7 +198,7 @@ def test_only_regular_files_are_photos(tmp_path, capsys):
     assert all(name in said for name in damaged)
 
 
-def test_photos_that_show_nothing_in_a_square_are_counted(tmp_path, capsys):
+def test_photos_that_show_nothing_in_a_square_are_reported(tmp_path, capsys):
     root = two_classes(tmp_path / "source", "train")
     for name in ("ant", "bee"):
         photo(root / "validation" / name / "0.png", size=(16, 160))
@@ -210,7 +210,7 @@ def test_photos_that_show_nothing_in_a_square_are_counted(tmp_path, capsys):
     assert "ant/small0.png, ant/small1.png, ant/small2.png and 2 more" in said
 
 
-def test_photos_beside_the_class_folders_are_counted(tmp_path, capsys):
+def test_photos_beside_the_class_folders_are_reported(tmp_path, capsys):
     photo(two_classes(tmp_path / "source") / "overview.png")
     prepare(data_config(tmp_path / "source", tmp_path / "prepared"), 0)
     assert "warning: 1 photos in" in (said := capsys.readouterr().err) and "overview.png" in said
@@ -225,7 +225,7 @@ def test_a_split_for_evaluation_alone_needs_no_second_class(tmp_path, capsys):
     assert "1 of 2 classes have no photo in validation: bee" in capsys.readouterr().err
 
 
-def test_without_a_use_for_them_no_photos_are_held_out(tmp_path):
+def test_no_photos_are_held_out_if_neither_split_is_validation(tmp_path):
     root = two_classes(tmp_path / "source", "train")
     two_classes(root, "test")
     assert len(prepare(data_config(root, tmp_path / "prepared", eval_split="test"), 2).train) == 16
@@ -234,17 +234,17 @@ def test_without_a_use_for_them_no_photos_are_held_out(tmp_path):
 # ---------------------------------------------------------------- classes
 
 
-def test_other_classes_than_the_networks_are_refused_before_anything_is_written(photos, prepared, tmp_path):
+def test_classes_that_do_not_fit_the_network_are_refused_before_anything_is_written(photos, prepared, tmp_path):
     for num_classes in (2, 1000):
         said = message(photos, tmp_path / "prepared", num_classes)
         assert f"has 3 classes (ant, bee, cat) and the network {num_classes}" in said
         assert "--config.model.num_classes=3, or 0" in said
     assert not (tmp_path / "prepared").exists()
-    assert "has 3 classes" in message(photos, prepared.directory.parent, 2)  # of a set that is there, too
+    assert "has 3 classes" in message(photos, prepared.directory.parent, 2)  # for an existing set, too
 
 
 def test_a_data_set_on_the_command_line_brings_its_classes(tmp_path):
-    """smoke's glyphs have ten; what is looked at after the classes, here the batch's size, is then what is wrong."""
+    """smoke's glyphs have ten classes. The first error is about the batch size, which is checked after the classes."""
     root = two_classes(tmp_path / "photos")
     command = [
         sys.executable, "-m", "alexnet_jax.main", "--config=configs/paper.py:smoke", f"--config.data.name={root}",
@@ -290,8 +290,8 @@ def test_errors_about_folders_are_one_line(photos, tmp_path):
     assert "has only damaged images" in message(tmp_path / "strange", there)
 
 
-def test_a_set_that_one_may_not_read_is_not_called_damaged(prepared, photos, monkeypatch):
-    """Nor is a folder of photos a place that cannot be written."""
+def test_an_unreadable_set_is_not_called_damaged(prepared, photos, monkeypatch):
+    """And an unreadable folder of photos is not called a folder that cannot be written."""
 
     def refuse(path, *rest, **kwargs):
         raise PermissionError(13, "Permission denied", str(path))
@@ -344,7 +344,7 @@ def test_hostile_fields_are_one_line_before_anything_is_written(field, value, ph
         ({"name": "glyphs/huge"}, 0, "glyphs/full, glyphs/tiny"),
     ],
 )
-def test_of_a_tfds_set_too_all_is_checked_before_anything_is_written(changes, num_classes, says, tmp_path):
+def test_a_tfds_set_is_checked_before_anything_is_written(changes, num_classes, says, tmp_path):
     pytest.importorskip("tensorflow_datasets")
     assert says in message(changes.pop("name", "glyphs/tiny"), tmp_path / "prepared", num_classes, **changes)
     assert not (tmp_path / "prepared").exists()

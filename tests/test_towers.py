@@ -1,4 +1,4 @@
-"""A network split over devices is the same network, its towers meet where the config says and nowhere else."""
+"""A network split over devices is the same network, and its towers exchange maps only where the config says."""
 
 import re
 from types import SimpleNamespace
@@ -38,7 +38,7 @@ def placed(params, images, mesh):
     [(1, 0, (1, 2)), (4, 0, (4, 2)), (8, 0, (8, 1)), (2, 1, (2, 1)), (2, 2, (2, 2))],
 )
 def test_mesh(data, tower, shape):
-    """With 0 tower devices there is one per tower if they are there, else one."""
+    """0 tower devices means one per tower if there are enough, otherwise one."""
     mesh = mesh_of(data, tower)
     assert dict(mesh.shape) == {"data": shape[0], "tower": shape[1]}
 
@@ -48,7 +48,7 @@ def test_mesh(data, tower, shape):
     [
         (8, 2, 2, 8, ("devices.data", "devices.tower", "JAX_NUM_CPU_DEVICES=16")),  # 16 of 8 devices
         (16, 0, 2, 16, ("devices.data", "devices.tower", "JAX_NUM_CPU_DEVICES=16")),
-        (1, 3, 2, 8, ("devices.tower", "model.towers")),  # no divisor
+        (1, 3, 2, 8, ("devices.tower", "model.towers")),  # not a divisor
         (1, 2, 1, 8, ("devices.tower", "model.towers")),
         (0, 2, 2, 8, ("devices.data",)),
         (1, -1, 2, 8, ("devices.tower",)),
@@ -64,8 +64,8 @@ def test_mesh_that_cannot_be(data, tower, count, batch, fields):
         assert field in str(error.value)
 
 
-def test_a_compiler_that_sums_wrong_is_refused(monkeypatch):
-    """On CPU, where it does; a GPU's or a TPU's is another."""
+def test_a_compiler_that_computes_wrong_sums_is_refused(monkeypatch):
+    """On CPU, where it does. GPUs and TPUs have another compiler."""
     monkeypatch.setattr("jaxlib.__version__", "0.10.2")
     with pytest.raises(UserError, match=r"jaxlib 0\.10\.2 computes wrong sums on CPU .*: pip install"):
         mesh_of(1, 1)
@@ -199,13 +199,13 @@ def loss_curve(config, mesh, steps):
         state, sums = net.step(state, jax.device_put(batch, towers.batch_sharding(mesh)), epoch, constants)
         losses.append(float(sums["loss"]) / 16)
         if len(losses) == 2:
-            early = jax.tree.map(jnp.copy, state)  # the next step is given the state itself
+            early = jax.tree.map(jnp.copy, state)  # the next step donates the state itself
     return losses, early, state
 
 
 @pytest.fixture(scope="module")
 def curves():
-    """loss_curve of `config` as it is, by mesh: each costs a compilation, and two tests look at them."""
+    """loss_curve of `config` as it is, by mesh: each takes a compilation, and two tests use them."""
     return {}
 
 
@@ -228,7 +228,7 @@ def test_every_mesh_trains_the_same(config, curves):
 
 
 def test_bfloat16_learns_on_one_device_and_on_two(config):
-    """They start alike but for rounding, which twenty steps amplify, and end alike; parameters stay float32."""
+    """The curves differ only by rounding, which twenty steps amplify. Parameters stay float32."""
     config.model.dtype = "bfloat16"
     (one, _, state), (two, _, other) = (loss_curve(config, mesh_of(*mesh), 20) for mesh in ((1, 1), (1, 2)))
     assert {a.dtype for a in jax.tree.leaves((state["params"], other["velocity"]))} == {np.dtype(np.float32)}
@@ -256,7 +256,7 @@ def test_a_checkpoint_of_any_mesh_restores_on_any_other(config, curves, tmp_path
 
 
 def collectives(text):
-    """(operation, name of what it serves) of each collective in a compiled program's text."""
+    """(operation, name of the module it belongs to) of each collective in a compiled program's text."""
     kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
     lines = [line for line in text.splitlines() if re.search(rf" ({kinds})(-start)?\(", line)]
     return [(re.search(rf" ({kinds})", line)[1], re.search(r'op_name="([^"]*)"', line)[1]) for line in lines]
@@ -273,7 +273,7 @@ def collectives(text):
     ids=["paper", "exchange", "lrn across towers"],
 )
 def test_devices_exchange_at_the_configs_layers_alone(narrow, draw, changes, layers):
-    """The compiled forward pass holds one all-gather for each, no other collective, and computes the same."""
+    """The compiled forward pass has one all-gather for each, no other collective, and the same results."""
     m = narrow(**changes)
     model, (params, images) = AlexNet(m), draw(m, BATCH, SIDE)
     mesh = mesh_of(1, 2)
@@ -281,7 +281,7 @@ def test_devices_exchange_at_the_configs_layers_alone(narrow, draw, changes, lay
     forward = jax.jit(towers.split(model, mesh)).lower(*inputs).compile()
     found = collectives(forward.as_text())
     assert {kind for kind, _ in found} == {"all-gather"}
-    names = [name.split("AlexNet/")[1].split("/")[0] for _, name in found]  # the norms, no modules, have no name
+    names = [name.split("AlexNet/")[1].split("/")[0] for _, name in found]  # the norms are not modules and have no name
     assert sorted(names) == sorted("all_gather" if name == "norm" else name for name in layers)
     check_same(forward(*inputs), jax.jit(lambda p, x: model.apply({"params": p}, x))(params, images))
 
@@ -316,7 +316,7 @@ def test_norms_across_towers_would_show(config):
 
 
 def test_annotated_shardings_would_show(narrow, draw):
-    """The split as it is often faked: the plain network with its arrays sharded over towers, and XLA left to it."""
+    """The split as it is often imitated: the plain network with sharded arrays, and the rest left to XLA."""
     m = narrow()
     model, (params, images) = AlexNet(m), draw(m, BATCH, SIDE)
     inputs = placed(params, images, mesh_of(1, 2))
@@ -328,8 +328,8 @@ def test_annotated_shardings_would_show(narrow, draw):
 
 
 @pytest.mark.parametrize("algorithm", ["momentum", "adam"])
-def test_a_layer_is_known_by_its_name_alone(config, algorithm):
-    """Only fc8 is whole on each device, in the parameters and in any optimizer's state; no other name is like it."""
+def test_only_fc8_by_its_exact_name_is_whole_on_each_device(config, algorithm):
+    """In the parameters and in every optimizer's state; names that contain fc8 are split like any other."""
     config.optimizer.algorithm = algorithm
     layer = {"kernel": np.zeros((2, 3, 4), np.float32), "bias": np.zeros(4, np.float32)}
     params = {"fc8": layer, "fc80": layer, "my_fc8": layer}
@@ -343,7 +343,7 @@ def test_a_layer_is_known_by_its_name_alone(config, algorithm):
 
 
 def test_each_device_holds_its_towers_kernels(narrow, draw):
-    """Of every layer a device of two stores half, the first device the first tower; of fc8 all."""
+    """Each of two devices stores half of every layer, the first device the first tower, and all of fc8."""
     m = narrow()
     params, images = draw(m, BATCH, SIDE)
     state, images = placed({"params": params, "velocity": params, "step": np.int32(0)}, images, mesh_of(2, 2))

@@ -27,9 +27,15 @@ _plan = functools.lru_cache(maxsize=2)(augment.plan)  # of this epoch and, when 
 
 
 def train_batches(
-    split: Split, config: ConfigDict, *,
-    seed: int, batch_size: int, first_step: int, last_step: int, shard: Shard = (0, 1),
-) -> Generator[Batch, None, None]:  # fmt: skip
+    split: Split,
+    config: ConfigDict,
+    *,
+    seed: int,
+    batch_size: int,
+    first_step: int,
+    last_step: int,
+    shard: Shard = (0, 1),
+) -> Generator[Batch, None, None]:
     """Yields the batches of steps first_step ... last_step - 1, decoded, cropped and flipped by tf.data on all cores.
 
     Args:
@@ -48,9 +54,16 @@ def train_batches(
 
 
 def resident_batches(
-    split_length: int, labels: np.ndarray, config: ConfigDict, *,
-    seed: int, batch_size: int, first_step: int, last_step: int, shard: Shard = (0, 1),
-) -> Generator[Batch, None, None]:  # fmt: skip
+    split_length: int,
+    labels: np.ndarray,
+    config: ConfigDict,
+    *,
+    seed: int,
+    batch_size: int,
+    first_step: int,
+    last_step: int,
+    shard: Shard = (0, 1),
+) -> Generator[Batch, None, None]:
     """Yields what train_batches yields for the same steps, with index int32 (b,) into the split instead of images.
 
     For images that live on the device (augment.crop_and_flip). Works without TensorFlow. Arguments and errors as there.
@@ -74,9 +87,15 @@ def _rows(
     per_epoch = steps_in_epoch(count, batch_size)
     c = config.copy_and_resolve_references()  # fixed now, because the batches are made later, in threads
     draw = functools.partial(
-        _plan, seed, count=count, size=c.size, crop=c.crop, random_crop=c.random_crop, flip=c.flip,
+        _plan,
+        seed,
+        count=count,
+        size=c.size,
+        crop=c.crop,
+        random_crop=c.random_crop,
+        flip=c.flip,
         crop_chunk=c.crop_chunk,
-    )  # fmt: skip
+    )
 
     def rows(step: int) -> Batch:
         epoch, batch = divmod(int(step), per_epoch)

@@ -171,10 +171,16 @@ def _write_set(config: ConfigDict, source: Source, folder: Path, learns: bool) -
             np.savez(folder / "statistics.npz", **statistics)
     libraries = {"alexnet_jax": __version__, "numpy": np.__version__, "Pillow": Image.__version__}
     meta = {
-        "name": config.name, "version": source.version, "size": config.size, "classes": source.classes,
-        "splits": splits, "train_split": config.train_split, "eval_split": config.eval_split, "format": FORMAT,
+        "name": config.name,
+        "version": source.version,
+        "size": config.size,
+        "classes": source.classes,
+        "splits": splits,
+        "train_split": config.train_split,
+        "eval_split": config.eval_split,
+        "format": FORMAT,
         "libraries": libraries,
-    }  # fmt: skip
+    }
     (folder / "meta.json").write_text(json.dumps(meta, indent=1))
 
 
@@ -192,9 +198,7 @@ def _write_split(
     whole: list[Row] = []
     damaged: list[Row] = []
     pixels, products = np.zeros((config.size, config.size, 3), np.int64), np.zeros((3, 3), np.int64)
-    bar = tqdm(
-        desc=f"preparing {config.name} {split}", total=source.counts[split], unit=" images", dynamic_ncols=True
-    )  # fmt: skip
+    bar = tqdm(desc=f"preparing {config.name} {split}", total=source.counts[split], unit=" images", dynamic_ncols=True)
     with bar, open(f"{stem}.tfrecord", "wb") as file:
         for chunk in prepared:
             pixels += chunk.pixels
