@@ -89,7 +89,8 @@ def launch(cells: list[Cell], executor: submitit.Executor) -> dict[str, str]:
                         bar.write(f"failed: {cell}: {failed[str(cell)]}", file=sys.stderr)
                 bar.set_postfix_str("; ".join(map(str, running)) if len(running) < 3 else f"{len(running)} jobs")
                 bar.update(sum(c.epochs_done() for c in cells) - bar.n)
-                time.sleep(1 if here else 10)
+                if running:
+                    time.sleep(1 if here else 10)
         finally:
             if here:  # stopping the sweep stops its run; jobs on a cluster continue
                 for job in running.values():
