@@ -121,10 +121,9 @@ def make_executor(launcher: str, folder: Path, options: list[str]) -> submitit.E
         parameters[f"slurm_{key}"] = int(value) if value.isdigit() else value
     try:
         if launcher == "slurm":
-            executor = submitit.AutoExecutor(folder, cluster="slurm")
-            executor.update_parameters(timeout_min=60 * 24 * DAYS)
-            executor.update_parameters(**parameters)
-            return executor
+            slurm = submitit.AutoExecutor(folder, cluster="slurm")
+            slurm.update_parameters(timeout_min=60 * 24 * DAYS, **parameters)
+            return slurm
         executor = submitit.LocalExecutor(folder)
         gpus = _visible_gpus()  # submitit hides the GPUs from a job that does not ask for them
         executor.update_parameters(timeout_min=60 * 24 * DAYS, gpus_per_node=len(gpus), visible_gpus=gpus)
