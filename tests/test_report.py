@@ -260,7 +260,7 @@ def test_runs_are_grouped_by_what_they_compute(tmp_path):
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_every_change_is_known_again(tmp_path, name):
+def test_every_change_is_recognised(tmp_path, name):
     """On a base that each of them changes."""
     base = {"data__color_noise": 0.1, "data__flip": True}
     fields = CHANGES[name].fields(quickstart.get_config())
@@ -416,7 +416,7 @@ def test_kernels_are_drawn_of_a_run_with_a_checkpoint(tiny_run, tmp_path):
     )
 
 
-def test_a_checkpoint_that_cannot_be_read_is_said(tmp_path):
+def test_a_checkpoint_that_cannot_be_read_is_reported(tmp_path):
     (fake(tmp_path / "base", 0) / "checkpoints").mkdir()
     found = make_report([tmp_path])
     drawn = pictures.draw(found, tmp_path)
@@ -469,7 +469,7 @@ def test_files_and_folders_without_runs_are_skipped(sweep, tmp_path, capsys):
         make_report([sweep / "sweep.json", sweep / "jobs"])
 
 
-def test_a_nested_config_is_no_error_of_ours(sweep):
+def test_a_deeply_nested_config_is_left_out(sweep):
     (sweep / "base" / "seed0" / "config.json").write_text("[" * 100_000)
     assert read(sweep / "base" / "seed0").state == "left out"
 
