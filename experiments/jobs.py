@@ -89,7 +89,8 @@ def launch(cells: list[Cell], executor: submitit.Executor) -> dict[str, str]:
                         bar.write(f"failed: {cell}: {failed[str(cell)]}", file=sys.stderr)
                 bar.set_postfix_str("; ".join(map(str, running)) if len(running) < 3 else f"{len(running)} jobs")
                 bar.update(sum(c.epochs_done() for c in cells) - bar.n)
-                time.sleep(1 if here else 10)
+                if running:
+                    time.sleep(1 if here else 10)
         finally:
             if here:  # stopping the sweep stops its run; jobs on a cluster continue
                 for job in running.values():
@@ -120,10 +121,9 @@ def make_executor(launcher: str, folder: Path, options: list[str]) -> submitit.E
         parameters[f"slurm_{key}"] = int(value) if value.isdigit() else value
     try:
         if launcher == "slurm":
-            executor = submitit.AutoExecutor(folder, cluster="slurm")
-            executor.update_parameters(timeout_min=60 * 24 * DAYS)
-            executor.update_parameters(**parameters)
-            return executor
+            slurm = submitit.AutoExecutor(folder, cluster="slurm")
+            slurm.update_parameters(timeout_min=60 * 24 * DAYS, **parameters)
+            return slurm
         executor = submitit.LocalExecutor(folder)
         gpus = _visible_gpus()  # submitit hides the GPUs from a job that does not ask for them
         executor.update_parameters(timeout_min=60 * 24 * DAYS, gpus_per_node=len(gpus), visible_gpus=gpus)

@@ -194,7 +194,8 @@ class Group:
     @property
     def finished(self) -> dict[int, Outcome]:
         """The runs that count, by seed."""
-        return {r.seed: r for r in sorted(self.runs, key=lambda r: r.seed or 0) if r.state == "finished"}
+        by_seed = sorted(self.runs, key=lambda r: r.seed or 0)
+        return {r.seed: r for r in by_seed if r.state == "finished" and r.seed is not None}
 
 
 def find(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:

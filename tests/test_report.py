@@ -31,7 +31,7 @@ def tree(seed=0, **fields):
 
 
 def fake(folder, seed=0, error=0.2, *, epochs=4, views=True, **fields):
-    """Writes a run that has come to `epochs` of its four: config.json and metrics.jsonl, no checkpoint.
+    """Writes a run that has trained `epochs` of its four: config.json and metrics.jsonl, no checkpoint.
 
     Its training error is 0.4 in the last epoch, its top-5 error half its top-1 error; the centre is worse by 0.1.
     """
@@ -102,7 +102,7 @@ def test_interval_equals_scipys_paired_test():
 
 
 def test_seeds_are_paired_and_the_others_do_not_count(tmp_path):
-    """Seed 0 of the base and seed 3 of the other have no partner: two pairs, t = 12.706 with one degree of freedom."""
+    """Seed 0 of the base and seed 3 of the other have no partner: two pairs, t = 12.706 for one degree of freedom."""
     for seed, error in ((0, 0.9), (1, 0.2), (2, 0.3)):
         fake(tmp_path / f"base/{seed}", seed, error)
     for seed, error in ((1, 0.21), (2, 0.34), (3, 0.9)):
@@ -153,7 +153,7 @@ def test_a_number_of_two_single_runs_that_hardly_differ_gets_no_verdict():
 
 
 def test_an_epochs_training_error_is_the_mean_over_its_steps(tmp_path):
-    """Logged every third step and at the end of the epoch: 6 stands for one step, 9 for three, 10 for one."""
+    """Logged every third step and at the end of an epoch: record 6 is of one step, 9 of three, 10 of one."""
     run = fake(tmp_path / "run", epochs=4)
     kept = [r for r in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if r["split"] != "train"]
     errors = {3: 0.9, 5: 0.4, 6: 0.5, 9: 0.1, 10: 0.3, 12: 0.7, 15: 0.7, 18: 0.2, 20: 0.0}
@@ -244,7 +244,7 @@ def test_a_damaged_run_is_left_out(sweep, name, content):
 
 
 def test_runs_are_grouped_by_what_they_compute(tmp_path):
-    """Seed, name and where it ran do not matter; a group has the title of its change, else its fields."""
+    """Seed, name and where it ran do not matter. The title of a group is that of its change, or its fields."""
     fake(tmp_path / "base/seed0", 0)
     fake(tmp_path / "elsewhere", 1, name="other", devices__tower=2, log_every_steps=7, data__data_dir="/x")
     fake(tmp_path / "zebra", 0, 0.5, model__dropout=0.1, data__flip=True)
@@ -260,8 +260,8 @@ def test_runs_are_grouped_by_what_they_compute(tmp_path):
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_every_change_is_known_again(tmp_path, name):
-    """On a base on which each of them changes something."""
+def test_every_change_is_recognised(tmp_path, name):
+    """On a base that each of them changes."""
     base = {"data__color_noise": 0.1, "data__flip": True}
     fields = CHANGES[name].fields(quickstart.get_config())
     fake(tmp_path / "base/0", **base)
@@ -314,7 +314,7 @@ def test_what_is_missing_or_damaged_is_the_users_to_fix(tmp_path, sweep):
 
 
 class Page(HTMLParser):
-    """Reads a page: its tags, its tables as rows of texts; checks that what opens also closes."""
+    """Parses a page into its tags, and its tables as rows of text; checks that every tag is closed."""
 
     EMPTY = {"meta", "link", "img"}
 
@@ -352,7 +352,7 @@ HOSTILE = "<script>alert('1')</script> $k_ | \x1b[31m & <b>"
 
 @pytest.fixture
 def hostile(tmp_path):
-    """A sweep in which whatever comes from files is code or a control sequence."""
+    """A sweep in which everything that comes from files is code or a control sequence."""
     root = tmp_path / "<script>x"
     plan(root, {"base": {}, "<img src=x>": {"model.dropout": 0.0}, "unfinished": {"model.dropout": 0.1}}, seeds=(0, 1))
     written = json.loads((root / "sweep.json").read_text())
@@ -416,7 +416,7 @@ def test_kernels_are_drawn_of_a_run_with_a_checkpoint(tiny_run, tmp_path):
     )
 
 
-def test_a_checkpoint_that_cannot_be_read_is_said(tmp_path):
+def test_a_checkpoint_that_cannot_be_read_is_reported(tmp_path):
     (fake(tmp_path / "base", 0) / "checkpoints").mkdir()
     found = make_report([tmp_path])
     drawn = pictures.draw(found, tmp_path)
@@ -426,7 +426,7 @@ def test_a_checkpoint_that_cannot_be_read_is_said(tmp_path):
 
 
 def test_what_is_far_off_does_not_squeeze_the_rest(tmp_path):
-    """Of a mean of 40 points or 80, the picture shows the number alone: the rows above are the same, pixel by pixel."""
+    """A mean of 40 points or of 80 is only a number in the picture: the rows above are the same, pixel by pixel."""
     drawn = []
     for name, error in (("a", 0.5), ("b", 0.9)):
         fake(tmp_path / name / "base", 0, 0.1)
@@ -460,7 +460,7 @@ def test_an_unwritable_folder_is_the_users_to_fix(sweep, tmp_path):
 
 
 def test_files_and_folders_without_runs_are_skipped(sweep, tmp_path, capsys):
-    """What the shell makes of runs/small/*: sweep.json, the jobs' folder, the cells."""
+    """As the shell expands runs/small/*: sweep.json, the jobs' folder, the cells."""
     (sweep / "jobs").mkdir()
     found = make_report(sorted(sweep.iterdir()))
     assert found.base.group.finished.keys() == {0, 1, 2} and len(found.rows) == 1
@@ -469,7 +469,7 @@ def test_files_and_folders_without_runs_are_skipped(sweep, tmp_path, capsys):
         make_report([sweep / "sweep.json", sweep / "jobs"])
 
 
-def test_a_nested_config_is_no_error_of_ours(sweep):
+def test_a_deeply_nested_config_is_left_out(sweep):
     (sweep / "base" / "seed0" / "config.json").write_text("[" * 100_000)
     assert read(sweep / "base" / "seed0").state == "left out"
 

@@ -24,7 +24,7 @@ def stepper(config: ConfigDict) -> tuple[Callable[[], None], dict[str, int]]:
     def fill(s: jax.ShapeDtypeStruct) -> jax.Array:
         """The run's key, random images, or zeros: rates of zero take as long to apply as others."""
         if jnp.issubdtype(s.dtype, jax.dtypes.prng_key):
-            value = jax.random.key(config.seed)
+            value: jax.Array | np.ndarray = jax.random.key(config.seed)
         elif s.dtype == jnp.uint8:
             value = random.integers(0, 256, s.shape, np.uint8)
         else:

@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,9 +23,9 @@ INCHES, DPI = 4.8, 300  # narrow, so that its text can be read on a phone; fine,
 ROW = 0.5  # inches: an ablation in the picture of differences
 BLUE, ORANGE = plots.COLORS[:2]
 PALE = "#999999"  # the base in another's panel
-MEAN = {"marker": "o", "color": BLUE, "ms": 6, "lw": 0}
-SEED = {"marker": "o", "color": BLUE, "ms": 3.5, "lw": 0, "alpha": 0.5, "mec": "none"}
-NUMBER_OF_2012 = {"marker": "D", "color": ORANGE, "ms": 6, "lw": 0, "mfc": "none", "mew": 1.5}
+MEAN: dict[str, Any] = {"marker": "o", "color": BLUE, "ms": 6, "lw": 0}
+SEED: dict[str, Any] = {"marker": "o", "color": BLUE, "ms": 3.5, "lw": 0, "alpha": 0.5, "mec": "none"}
+NUMBER_OF_2012: dict[str, Any] = {"marker": "D", "color": ORANGE, "ms": 6, "lw": 0, "mfc": "none", "mew": 1.5}
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,8 @@ def _range(rows: Sequence[Row]) -> tuple[float, float]:
     shown = [*means, *then]
     for row in rows:
         shown += [*row.differences.values(), *_ends(row.difference)]
-    shown = np.clip(shown, -most, most)
-    low, high = min(0, *shown), max(0, *shown)
+    within = np.clip(shown, -most, most)
+    low, high = min(0, *within), max(0, *within)
     margin = 0.05 * (high - low)
     return low - margin, high + margin
 
@@ -172,7 +173,7 @@ def _draw_difference(axes: Axes, row: Row, y: float, low: float, high: float):
 
 def _ends(found: Interval) -> list[float]:
     """The two ends of an interval; none of one seed."""
-    return [] if found.low is None else [found.low, found.high]
+    return [] if found.low is None or found.high is None else [found.low, found.high]
 
 
 def _leads_out(axes: Axes, edge: float, y: float, arrow: str, mean: float | None):
@@ -180,7 +181,7 @@ def _leads_out(axes: Axes, edge: float, y: float, arrow: str, mean: float | None
     axes.plot(edge, y, color=BLUE, marker=arrow, ms=7, clip_on=False)
     if mean is not None:
         word = f"{mean:+.1f}".replace("-", "\u2212")
-        place = {"xytext": (8, 0), "ha": "left"} if arrow == "<" else {"xytext": (-8, 0), "ha": "right"}
+        place: dict[str, Any] = {"xytext": (8, 0), "ha": "left"} if arrow == "<" else {"xytext": (-8, 0), "ha": "right"}
         box = {"fc": "white", "ec": "none", "pad": 1}  # over the whisker
         axes.annotate(word, (edge, y), textcoords="offset points", va="center", size=8, color=BLUE, bbox=box, **place)
 
@@ -212,7 +213,7 @@ def draw_curves(base: Row, rows: Sequence[Row], path: Path) -> Path:
     panels[0].locator_params(axis="x", integer=True)
     figure.supylabel("top-1 error, %", size=8)
     figure.supxlabel("epoch", size=8)
-    names = {"validation, centre": {"color": BLUE}, "training": {"color": BLUE, "ls": "--"}}
+    names: dict[str, dict[str, Any]] = {"validation, centre": {"color": BLUE}, "training": {"color": BLUE, "ls": "--"}}
     if base in rows:
         names["the base"] = {"color": PALE}
     handles = [Line2D([], [], label=name, lw=1.3, **style) for name, style in names.items()]
@@ -223,7 +224,7 @@ def draw_curves(base: Row, rows: Sequence[Row], path: Path) -> Path:
 def _draw_errors(axes: Axes, row: Row, color: str):
     for curves, style in ((row.training_curves, "--"), (row.validation_curves, "-")):
         epochs, low, mean, high = _band(curves)
-        dot = {"marker": "o", "ms": 3} if len(epochs) == 1 else {}
+        dot: dict[str, Any] = {"marker": "o", "ms": 3} if len(epochs) == 1 else {}
         axes.plot(epochs, mean, style, color=color, lw=1.3, **dot)
         axes.fill_between(epochs, low, high, color=color, alpha=0.2, lw=0)
 

@@ -167,7 +167,9 @@ def make_report(paths: Sequence[Path], base: Path | None = None) -> Report:
         raise UserError(f"{' and '.join(map(str, sweeps))} are different sweeps: report each separately")
     if not folders and not sweeps:
         raise UserError(f"no run in {', '.join(map(str, paths))}: name folders with a config.json in or below them")
-    name, config_name, groups, others = "", "", [], []
+    name, config_name = "", ""
+    groups: list[Group] = []
+    others: list[tuple[str, Outcome]] = []
     if sweeps:
         [sweep] = sweeps
         name, config_name, groups = results.planned(sweep)

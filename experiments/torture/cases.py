@@ -41,7 +41,8 @@ class Case:
 
 def play(cases: list[Case], jobs: int, out: Path) -> Iterator[tuple[Case, Result, Path]]:
     """Runs cases, `jobs` at a time, each in a new folder of `out`, which is removed if there was no trouble."""
-    waiting, running = deque(cases), {}
+    waiting = deque(cases)
+    running: dict[Case, tuple[Generator, Path, float]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < jobs:

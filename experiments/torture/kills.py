@@ -66,7 +66,9 @@ def plan(kind: Kind, rng: random.Random) -> list[str]:
 
 def play(kind: Kind, phases: list[str], seed: str, out: Path, folder: Path) -> Generator[None, None, Result]:
     """One trial: kill after kill, then a run to the end, and the comparison."""
-    rng, made, troubles, fresh = random.Random(seed), Counter(), [], False
+    rng, fresh = random.Random(seed), False
+    made: Counter[str] = Counter()
+    troubles: list[str] = []
     try:
         known = yield from reference(kind, out)
     except Failed as e:

@@ -27,7 +27,8 @@ class Process:
     def __init__(self, function: Callable[[], object], output: Path, memory: int = 0):
         """memory: the bytes of memory that the child may use, 0 for no limit."""
         self.output = output
-        self.status, self.begun = None, time.monotonic()
+        self.status: int | None = None
+        self.begun = time.monotonic()
         self.peak = 0  # bytes of memory, known once it has ended
         sys.stdout.flush()
         sys.stderr.flush()

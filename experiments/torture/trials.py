@@ -123,6 +123,7 @@ class Trial:
             f"    return ConfigDict(json.loads({kind.config.to_json()!r}))\n"
         )
         self.starts = 0
+        self.seconds, self.said = 0.0, ""  # of a reference: how long it took, and its last line
         self.processes: list[Process] = []
 
     def flags(self) -> list[str]:
@@ -134,7 +135,7 @@ class Trial:
         """Starts the command; its processes are killed at the end."""
         self.starts += 1
         where = environment(self.out, self.cache, own_xla, self.kind.devices)
-        together = [[]]
+        together: list[list[str]] = [[]]
         if self.kind.processes > 1:
             with socket.socket() as s:
                 s.bind(("127.0.0.1", 0))
@@ -185,7 +186,7 @@ class Trial:
         )
 
 
-_building = set()
+_building: set[str] = set()
 
 
 def reference(kind: Kind, out: Path) -> Generator[None, None, Trial]:
@@ -207,7 +208,8 @@ def reference(kind: Kind, out: Path) -> Generator[None, None, Trial]:
         finally:
             _building.discard(kind.name)
     found = Trial(kind, folder, out)
-    found.seconds, found.said = float(whole.read_text().split("\n")[0]), whole.read_text().split("\n")[1]
+    seconds, found.said, *_ = whole.read_text().split("\n")
+    found.seconds = float(seconds)
     return found
 
 
