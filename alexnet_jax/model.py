@@ -1,4 +1,7 @@
-"""AlexNet as the paper draws it (section 3.5, figure 2): five convolutions, three fully connected layers, in towers."""
+"""AlexNet as the paper draws it (section 3.5, figure 2): five convolutions, three fully connected layers, in towers.
+
+The widths, kernel sizes, strides and pools are in the config, see alexnet_jax/config.py and configs/paper.py.
+"""
 
 import math
 from functools import partial
@@ -69,7 +72,7 @@ class Layer(nn.Module):
 
 
 class AlexNet(nn.Module):
-    """The network that a config's `model` section describes; config.py says what each field is for.
+    """The network that a config's `model` section describes; alexnet_jax/config.py explains each field.
 
     Call it on images float32 (b, side, side, 3) in grey levels of 0..255, with the mean subtracted: the norms and the
     initial values assume that scale. It returns (logits float32 (b, num_classes), activations by name): conv1 .. conv5

@@ -1,9 +1,9 @@
-"""Caffe's AlexNet, bvlc_alexnet: the weights that most of the world has known by this name.
+"""Caffe's AlexNet, bvlc_alexnet: for years the weights that most people meant by this name.
 
-    python -m alexnet_jax.main --config configs/caffe.py
+    alexnet train --config configs/caffe.py
     alexnet convert --from caffe --weights bvlc_alexnet.caffemodel --workdir runs/caffe
 
-What differs from configs/paper.py; files are of BVLC/caffe, models/bvlc_alexnet. Error noted there on ILSVRC-2012
+What differs from configs/paper.py. Files are those of BVLC/caffe, models/bvlc_alexnet. Error noted there on ILSVRC-2012
 validation (readme.md): 42.9 % top-1, 19.8 % top-5, centre. Here: not run.
 """
 

@@ -1,8 +1,8 @@
-"""Caffe's second AlexNet, bvlc_reference_caffenet: it pools before it normalises, by an oversight (caffe#4202).
+"""Caffe's second AlexNet, bvlc_reference_caffenet, which pools before it normalises, by mistake (caffe#4202).
 
-    python -m alexnet_jax.main --config configs/caffenet.py
+    alexnet train --config configs/caffenet.py
 
-What differs from configs/caffe.py; files are of BVLC/caffe, models/bvlc_reference_caffenet. Error noted there on
+What differs from configs/caffe.py. Files are those of BVLC/caffe, models/bvlc_reference_caffenet. Error noted there on
 ILSVRC-2012 validation (readme.md): 42.6 % top-1, 19.6 % top-5, centre. Here: not run.
 """
 

@@ -1,12 +1,12 @@
-"""One tower alone, half of the network: what many PyTorch tutorials teach as AlexNet.
+"""A single tower, half of the network: what many PyTorch tutorials teach as AlexNet.
 
-    python -m alexnet_jax.main --config configs/half_width.py:imagenette
+    alexnet train --config configs/half_width.py:imagenette
 
 What differs from configs/paper.py, after WZMIAOMIAO/deep-learning-for-image-processing, Test2_alexnet (model.py,
 train.py), which trains it on photos of five kinds of flowers. Its TensorFlow version pads conv1 by (1, 2), as
---config.model.conv1_padding="(1,2)" does. Its random crops are of random size and aspect too; ours are the paper's.
-Its first 2 epochs on Imagenette took 10 minutes on two shared cores of an AMD EPYC and left 46.7 % top-1 error, centre
-(2026-11-24).
+--config.model.conv1_padding="(1,2)" does. Its random crops have random sizes and aspects; ours are the paper's.
+Here the first 2 epochs on Imagenette took 10 minutes on two shared cores of an AMD EPYC; top-1 error was then 46.7 %,
+centre (2026-11-24).
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +19,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c = paper.get_config()
     c.name = "half_width"
     c.batch_size = 32
-    c.epochs = 20  # its copies differ
+    c.epochs = 20  # its copies use different numbers
 
     m = c.model
     m.towers = 1
@@ -28,10 +28,9 @@ def get_config(arg: str = "") -> ConfigDict:
     m.conv1_padding = (2, 2)
     m.lrn.layers = ()
     m.dropout_before = ("fc6", "fc7")  # on inputs: the classifier sees all of fc7
-    # He et al.'s normal values by a kernel's outputs, sqrt(2 / (size^2 features)), in the convolutions.
-    for name, size, features in (("conv1", 11, 48), ("conv2", 5, 128), ("conv3", 3, 192), ("conv4", 3, 192),
-                                 ("conv5", 3, 128)):  # fmt: skip
-        m.init_std[name] = (2 / (size**2 * features)) ** 0.5
+    # The convolutions' initial values are He et al.'s by a kernel's outputs: N(0, sqrt(2 / (size^2 features))).
+    for i, (size, features) in enumerate(zip(m.conv_sizes, m.conv_widths, strict=True), start=1):
+        m.init_std[f"conv{i}"] = (2 / (size**2 * features)) ** 0.5
     for name in m.init_bias:
         m.init_bias[name] = 0.0
 
@@ -43,7 +42,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     d = c.data
     d.resize = "warp"
-    d.mean = "value"  # to -1 .. 1
+    d.mean = "value"  # pixels from -1 to 1
     d.mean_value = (127.5, 127.5, 127.5)
     d.deviation = (127.5, 127.5, 127.5)
     d.color_noise = 0.0

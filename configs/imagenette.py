@@ -1,10 +1,10 @@
-"""The paper's network and rules on Imagenette: ten classes of ImageNet, 9,469 training photos.
+"""The network of 2012 on Imagenette: ten classes of ImageNet, 9,469 training photos.
 
-    TFDS_DATA_DIR=... python -m alexnet_jax.main --config configs/imagenette.py
+    TFDS_DATA_DIR=... alexnet train --config configs/imagenette.py
 
-The initial values are the code's, not the paper's. Its first 6 epochs took 53 minutes on two cores of an Intel Xeon
-(AVX-512), shared with other work, at 20 images/s, and left 66.9 % top-1 and 18.0 % top-5 error, centre (2026-11-23,
-seed 0). The rest: not run. On Linux, this keeps a step's memory for the next in place of asking for it anew:
+The rules are those of the 2012 code, configs/source.py, with its initial values. The first 6 epochs took 53 minutes on
+two cores of an Intel Xeon (AVX-512), shared with other work, at 20 images/s; top-1 error was then 66.9 %, top-5 18.0 %,
+centre (2026-11-23, seed 0). The rest: not run. On Linux, this lets a step reuse the memory of the one before:
 
     GLIBC_TUNABLES=glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=400000000000:glibc.malloc.hugetlb=1
 """

@@ -1,19 +1,19 @@
 """A half-width AlexNet in two towers on small crops of Imagenette, for two CPU cores.
 
-    python -m alexnet_jax.main --config configs/imagenette_small.py
+    alexnet train --config configs/imagenette_small.py
 
 On two CPU cores (2026-11-23): 35 minutes, 23.9 % top-1 error on the centre crop, 21.6 % in ten views. The rate and the
-drops were chosen by looking at the same validation split, so that this error is a little flattering.
+drops were chosen on the same validation split, so this error is slightly optimistic.
 
-Other than in configs/source.py, on purpose: biases' rates fall with the weights', conv1 is not slowed, crops, mean and
-colour noise are the paper's.
+Different from configs/source.py, on purpose: biases' rates fall with the weights', conv1 is not slowed, and crops, mean
+and colour noise are the paper's.
 """
 
 from ml_collections import ConfigDict
 
 from configs import source, variants
 
-NARROW = 2**0.5  # half the inputs: initial values this much larger keep the signal of the full width
+NARROW = 2**0.5  # with half the inputs, initial values must be this much larger to keep the scale of the activations
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -31,7 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     o = c.optimizer
     o.rule = "epochs"
-    o.learning_rate = 0.005  # half the batch, half the rate: at 0.01 it hardly starts
+    o.learning_rate = 0.005  # half the batch, half the rate: at 0.01 the loss hardly falls
     o.drop_epochs = (31, 40)
     o.bias_rule = "weights"
     o.layer_rates = ()

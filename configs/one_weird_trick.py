@@ -1,13 +1,13 @@
-"""torchvision's AlexNet, after Krizhevsky's "One weird trick" (arXiv 1404.5997): the PyTorch world's.
+"""torchvision's AlexNet, after Krizhevsky's "One weird trick" (arXiv 1404.5997): the one that PyTorch users know.
 
-    python -m alexnet_jax.main --config configs/one_weird_trick.py
+    alexnet train --config configs/one_weird_trick.py
     alexnet convert --from torchvision --weights alexnet.pth --workdir runs/torchvision
 
 One tower, fewer kernels in conv1 and conv2, no normalization, dropout on inputs (pytorch/vision#549). What differs
 from configs/paper.py, after pytorch/vision: torchvision/models/alexnet.py, references/classification. conv4 has 256
 kernels as in Krizhevsky's code; the text of his paper says 384 (pytorch/vision#704). Error of torchvision's weights on
-ILSVRC-2012 validation: 43.48 % top-1, 20.93 % top-5, centre. Its random crops are of random size and aspect; ours are
-the paper's. Here: not run.
+ILSVRC-2012 validation: 43.48 % top-1, 20.93 % top-5, centre. Its random crops have random sizes and aspects; ours
+are the paper's. Here: not run.
 """
 
 from ml_collections import ConfigDict

@@ -1,10 +1,10 @@
-"""Minutes on two CPU cores: a narrow AlexNet in two towers learns to read ten letters.
+"""A narrow AlexNet in two towers learns to read ten letters, in minutes on two CPU cores.
 
-    make quickstart        or        python -m alexnet_jax.main --config configs/quickstart.py
+    make quickstart        or        alexnet train --config configs/quickstart.py
 
-The network has the paper's layers and sees 224 x 224 crops; it is a quarter as wide and its fully connected layers a
-sixteenth. On two CPU cores (2026-11-23): 4 minutes with drawing the letters, 0.2 % top-1 error.
-Rates, drop and dropout were chosen by the same validation letters that measure the error.
+The network has the paper's layers and sees 224 x 224 crops. Its convolutions are a quarter as wide, its fully connected
+layers a sixteenth. On two CPU cores (2026-11-23): 4 minutes including drawing the letters, 0.2 % top-1 error. Rates,
+drop and dropout were chosen on the same validation letters that the error is measured on.
 """
 
 from ml_collections import ConfigDict
@@ -24,8 +24,8 @@ def get_config(arg: str = "") -> ConfigDict:
     m.fc_widths = (256, 256)
     m.dropout = 0.2  # a small network on an easy task
     m.lrn.divide_by_size = True
-    # Standard deviations of He et al. (2015), sqrt(2 / inputs), and less for conv1, whose inputs are grey levels:
-    # N(0, 0.01) would leave so narrow a network asleep.
+    # Standard deviations of He et al. (2015), sqrt(2 / inputs), and less for conv1, whose inputs are grey levels: with
+    # N(0, 0.01) so narrow a network does not start to learn.
     m.init_std.conv1 = 0.003
     for name, inputs in (("conv2", 5 * 5 * 12), ("conv3", 3 * 3 * 64), ("conv4", 3 * 3 * 48), ("conv5", 3 * 3 * 48),
                          ("fc6", 6 * 6 * 64), ("fc7", 256)):  # fmt: skip
@@ -36,7 +36,7 @@ def get_config(arg: str = "") -> ConfigDict:
     o.learning_rate = 0.005
     o.rule = "epochs"
     o.drop_epochs = (4,)
-    o.layer_rates = ((0, "conv1", 0.1),)  # gradients of conv1 are larger by its inputs, grey levels up to 255
+    o.layer_rates = ((0, "conv1", 0.1),)  # its inputs are grey levels up to 255, and make its gradients larger
 
     c.data.flip = False  # a mirrored letter is another letter, or none
     c.data.mean = "channel"

@@ -1,13 +1,13 @@
-"""Table 2's "1 CNN*": a sixth convolution over the last pooled maps, made to be pretrained on all of ImageNet.
+"""Table 2's "1 CNN*": a sixth convolution over the last pooled maps, which the paper pretrained on all of ImageNet.
 
-    python -m alexnet_jax.main --config configs/six_conv.py
-    python -m alexnet_jax.main --config configs/six_conv_2012.py:runs/six_conv      # and on, on ILSVRC-2012
+    alexnet train --config configs/six_conv.py
+    alexnet train --config configs/six_conv_2012.py --config.start.workdir=runs/six_conv   # then on ILSVRC-2012
 
 The network of the code's #146; conv6 reads both towers. The authors trained it on the Fall 2011 release, 15 million
-images of 22,000 classes, and then on ILSVRC-2012 (section 6), which is configs/six_conv_2012.py; the error is noted
-there. They never trained it from nothing: its first convolutions came from #145, then from a run on the Fall 2009
-release (layer-params-146-2009.cfg, layer-params-146-2011.cfg). This config does, by the rules of configs/source.py,
-which is ours. Here: not run.
+images of 22,000 classes, and then on ILSVRC-2012 (section 6); configs/six_conv_2012.py is that last training, with its
+error. They never trained it from scratch: its first convolutions came from #145, then from a run on the Fall 2009
+release (layer-params-146-2009.cfg, layer-params-146-2011.cfg). This config does, by the rules of configs/source.py: a
+choice of ours. Here: not run.
 """
 
 from ml_collections import ConfigDict

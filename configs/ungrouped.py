@@ -1,15 +1,15 @@
-"""One GPU and every kernel connected to every map: how the first ports without groups read the paper.
+"""One GPU, and every kernel connected to every map: how the first ports without groups read the paper.
 
-    python -m alexnet_jax.main --config configs/ungrouped.py
+    alexnet train --config configs/ungrouped.py
 
-The widths of both towers, 1.57 times the multiply-accumulates. From MXNet's first AlexNet (apache/mxnet,
-example/image-classification/symbol_alexnet.py) are the network alone, one column of 96-256-384-384-256 and 4096-4096,
-and its norms: after the pool, k 1, alpha / n. They are CaffeNet's too, and so this is configs/caffenet.py in one tower.
-From Caffe is all that MXNet's file does not say: initial values, batch, rates and drops, and images of 227 pixels
+It has the widths of both towers together, and 1.57 times the multiply-accumulates. The network is that of MXNet's first
+AlexNet (apache/mxnet, example/image-classification/symbol_alexnet.py): one column of 96-256-384-384-256 and 4096-4096,
+with norms after the pool, k 1 and alpha / n. These norms are CaffeNet's too, so this is configs/caffenet.py in one
+tower. What MXNet's file does not say is Caffe's: initial values, batch, rates and drops, and images of 227 pixels,
 warped from 256 x 256, without colour noise, in one view. MXNet's own recipe changed from version to version; later it
-went back to the paper's order and k, --config.model.lrn.after_pool="()" --config.model.lrn.k=2.
+returned to the paper's order and k, --config.model.lrn.after_pool="()" --config.model.lrn.k=2.
 
-configs/ungrouped_224.py sees the paper's images instead. Here: not run.
+configs/ungrouped_224.py takes the paper's images instead. Here: not run.
 """
 
 from ml_collections import ConfigDict

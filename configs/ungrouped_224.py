@@ -1,14 +1,14 @@
 """The ungrouped network on the paper's images: 224 pixels of 256, colour noise, ten views.
 
-    python -m alexnet_jax.main --config configs/ungrouped_224.py
+    alexnet train --config configs/ungrouped_224.py
 
-The network and the rates are configs/ungrouped.py's, the images and what is done to them configs/paper.py's. Ports
-differ in how 224 pixels make 55 x 55 maps, and in how wide fc6 and fc7 are behind the 256 maps:
+The network and the rates are those of configs/ungrouped.py; the images and how they are augmented, configs/paper.py's.
+Ports differ in how 224 pixels make 55 x 55 maps, and in the widths of fc6 and fc7 after the 256 maps:
 
     --config.model.conv1_padding="(1,2)" --config.model.fc_widths="(2048,2048)"
 
-pads by one pixel before and two behind, the same grid shifted by a pixel, and leaves 28,868,968 parameters of
-62,378,344. Both work on every config of 224 pixels. Here: not run.
+pads by one pixel before and two after, which shifts the grid by a pixel, and leaves 28,868,968 of 62,378,344
+parameters. Both work with every config of 224 pixels. Here: not run.
 """
 
 from ml_collections import ConfigDict

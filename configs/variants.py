@@ -1,8 +1,8 @@
-"""What every config takes after its colon: a data set by name, and "smoke".
+"""What every config takes after its colon: a data set's name, and "smoke" for a run of seconds.
 
-"smoke" keeps the config's data set, or the one that is named beside it: the first 512 and 256 images, and of the drawn
-letters the few of glyphs/tiny. Two cases go to glyphs/tiny too, so that they run where nothing was downloaded: ImageNet
-where nobody named it, as in configs/paper.py:smoke, and a config that waits for the command line's images.
+"smoke" keeps the config's data set, or the one that is named beside it: its first 512 training and 256 validation
+images, and of the drawn letters the few of glyphs/tiny. It takes glyphs/tiny too where it would need a download that
+nobody asked for: for ImageNet if it was not named, as in configs/paper.py:smoke, and for a config without a data set.
 """
 
 from ml_collections import ConfigDict
@@ -38,15 +38,15 @@ def select(config: ConfigDict, arg: str) -> ConfigDict:
 
 
 def data_set(config: ConfigDict, word: str):
-    """Puts the config on another data set, with its classes; small sets live on the device."""
+    """Gives the config another data set, with its number of classes; small sets are held on the device."""
     config.data.name, config.data.eval_split, config.model.num_classes = DATA_SETS[word]
     config.data.on_device = word != "imagenet2012"
 
 
 def smoke(config: ConfigDict, named: bool):
-    """Shrinks the config to seconds: an eighth of the width, small images, two epochs, few images (see above)."""
+    """Shrinks the config to a run of seconds: an eighth of the width, small images, two epochs, few images."""
     d, m = config.data, config.model
-    if d.name.startswith("glyphs") or not named and d.name in ("", "imagenet2012"):
+    if d.name.startswith("glyphs") or (not named and d.name in ("", "imagenet2012")):
         data_set(config, "glyphs")
         d.name = "glyphs/tiny"
     else:
@@ -61,5 +61,5 @@ def smoke(config: ConfigDict, named: bool):
 
 
 def _narrow(width: int, divisor: int, towers: int) -> int:
-    """A width divided, at least two units a tower, as many in each."""
+    """A width divided, with at least two units in each tower and the same number in all."""
     return max(2, width // divisor // towers) * towers
