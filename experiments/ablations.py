@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from alexnet_jax import UserError, main, one_line
 from alexnet_jax.cli import config_file
-from alexnet_jax.cli.commands import command, set_up_libraries
+from alexnet_jax.cli.commands import command
 from alexnet_jax.config import check
 from alexnet_jax.data.prepare import prepare
 from alexnet_jax.runs import claims
@@ -139,7 +139,7 @@ def record(workdir: Path, sweep: str, base: ConfigDict, ablations: dict, seeds: 
 
 def train_cell(config: str, workdir: str):
     """What a job does: trains a config (JSON) in a workdir, from where it stands. Waits if another job is at it."""
-    set_up_libraries()
+    main.settle()
     path = Path(workdir)
     (path / results.FAILED).unlink(missing_ok=True)
     while True:
@@ -295,5 +295,5 @@ def run(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    set_up_libraries()
+    main.settle()
     command(run, "stopped; the same command goes on from here")

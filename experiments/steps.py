@@ -8,14 +8,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax import towers
-from alexnet_jax.analysis import cost
+from alexnet_jax.analysis import summary
 from alexnet_jax.train import program
 
 
 def stepper(config: ConfigDict) -> tuple[Callable[[], None], dict[str, int]]:
-    """(a function that runs one step of a config and waits for it, cost.memory of it); compiles it."""
+    """(a function that runs one step of a config and waits for it, summary.memory of it); compiles it."""
     mesh = towers.make_mesh(config.devices, config.model.towers, config.batch_size)
-    compiled = cost.compile_step(config, mesh)
+    compiled = summary.compile_step(config, mesh)
     random = np.random.default_rng(0)
 
     def fill(s):
@@ -28,7 +28,7 @@ def stepper(config: ConfigDict) -> tuple[Callable[[], None], dict[str, int]]:
             value = np.zeros(s.shape, s.dtype)
         return jax.device_put(value, s.sharding)
 
-    rest = jax.tree.map(fill, cost.inputs(config, mesh)[1:])
+    rest = jax.tree.map(fill, summary.inputs(config, mesh)[1:])
     state = program(config, mesh).start()
 
     def step():
@@ -36,4 +36,4 @@ def stepper(config: ConfigDict) -> tuple[Callable[[], None], dict[str, int]]:
         state, _ = compiled(state, *rest)
         jax.block_until_ready(state)
 
-    return step, cost.memory(compiled)
+    return step, summary.memory(compiled)

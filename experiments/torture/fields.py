@@ -7,6 +7,7 @@ NaN and infinity are never accepted.
 
 import json
 import shutil
+import sys
 from collections.abc import Generator
 from functools import partial
 from pathlib import Path
@@ -81,17 +82,15 @@ def rehearse(trial: Trial, field: str, value: str, cache: Path, out: Path):
     import os
 
     from alexnet_jax import main
-    from alexnet_jax.cli import commands
 
     os.environ["XDG_CACHE_HOME"] = str(cache)
     os.chdir(trial.workdir.parent)  # a value may be taken for a folder's name
-    commands.set_up_libraries()
+    main.settle()
     main.train = before_training
     troubles = []
     error = _said(trial, f"--config.{field}={value}")
     if error is None:
-        held = _held(trial, field, value)
-        if any(word in value for word in ("nan", "inf", "1e400")) and isinstance(held, (float, tuple)):
+        if any(word in value for word in ("nan", "inf", "1e400")) and isinstance(_held(main, field), (float, tuple)):
             troubles.append("accepted")
     else:
         print(error)
@@ -106,23 +105,23 @@ def rehearse(trial: Trial, field: str, value: str, cache: Path, out: Path):
 
 def _said(trial: Trial, *flags: str) -> str | None:
     """What main ends with, None if training would begin."""
-    from alexnet_jax import UserError, main
-    from alexnet_jax.cli import commands
+    from absl import flags as absl_flags
 
+    from alexnet_jax import main
+
+    sys.argv = argv = ["main", *trial.flags(), *flags]  # where ml_collections looks for what is overridden
     try:
-        main.main(commands.parse(main, [*trial.flags(), *flags], "alexnet train"))
+        absl_flags.FLAGS.unparse_flags()
+        main.main(main.parse(argv))
     except Accepted:
         return None
-    except UserError as error:
-        return f"error: {error}"
+    except SystemExit as end:
+        return str(end.code)
     return "main returned"
 
 
-def _held(trial: Trial, field: str, value: str):
-    from alexnet_jax import main
-    from alexnet_jax.cli import commands
-
-    value = commands.parse(main, [*trial.flags(), f"--config.{field}={value}"], "alexnet train").config
+def _held(main, field: str):
+    value = main.CONFIG.value
     for name in field.split("."):
         value = value[name]
     return value

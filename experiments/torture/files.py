@@ -8,6 +8,7 @@ import json
 import os
 import random
 import shutil
+import sys
 from collections.abc import Generator
 from functools import partial
 from pathlib import Path
@@ -134,7 +135,6 @@ def run(command: str, trial: Trial, folder: Path, out: Path):
     """In a child: one of COMMANDS, as its module runs it."""
     from alexnet_jax import UserError, evaluate, main
     from alexnet_jax.analysis import predict
-    from alexnet_jax.cli import commands
 
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(out / "xla")
@@ -143,10 +143,12 @@ def run(command: str, trial: Trial, folder: Path, out: Path):
 
     jax.config.update("jax_compilation_cache_dir", str(out / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    commands.set_up_libraries()
+    main.settle()
+    if command == "train":
+        sys.argv = ["main", *trial.flags()]
+        main.main(main.parse(sys.argv))
+        return
     try:
-        if command == "train":
-            raise SystemExit(main.main(commands.parse(main, trial.flags(), "alexnet train")))
         if command == "evaluate":
             evaluate.main([f"--workdir={trial.workdir}", "--views=1"])
         else:
