@@ -209,7 +209,7 @@ FEATURES = ("--workdir", RUN, "--images", PHOTO, "--out", "o", "--layer")
         ("retrieve", ["--workdir", RUN, "--query", "empty"], "empty|no photo"),
         ("features", [*FEATURES, "fc7", "--devices", "0x1"], "0x1"),
         ("features", [*FEATURES, "x"], "no layer x"),
-        ("features", [*FEATURES, "fc7", "--batch_size", "0"], "--batch_size=0"),
+        ("features", [*FEATURES, "fc7", "--batch_size", "0"], "--batch.size=0"),
         ("figures", ["--weights", ""], "is no file"),
         ("figures", ["--weights", "empty"], "empty is no file"),
         ("figures", ["--weights", "fifo"], "fifo is no file"),
@@ -219,8 +219,8 @@ FEATURES = ("--workdir", RUN, "--images", PHOTO, "--out", "o", "--layer")
         ("figures", ["--weights", "file"], "file is no .npz, or not a whole one"),
         ("figures", ["--weights", "integers.npz"], "conv1 in integers.npz is int8"),
         ("figures", ["--weights", "pickled.npz"], "plain arrays"),
-        ("benchmark", ["--repeats", "0"], "--repeats"),
-        ("benchmark", ["--seconds", "nan"], "--seconds"),
+        ("benchmark", ["input", "--repeats", "0"], "--repeats"),
+        ("benchmark", ["input", "--seconds", "nan"], "--seconds"),
         ("sweep", ["--sweep", "smoke", "--seeds", "1000000000"], "--seeds"),
         (partial(sweep.make_executor, "local", Path("file/jobs")), [], "cannot write to file/jobs.*--workdir"),
         ("report", ["missing"], "there is no folder missing"),
@@ -253,7 +253,7 @@ def test_records_of_any_kind_are_drawn_as_far_as_they_go(tmp_path):
 
 def test_a_device_is_not_replaced_by_a_picture(tmp_path):
     os.mkfifo(tmp_path / "device.png")
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="is no file|is a device or a pipe"):
         curves({"run": []}, tmp_path / "device.png")
     assert (tmp_path / "device.png").is_fifo()
 
