@@ -96,7 +96,7 @@ def find(name: str) -> tuple[Path, str | None]:
 def _hint(path: Path, home: Path | None) -> str:
     """What to name instead of a file that is not there."""
     if home is None:
-        return ""
+        return "; those of the project are in its repository, not in the installed package"
     folder = home / "configs"
     names = sorted(p.name for p in folder.glob("*.py") if p.stem not in ("__init__", "variants"))
     near = [str(folder / name) for name in difflib.get_close_matches(f"{path.stem}.py", names, 2)]
