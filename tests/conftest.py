@@ -11,8 +11,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if os.environ["JAX_PLATFORMS"] == "cpu" and os.environ.get("ALEXNET_JAX_TESTS") != "shipped":
     quick = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = f"{quick} {os.environ.get('XLA_FLAGS', '')}".strip()
-# The tests of a session and the runs they fork share a compilation cache, as a user's runs do. It is empty at the start.
-# Commands that tests start as a user does have no part in it.
+# The tests of a session and the runs they fork share a compilation cache, as a user's runs do. It begins empty.
+# Commands that tests start as a user does do not use it.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     cache = tempfile.mkdtemp(prefix="alexnet_jax_tests.")
     atexit.register(shutil.rmtree, cache, ignore_errors=True)
