@@ -1,12 +1,17 @@
-# make quickstart: from nothing to a trained network and its pictures. make test: the whole suite, compiled in haste but for
-# its numerical core, which is compiled as for users: layers, twins in PyTorch, sums, losses, collectives, a resumed run.
+# make quickstart: from nothing to a trained network and its pictures.
+# make test: the whole test suite, in two passes. The first compiles without optimization, because most tests compile more
+# than they compute. The second runs the numerical core (layers, PyTorch twins, losses, collectives, resumed runs) compiled
+# as it is for users.
 PYTHON ?= python3
 BIN = .venv/bin
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: quickstart test lint clean
 
 quickstart: .venv/.installed
-	$(BIN)/python -m alexnet_jax.main --config configs/quickstart.py
+	$(BIN)/alexnet train --config configs/quickstart.py
+	@echo
+	@echo 'To use the commands of the README in this shell, run: source .venv/bin/activate'
 
 test: .venv/.installed-dev
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not as_shipped"
@@ -15,18 +20,19 @@ test: .venv/.installed-dev
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("alexnet_jax needs Python 3.11 or newer") if sys.version_info < (3, 11) else 0'
 	$(PYTHON) -m venv .venv
 
-.venv/.installed: .venv/bin/python requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+.venv/.installed: .venv/bin/python pyproject.toml requirements.txt
+	$(INSTALL) -e .
 	touch $@
 
-.venv/.installed-dev: .venv/.installed pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+.venv/.installed-dev: .venv/.installed
+	$(INSTALL) -e '.[dev]'
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

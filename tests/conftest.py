@@ -1,4 +1,4 @@
-"""Eight CPU devices for meshes up to 4 x 2, a network narrow enough to run in a test, photos and a run on them."""
+"""Eight CPU devices for meshes up to 4 x 2, a network narrow enough for tests, photos and a run on them."""
 
 import atexit
 import os
@@ -6,17 +6,17 @@ import shutil
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests compile much and run little: without optimization they take a third of the time; your flags win. Those marked
-# as_shipped, the numerical core, are to run with it: ALEXNET_JAX_TESTS=shipped, see the Makefile.
+# Tests compile a lot and compute little: without optimization they take a third of the time. Your own flags win. Tests
+# marked as_shipped, the numerical core, are run with optimization: ALEXNET_JAX_TESTS=shipped, see the Makefile.
 if os.environ["JAX_PLATFORMS"] == "cpu" and os.environ.get("ALEXNET_JAX_TESTS") != "shipped":
     quick = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = f"{quick} {os.environ.get('XLA_FLAGS', '')}".strip()
-# All processes of these tests share what they compile, as a user's do, and begin without.
+# The tests of a session and the runs they fork share a compilation cache, as a user's runs do. It begins empty.
+# Commands that tests start as a user does do not use it.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     cache = tempfile.mkdtemp(prefix="alexnet_jax_tests.")
     atexit.register(shutil.rmtree, cache, ignore_errors=True)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["ALEXNET_JAX_TESTS_CACHE"] = cache
 
 import jax
 import numpy as np
@@ -28,11 +28,20 @@ from alexnet_jax.model import shapes
 from configs import paper
 
 jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_compilation_cache_dir", os.environ["ALEXNET_JAX_TESTS_CACHE"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+SLOW = ("test_distributed", "test_train", "test_sweep", "test_ablations")  # they start processes
+
+
+def pytest_collection_modifyitems(items):
+    """The slow files first, so that no core is left with a long test at the end."""
+    items.sort(key=lambda item: SLOW.index(item.path.stem) if item.path.stem in SLOW else len(SLOW))
 
 
 @pytest.fixture
 def narrow():
-    """narrow(**changes): the paper's model section at a fraction of the width, dotted fields as lrn__size=3."""
+    """narrow(**changes): the paper's model config at a fraction of the width; lrn__size=3 sets lrn.size."""
 
     def make(**changes):
         m = paper.get_config().model
@@ -45,9 +54,9 @@ def narrow():
 
 @pytest.fixture
 def draw():
-    """draw(m, batch, side): parameters and images at which every part of the network shows.
+    """draw(m, batch, side): random parameters and images with which every part of the network affects the output.
 
-    Images are in grey levels and kernels keep their scale, so that the norms' sums count beside k; biases are random.
+    Images are in grey levels and kernels preserve their scale, so that the sums of the norms matter beside k.
     """
 
     def make(m, batch, side):
@@ -105,7 +114,7 @@ def tiny_config(photos):
 
 @pytest.fixture
 def config(photos):
-    """tiny_config, to be changed at will."""
+    """A tiny_config that a test may change."""
     return tiny_config(photos)
 
 

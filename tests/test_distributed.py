@@ -30,7 +30,7 @@ def outputs(processes):
 
 
 def check_same(workdir, reference):
-    """The validation results and the weights of two runs agree to float32 rounding, twelve steps amplified."""
+    """Validation results and weights of two runs are equal up to float32 rounding, amplified by twelve steps."""
     ours, theirs = ([r for r in records(w) if r["split"] == "validation"] for w in (workdir, reference))
     for a, b in zip(ours, theirs, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-3) and a["images"] == b["images"]
@@ -40,7 +40,7 @@ def check_same(workdir, reference):
 
 
 def test_a_tower_in_each_process(config, tiny_run, tmp_path):
-    """The network of one process, its halves in two; both are fed all images."""
+    """One network, half of it in each process; both read all images."""
     config.epochs, config.devices.tower = 2, 2
     processes = start_together(config, tmp_path / "run")
     said = outputs(processes)
@@ -49,9 +49,10 @@ def test_a_tower_in_each_process(config, tiny_run, tmp_path):
 
 
 def test_lost_or_stopped_all_restart_and_end_bit_for_bit_equal(config, tiny_run, tmp_path):
-    """A copy of the network each: each reads its share, the validation set counts once, one speaks.
+    """A copy of the network each: each reads its share, every validation image counts once, one process reports.
 
-    Then the same, stopped by SIGTERM at one of them, and by SIGKILL of either: the other ends soon and says so last.
+    Then the same, stopped by SIGTERM to one of them, and by SIGKILL of either: the other soon ends with a line that
+    says so.
     """
     config.epochs, config.devices.data, config.log_every_steps = 2, 2, 1
     whole, broken = tmp_path / "whole", tmp_path / "broken"

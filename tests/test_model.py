@@ -47,7 +47,7 @@ def test_shapes_at_full_width():
 
 
 def twin(params, images, m):
-    """AlexNet in PyTorch, written from the paper: activations by name of parameters and images that are tensors."""
+    """AlexNet in PyTorch, written from the paper: from parameters and images, as tensors, to activations by name."""
     out = {}
     act = {"relu": F.relu, "tanh": torch.tanh}[m.activation]
 
@@ -105,7 +105,7 @@ def twin(params, images, m):
 
 
 def compiled(f):
-    """As the network is compiled for users."""
+    """f, compiled as the network is for users."""
     return jax.jit(f, compiler_options=compiler_options(jax.default_backend()))
 
 
@@ -190,8 +190,8 @@ def test_full_width_is_the_twins(draw):
     check_twin(m, *draw(m, 1, 224), gradients=False)
 
 
-def test_norms_count(narrow, draw):
-    """The drawn numbers are such that a norm left out or misplaced is no rounding error."""
+def test_norms_matter(narrow, draw):
+    """With the random numbers of `draw`, a norm that is missing or misplaced changes more than rounding does."""
     m = narrow()
     params, images = draw(m, 2, 64)
     out = forward(m, params, images)[1]
@@ -204,7 +204,7 @@ def test_norms_count(narrow, draw):
 
 
 def tower_gradients(m, params, images, activation, layer):
-    """The largest gradient of tower one's `activation` with respect to each tower's kernels of `layer`."""
+    """The largest gradient of tower one's `activation` with respect to the kernels of `layer` in each tower."""
 
     def first_tower(kernel):
         changed = params | {layer: params[layer] | {"kernel": kernel}}
@@ -229,8 +229,8 @@ def tower_gradients(m, params, images, activation, layer):
         ("fc7", "fc6", {"exchange": ("conv3", "fc6", "fc8")}, False),
     ],
 )
-def test_towers_are_isolated_but_where_they_exchange(narrow, draw, activation, layer, changes, sees_the_other):
-    """What tower one does not read has a gradient of exactly zero."""
+def test_towers_are_isolated_except_where_they_exchange(narrow, draw, activation, layer, changes, sees_the_other):
+    """The gradient with respect to what tower one does not read is exactly zero."""
     m = narrow(**changes)
     own, other = tower_gradients(m, *draw(m, 2, 64), activation, layer)
     assert own > 0
@@ -240,12 +240,12 @@ def test_towers_are_isolated_but_where_they_exchange(narrow, draw, activation, l
 # Numbers.
 
 
-EPS = 2.0**-8  # from 1 to the next number of bfloat16; rounding moves by half of it at most
+EPS = 2.0**-8  # between 1 and the next number of bfloat16; rounding errors are at most half of it
 
 
 @pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.as_shipped), 2])
-def test_bfloat16_is_float32_but_for_its_rounding(narrow, draw, devices):
-    """Every activation and every gradient, of the network that is computed in bfloat16 and whose parameters are not."""
+def test_bfloat16_differs_from_float32_by_rounding_only(narrow, draw, devices):
+    """Every activation and gradient of a network that computes in bfloat16 with float32 parameters."""
     m, coarse = narrow(), narrow(dtype="bfloat16")
     params, images = draw(m, 4, 64)
     weights = np.random.default_rng(1).normal(size=(4, 7)).astype(np.float32)
@@ -266,13 +266,13 @@ def test_bfloat16_is_float32_but_for_its_rounding(narrow, draw, devices):
     assert out["logits"].dtype == jnp.float32
 
     def distance(a, b):
-        """Of the differences and of b, the root mean squares' ratio."""
+        """The root mean square of the difference, relative to that of b."""
         return np.sqrt(np.mean((np.float32(a) - b) ** 2) / np.mean(np.float32(b) ** 2))
 
     for name, a in exact.items():
         assert 0 < distance(out[name], a) < 2 * EPS, name
         assert np.abs(np.float32(out[name]) - a).max() < 4 * EPS * np.abs(a).max(), name
-    # In front of a pool, rounding decides which of two near places gets the gradient.
+    # Below a pool, rounding decides which of two nearly equal places gets the gradient.
     loose = {"conv1": 64, "conv2": 32, "conv3": 32, "conv4": 32}
     for layer, kinds in wanted.items():
         for kind, g in kinds.items():
@@ -280,7 +280,7 @@ def test_bfloat16_is_float32_but_for_its_rounding(narrow, draw, devices):
 
 
 def test_logits_are_not_rounded_to_bfloat16(narrow, draw):
-    """Its 8 bits would make ties of classes that are close, and a tie counts as an error."""
+    """With 8 bits, classes with close logits would tie, and a tie counts as an error."""
     m = narrow(dtype="bfloat16", num_classes=1000)
     logits = forward(m, *draw(m, 4, 64))[0]
     assert (logits != logits.astype(jnp.bfloat16)).mean() > 0.99
@@ -295,14 +295,14 @@ def test_dropout_in_training_only(narrow, draw):
     one, two, again = (train(jax.random.key(seed)) for seed in (0, 1, 0))
     np.testing.assert_array_equal(one[0], again[0])
     assert (one[0] != two[0]).all() and (one[0] != whole).all()
-    np.testing.assert_array_equal(one[1]["fc6"], two[1]["fc6"])  # its outputs are named before dropout
-    assert (one[1]["fc7"] != two[1]["fc7"]).any()  # and dropped when fc7 reads them
+    np.testing.assert_array_equal(one[1]["fc6"], two[1]["fc6"])  # activations are taken before dropout
+    assert (one[1]["fc7"] != two[1]["fc7"]).any()  # which fc7 sees
 
     m.dropout = 0.0
     np.testing.assert_array_equal(forward(m, params, images, train=True)[0], whole)
 
 
-def test_initial_values_are_the_configs(narrow):
+def test_initial_values_are_those_of_the_config(narrow):
     m = narrow(conv_widths=(48, 32, 32, 32, 32), fc_widths=(64, 64), num_classes=64)
     assert set(m.init_std.values()) == {0.01}  # section 5
     for i, name in enumerate(m.init_std):

@@ -1,4 +1,4 @@
-"""A run end to end: it learns, it can be killed, it refuses what it should."""
+"""A run end to end: it learns, it can be killed and resumed, it refuses wrong configs."""
 
 import json
 import random
@@ -24,7 +24,7 @@ from alexnet_jax.runs import claims
 from alexnet_jax.runs.run import load_run, read_config
 
 
-def test_it_learns_and_says_so(config, tmp_path, capsys):
+def test_it_learns_and_reports_it(config, tmp_path, capsys):
     config.epochs = 12
     config.optimizer.drop_epochs = (10,)
     config.model.dropout = 0.2
@@ -58,9 +58,9 @@ def wait_for(process, workdir, step):
 
 @pytest.mark.parametrize("on_device", [pytest.param(True, marks=pytest.mark.as_shipped), False])
 def test_killed_and_resumed_ends_bit_for_bit_equal(config, tmp_path, on_device):
-    """With dropout and augmentation, stopped mid-epoch by SIGTERM, then by SIGKILL at a random moment.
+    """With dropout and augmentation, stopped in mid-epoch by SIGTERM, then by SIGKILL at a random moment.
 
-    The last process shares nothing with the first: a new interpreter, which compiles for itself.
+    The last process shares nothing with the others: it is a new interpreter, and compiles everything itself.
     """
     config.data.on_device = on_device
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -88,7 +88,7 @@ def test_killed_and_resumed_ends_bit_for_bit_equal(config, tmp_path, on_device):
 
 @pytest.fixture(scope="module")
 def whole(photos, tmp_path_factory):
-    """A config of the plateau rule that drops soon, evaluates every other epoch and crops in chunks; its run."""
+    """A config whose plateau rule drops soon, which evaluates every other epoch and crops in chunks; and its run."""
     c = tiny_config(photos)
     c.optimizer.rule, c.optimizer.patience, c.optimizer.min_improvement = "plateau", 1, 1.0
     c.evaluation.every_epochs, c.data.crop_chunk = 2, 32
@@ -103,17 +103,19 @@ def optimizer_drops(workdir):
 
 
 def test_killed_in_its_last_evaluation_it_ends_bit_for_bit_equal(whole, tmp_path, monkeypatch):
-    """And before that in the middle of an epoch; with what plateau, every_epochs and crop_chunk have to remember."""
+    """And before that in mid-epoch, with the state that plateau, every_epochs and crop_chunk must keep."""
     config, workdir = whole
-    run_until_killed(monkeypatch, config, tmp_path / "run", optimizer, "rates", call=3)  # anew after each checkpoint
+    run_until_killed(
+        monkeypatch, config, tmp_path / "run", optimizer, "rates", call=3
+    )  # called again after each checkpoint
     run_until_killed(monkeypatch, config, tmp_path / "run", train, "evaluate", call=3)  # ten views, at the end
     assert records(tmp_path / "run")[-1].get("views") == 1
     assert main.run(config, tmp_path / "run") == 0
     check_equal(tmp_path / "run", workdir, step=24)
 
 
-def test_an_extended_run_equals_one_that_was_to_be_longer_from_the_start(whole, tmp_path):
-    """Its former end, an epoch without an evaluation in the other, leaves two records and nothing else."""
+def test_an_extended_run_equals_one_that_was_longer_from_the_start(whole, tmp_path):
+    """Only two records tell: those of the evaluation at its first end, an epoch that the other does not evaluate."""
     config, workdir = whole
     config = config.copy_and_resolve_references()
     config.epochs = 3
@@ -125,7 +127,7 @@ def test_an_extended_run_equals_one_that_was_to_be_longer_from_the_start(whole, 
     assert found == records(workdir) and len(records(tmp_path / "run")) == len(found) + 2
 
 
-def test_other_data_stops_a_run_before_it_goes_on(config, tiny_run, tmp_path, monkeypatch):
+def test_other_data_stops_a_run_before_it_resumes(config, tiny_run, tmp_path, monkeypatch):
     workdir = shutil.copytree(tiny_run, tmp_path / "run")
     config.epochs, config.data.prepared_dir = 3, str(tmp_path / "prepared")
     monkeypatch.setattr(prepare, "decode", lambda jpeg, real=prepare.decode: real(jpeg) // 2)  # as another Pillow might
@@ -135,13 +137,13 @@ def test_other_data_stops_a_run_before_it_goes_on(config, tiny_run, tmp_path, mo
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopped_before_its_first_step_it_says_so(tmp_path, number):
-    """While it imports: nothing is there yet, and the line is all it says."""
+def test_stopped_before_its_first_step_it_ends_in_one_line(tmp_path, number):
+    """During the imports: nothing is written yet, and the line is all its output."""
     command = [sys.executable, "-m", "alexnet_jax.main", "--config=configs/paper.py:smoke", f"--workdir={tmp_path}/run"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     status = Path(f"/proc/{process.pid}/status")
     wanted = 1 << (signal.SIGTERM - 1)
-    while not int(re.search(r"SigCgt:\s*(\w+)", status.read_text())[1], 16) & wanted:  # it has begun to watch
+    while not int(re.search(r"SigCgt:\s*(\w+)", status.read_text())[1], 16) & wanted:  # until it watches for signals
         assert process.poll() is None
         time.sleep(0.01)
     time.sleep(0.3)
@@ -163,8 +165,8 @@ def test_keeps_the_latest_and_the_best(config, tmp_path):
     assert load_run(tmp_path / "run", "latest").step == 24
 
 
-def test_patience_is_of_epochs_where_evaluations_are_rarer(config, tmp_path):
-    """Evaluated after epochs 2 and 4: no fall in two is a drop. The last evaluation, after 5, is no more."""
+def test_patience_counts_epochs_where_evaluations_are_rarer(config, tmp_path):
+    """Evaluated after epochs 2 and 4: two epochs without improvement make a drop. The evaluation after 5 makes none."""
     config.epochs, config.evaluation.every_epochs, config.evaluation.views = 5, 2, 1
     config.optimizer.update({"rule": "plateau", "patience": 2, "min_improvement": 1.0})
     main.run(config, tmp_path / "run")
@@ -175,7 +177,7 @@ def test_patience_is_of_epochs_where_evaluations_are_rarer(config, tmp_path):
     assert (plateau["waited"], plateau["drops"]) == (0, 1)
 
 
-def test_a_finished_run_is_left_as_it_is(config, tmp_path, capsys):
+def test_a_finished_run_is_not_changed(config, tmp_path, capsys):
     main.run(config, tmp_path / "run")
     before = records(tmp_path / "run", but=())
     path = tmp_path / "run" / "provenance.json"
@@ -204,7 +206,7 @@ def test_a_workdir_of_another_config_is_refused(config, tmp_path):
 
 
 def test_a_full_disk_stops_the_run_in_one_line(config, tmp_path, monkeypatch):
-    """The checkpoint before it stays, and the run goes on from there once there is room."""
+    """The checkpoint before stays, and the run resumes from there once there is room."""
     full = shutil.disk_usage(tmp_path)._replace(free=1000)
     config.checkpoint_every_steps = 100
     saves = iter([shutil.disk_usage(tmp_path), full])
@@ -257,7 +259,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
         ("epochs", 0, "epochs"),
     ],
 )
-def test_what_a_user_gets_wrong_names_the_field(config, tmp_path, field, value, says):
+def test_a_wrong_value_is_refused_by_the_name_of_its_field(config, tmp_path, field, value, says):
     config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError) as e:
         main.run(config, tmp_path / "run")
@@ -265,7 +267,7 @@ def test_what_a_user_gets_wrong_names_the_field(config, tmp_path, field, value, 
     assert "\n" not in str(e.value)
 
 
-def test_memory_that_does_not_suffice_ends_in_one_line(config, tmp_path, monkeypatch):
+def test_too_little_memory_ends_in_one_line(config, tmp_path, monkeypatch):
     def train(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes.")
 
@@ -287,7 +289,7 @@ def test_a_wrong_flag_ends_the_process_in_one_line():
 
 
 def test_top5_counts_ties_as_errors():
-    """A network that has collapsed to one answer for all is wrong, never right by the order of the classes."""
+    """A network that gives all classes the same probability is wrong, whatever the order of the classes."""
     flat = jnp.log(jnp.full((4, 10), 0.1))
     labels, mask = jnp.arange(4), jnp.ones(4)
     found = metrics.means(metrics.sums(flat, labels, mask))
@@ -301,7 +303,7 @@ def test_top5_counts_ties_as_errors():
 
 @pytest.mark.parametrize(("data", "tower"), [(1, 2), (2, 2)])
 def test_split_over_devices_trains_the_same(config, tiny_run, tmp_path, capsys, data, tower):
-    """Same seed, images and masks as tiny_run on one device; float32 rounding, and twelve steps that amplify it."""
+    """Same seed, images and masks as tiny_run on one device: equal up to rounding, amplified by twelve steps."""
     config.epochs = 2
     config.devices.data, config.devices.tower = data, tower
     main.run(config, tmp_path / "run")

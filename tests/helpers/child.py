@@ -1,4 +1,7 @@
-"""What a forked process does: it becomes the command that trains. It imports nothing of ours: main runs afresh."""
+"""What a forked process does: it runs the command that trains.
+
+Imports nothing of this project: main must not be imported before it is run.
+"""
 
 import atexit
 import os
@@ -8,9 +11,9 @@ from pathlib import Path
 
 
 def train(flags: list[str], output: Path, fresh: bool):
-    """Runs `python -m alexnet_jax.main FLAGS`, with what it says in a file.
+    """Runs `python -m alexnet_jax.main FLAGS` and writes its output to a file.
 
-    If fresh, in a new interpreter, without the cache of what JAX has compiled.
+    fresh: run it in a new interpreter, without JAX's compilation cache.
     """
     with output.open("wb") as file:
         for number in (1, 2):
@@ -22,4 +25,4 @@ def train(flags: list[str], output: Path, fresh: bool):
     try:
         runpy.run_module("alexnet_jax.main", run_name="__main__", alter_sys=True)
     finally:
-        atexit._run_exitfuncs()  # a forked process leaves them out; JAX parts from other processes there
+        atexit._run_exitfuncs()  # a forked process skips them; jax.distributed disconnects there

@@ -1,13 +1,16 @@
-"""What a run imports, imported once: helpers.runs forks its runs from a process that has read this file.
+"""What a run imports. helpers.runs forks its runs from a process that has imported this file.
 
-main itself is left out: each run executes it as `python -m alexnet_jax.main` does. JAX starts no threads before its
-first computation, and TensorFlow none before its first dataset, so this process may fork.
+alexnet_jax.main is left out: each run executes it, as `python -m alexnet_jax.main` does. Neither JAX nor TensorFlow has
+started a thread or a device yet, so it is safe to fork.
 """
 
 import os
 
-os.environ["OPENBLAS_NUM_THREADS"] = "1"  # NumPy starts threads when it is imported
-os.environ["JAX_NUM_CPU_DEVICES"] = "1"  # JAX reads it when it is imported
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # NumPy starts threads at import
+# JAX reads these at import.
+os.environ["JAX_NUM_CPU_DEVICES"] = "1"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["ALEXNET_JAX_TESTS_CACHE"]
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import tensorflow  # noqa: F401
 

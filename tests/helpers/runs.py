@@ -1,4 +1,4 @@
-"""Runs in processes of their own, what they left, kills in this one at an exact place, and a disk that is full."""
+"""Runs in processes of their own, their records, kills at an exact place in this process, and a full disk."""
 
 import contextlib
 import functools
@@ -10,19 +10,22 @@ import os
 import resource
 import sys
 import tempfile
+from collections.abc import Container
 from multiprocessing import forkserver
 from pathlib import Path
+from types import ModuleType
 
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from alexnet_jax import checkpoint, main
 from helpers import child
 
 
-def write_config(config, path):
-    """Writes a config file that main reads; returns the path."""
+def write_config(config: ConfigDict, path: str | Path) -> str | Path:
+    """Writes a config file for --config; returns its path."""
     Path(path).write_text(
         "import json\nfrom ml_collections import ConfigDict\n\n\ndef get_config():\n"
         f"    return ConfigDict(json.loads({config.to_json()!r}))\n"
@@ -33,7 +36,7 @@ def write_config(config, path):
 class Process:
     """A run in a process of its own, its output in a file."""
 
-    def __init__(self, workdir, flags: list[str], fresh: bool):
+    def __init__(self, workdir: Path, flags: list[str], fresh: bool):
         with tempfile.NamedTemporaryFile(
             prefix=f"{Path(workdir).name}.", dir=Path(workdir).parent, delete=False
         ) as file:
@@ -57,11 +60,11 @@ class Process:
         return said
 
 
-def start(config, workdir, *flags: str, fresh: bool = False) -> Process:
+def start(config: ConfigDict, workdir: Path, *flags: str, fresh: bool = False) -> Process:
     """Starts `python -m alexnet_jax.main` on a config, with one CPU device.
 
-    The process is forked from one that has imported TensorFlow and JAX, which saves seconds. If `fresh`, it is a new
-    interpreter that shares nothing with other runs: neither the seed of Python's hashes nor compiled programs.
+    The process is forked from one that has imported TensorFlow and JAX, which saves seconds. fresh: it is a new
+    interpreter instead, and shares neither compiled programs nor the seed of Python's hashes with other runs.
     """
     path = write_config(config, f"{workdir}.py")
     return Process(workdir, [f"--config={path}", f"--workdir={workdir}", *flags], fresh)
@@ -78,11 +81,11 @@ def _forkserver() -> multiprocessing.context.ForkServerContext:
 
 
 class Killed(BaseException):
-    """What no code catches."""
+    """No code catches it."""
 
 
-def kill_at(monkeypatch, module, name, call):
-    """Lets a function of a module raise Killed in place of its call number `call`, from 1."""
+def kill_at(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, call: int):
+    """Makes a function of a module raise Killed at its call number `call`, counted from 1."""
     real, calls = getattr(module, name), iter(range(1, sys.maxsize))
 
     def until(*args, **kwargs):
@@ -93,10 +96,13 @@ def kill_at(monkeypatch, module, name, call):
     monkeypatch.setattr(module, name, until)
 
 
-def run_until_killed(monkeypatch, config, workdir, module, name, call):
+def run_until_killed(
+    monkeypatch: pytest.MonkeyPatch, config: ConfigDict, workdir: Path, module: ModuleType, name: str, call: int
+):
     """Trains until a function of a module is called for the `call`th time.
 
-    A save under way then ends before this returns: it would die with its process, and not go on beside the next run.
+    A checkpoint that is being saved is completed before this returns. A real kill would end the save too; here it
+    would continue in a thread beside the next run.
     """
     opened, manager = [], checkpoint.manager
     with monkeypatch.context() as m, pytest.raises(Killed):
@@ -107,17 +113,17 @@ def run_until_killed(monkeypatch, config, workdir, module, name, call):
         checkpoints.close()
 
 
-def records(workdir, but=("images_per_second",)):
+def records(workdir: Path, but: Container[str] = ("images_per_second",)) -> list[dict]:
     """The records of a run's metrics.jsonl, without the fields that differ from run to run."""
-    lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in but} for line in lines]
 
 
 @contextlib.contextmanager
-def full_disk(room):
-    """Files of this process grow no further than `room` bytes."""
+def full_disk(room: int):
+    """No file of this process can grow beyond `room` bytes."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # pytest's standard error is a file too, and tqdm keeps its lock for good when it cannot write there.
+    # pytest's standard error is a file too, and tqdm never releases its lock when it cannot write there.
     with contextlib.redirect_stderr(io.StringIO()):
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
         try:
@@ -126,16 +132,16 @@ def full_disk(room):
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def check_equal(one, other, step):
-    """Two runs have the same records, and their last checkpoint, of `step`, is the same bit for bit."""
+def check_equal(one: Path, other: Path, step: int):
+    """Two runs have the same records, and the same last checkpoint, of step `step`, bit for bit."""
     assert records(one) == records(other)
     check_same_checkpoint(one, other, step)
 
 
-def check_same_checkpoint(one, other, step):
-    """The last checkpoint of two runs is of `step` and holds the same bits: parameters, velocity, plateau and all."""
-    assert checkpoint.trained(Path(one)) == checkpoint.trained(Path(other)) == step
-    (a, host), (b, other_host) = (checkpoint.read_whole(Path(w) / "checkpoints" / f"step_{step}") for w in (one, other))
+def check_same_checkpoint(one: Path, other: Path, step: int):
+    """The last checkpoint of both runs is of step `step` and equal bit for bit, with velocity and plateau state."""
+    assert checkpoint.trained(one) == checkpoint.trained(other) == step
+    (a, host), (b, other_host) = (checkpoint.read_whole(w / "checkpoints" / f"step_{step}") for w in (one, other))
     assert host == other_host
     assert jax.tree.structure(a) == jax.tree.structure(b) and {"params", "velocity", "step"} <= set(a)
     for (path, x), y in zip(jax.tree.leaves_with_path(a), jax.tree.leaves(b), strict=True):

@@ -1,0 +1,31 @@
+"""docs/tour.ipynb runs from its first cell to its last, in this process: a kernel would take seconds to start."""
+
+from pathlib import Path
+
+import matplotlib
+import nbformat
+from IPython.core.interactiveshell import InteractiveShell
+
+NOTEBOOK = Path(__file__).parents[1] / "docs" / "tour.ipynb"
+
+
+def test_the_notebook_runs(tiny_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ALEXNET_RUN", str(tiny_run))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.mkdtemp", lambda *args, **kwargs: str(tmp_path))
+    matplotlib.use("agg")
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    shell = InteractiveShell()
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            shell.run_cell(cell.source, silent=True).raise_error()
+    said = capsys.readouterr().out
+    assert "tiny, step" in said and "of an image's six nearest are of its class" in said
+    pictures = {path.name for path in tmp_path.glob("*.png")}
+    assert pictures == {"kernels.png", "predictions.png", "neighbours.png"}
+
+
+def test_its_outputs_are_small():
+    """They are stored, so that the page can be read without running it."""
+    assert NOTEBOOK.stat().st_size < 300_000
