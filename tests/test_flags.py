@@ -171,7 +171,7 @@ FEATURES = ("--workdir", RUN, "--images", PHOTO, "--out", "o", "--layer")
         (partial(verb, figures), ["--weights", "fifo"], "fifo is no file"),
         (partial(verb, figures), ["--weights", "missing.npz"], "there is no file missing.npz"),
         (partial(verb, figures), ["--weights", "conv1.npy"], "conv1.npy is no .npz: --weights takes an .npz"),
-        (partial(verb, figures), ["--weights", "net.pth"], "net.pth is no .npz.*alexnet_jax.weights.convert"),
+        (partial(verb, figures), ["--weights", "net.pth"], "net.pth is no .npz.*alexnet convert"),
         (partial(verb, figures), ["--weights", "file"], "file is no .npz, or not a whole one"),
         (partial(verb, figures), ["--weights", "integers.npz"], "conv1 in integers.npz is int8"),
         (partial(verb, figures), ["--weights", "pickled.npz"], "plain arrays"),
