@@ -25,13 +25,13 @@ from alexnet_jax.data.images import Batch, Images
 from alexnet_jax.model import AlexNet, fc6_side, shapes
 from alexnet_jax.runs.run import Run
 
-LOGS = "log_probabilities"  # the name of what the network says of the classes, beside the layers' names
+LOGS = "log_probabilities"  # the name of the network's answer, beside the layers' names
 Forward = Callable[..., dict[str, jax.Array]]  # see make_forward
 T = TypeVar("T")
 
 
 class Result(NamedTuple):
-    """A batch and what the network says of it. The arrays are on the devices, and may still be under way."""
+    """A batch and the network's results for it, on the devices, which may still be computing them."""
 
     batch: Batch
     labels: jax.Array  # int32 (b,)
@@ -134,7 +134,7 @@ def batch_size(run: Run, images: int, asked: int | None = None) -> int:
 
 
 def on_devices(run: Run, forward: Forward, images: Images, batch_size: int, views: int = 1) -> Iterator[Result]:
-    """Runs the run's network over images and yields each batch's Result as soon as it is on its way.
+    """Runs the run's network over images and yields each batch's Result once it is dispatched.
 
     forward: of make_forward. batch_size: of whole batches; several processes each read and give their share of it.
     """

@@ -24,15 +24,8 @@ DPI = 150
 BAR = 27  # pixels: the height of a bar with its text
 GREY = "#666666"
 BLUE, ORANGE = "#0072B2", "#E69F00"
-COLORS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#000000",
-)  # Okabe and Ito: for colour-blind readers too
+# Okabe and Ito: for colour-blind readers too
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 def save(figure: Figure, path: str | Path) -> Path:

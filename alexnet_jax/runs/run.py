@@ -36,9 +36,9 @@ class Run:
     classes: list[str]  # as the data set names them; classes.words makes synsets readable
 
     def __call__(self, images: np.ndarray) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """What the network says of prepared images, seen through their centre crop.
+        """Runs the network on the centre crops of prepared images. inference.py does so for any number of them.
 
-        Args: images uint8 (b, size, size, 3), size that of the config's data; on copies of the network b must divide.
+        Args: images uint8 (b, size, size, 3), size that of the config's data; b a multiple of the mesh's copies.
         Returns: logits float32 (b, classes); activations by name, as model.AlexNet returns them.
         Raises ValueError if the images have another shape.
         """

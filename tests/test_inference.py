@@ -1,0 +1,85 @@
+"""The one way through a network: batches, their order, what is checked before an image is read."""
+
+import numpy as np
+import pytest
+from helpers.images import Given
+
+from alexnet_jax import UserError, inference
+from alexnet_jax.data.images import PhotoImages, SplitImages, subset
+from alexnet_jax.data.prepare import prepare
+from alexnet_jax.runs.run import load_run
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run):
+    return load_run(tiny_run)
+
+
+@pytest.fixture(scope="module")
+def split(run):
+    return prepare(run.config.data).evaluation
+
+
+def test_results_come_one_late():
+    made = []
+
+    def items():
+        for i in range(4):
+            made.append(i)
+            yield i
+
+    seen = [(item, len(made)) for item in inference.one_late(items())]
+    assert seen == [(0, 2), (1, 3), (2, 4), (3, 4)]
+    assert list(inference.one_late([])) == []
+
+
+def test_batch_sizes(tiny_run, run):
+    """The run's own is 10; on two copies every size is even."""
+    assert inference.batch_size(run, 33) == 10 and inference.batch_size(run, 33, 7) == 7
+    assert inference.batch_size(run, 3) == 3
+    two, three = (load_run(tiny_run, data=copies) for copies in (2, 3))
+    assert inference.batch_size(two, 3) == 4 and inference.batch_size(three, 33) == 12
+    for asked in (0, -2, 7):
+        with pytest.raises(UserError, match=f"--batch-size={asked} must be a multiple of the 2"):
+            inference.batch_size(two, 33, asked)
+
+
+def test_an_unknown_layer_is_refused_before_an_image_is_read(run):
+    with pytest.raises(UserError, match="no layer fc9, pool9: it has conv1, .*, pool5"):
+        inference.make_forward(run.apply, run.config, run.mesh, layers=["fc9", "fc7", "pool9"])
+
+
+def test_a_processs_share_of_a_split(split):
+    """33 images in batches of 8 over 4 processes: together they are every image once, in order."""
+    whole = list(SplitImages(split).batches(8))
+    shares = [list(SplitImages(split).batches(8, (i, 4))) for i in range(4)]
+    for number, batch in enumerate(whole):
+        parts = [share[number] for share in shares]
+        assert sum((part.ids for part in parts), []) == batch.ids
+        for field in ("images", "labels", "mask"):
+            np.testing.assert_array_equal(
+                np.concatenate([getattr(part, field) for part in parts]), getattr(batch, field)
+            )
+    assert [name for batch in whole for name in batch.ids] == split.ids
+
+
+def test_a_subset_has_its_own_images(split):
+    chosen = [30, 2, 17]
+    few = subset(split, chosen)
+    [batch] = SplitImages(few).batches(3)
+    np.testing.assert_array_equal(batch.images, split.images(chosen))
+    assert batch.ids == [split.ids[i] for i in chosen] and batch.labels.tolist() == split.labels[chosen].tolist()
+
+
+def test_photos_cannot_be_shared(run, photos):
+    images = PhotoImages([photos / "train" / "red" / "0.png"], run.config.data, run.classes)
+    with pytest.raises(ValueError, match="several processes"):
+        list(images.batches(2, (0, 2)))
+
+
+def test_rows_leave_the_padding_out(run, split):
+    images = Given(split.images(range(5)), split.labels[:5], padding=2)
+    forward = inference.make_forward(run.apply, run.config, run.mesh, layers=["fc7", "pool1"])
+    [(batch, found)] = inference.rows(run, forward, images, 5)
+    assert batch.ids == ["0", "1", "2"] and found["fc7"].shape == (3, 128) and found["pool1"].shape[0] == 3
+    assert all(array.dtype == np.float32 for array in found.values())
