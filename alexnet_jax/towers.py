@@ -16,7 +16,6 @@ devices hold all of its kernels and apply them, so they find the same gradients.
 serves every arrangement.
 """
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -32,7 +31,6 @@ from ml_collections import ConfigDict
 from alexnet_jax import UserError
 
 DATA, TOWER = "data", "tower"
-MOST = 1024  # devices that --devices may ask for: virtual ones cost a thread each
 WHOLE = "fc8"  # the layer whose kernels every tower device holds
 
 
@@ -63,8 +61,8 @@ def make_mesh(devices: ConfigDict, towers: int, batch_size: int, found: list | N
     if devices.data * split > len(found):
         raise UserError(
             f"{devices.data} x {split} devices are required and {len(found)} found ({found[0].platform}): lower "
-            "--config.devices.data or --config.devices.tower, or, on CPU, set JAX_NUM_CPU_DEVICES="
-            f"{devices.data * split}"
+            "--config.devices.data or --config.devices.tower (--devices of the other commands), or, on CPU, set "
+            f"JAX_NUM_CPU_DEVICES={devices.data * split}"
         )
     if batch_size % devices.data:
         raise UserError(
@@ -81,22 +79,6 @@ def make_mesh(devices: ConfigDict, towers: int, batch_size: int, found: list | N
         return Mesh(np.array(found).reshape(devices.data, split), (DATA, TOWER), axis_types=auto)
     used = found[: devices.data * split]
     return Mesh(_neighbours(used, (devices.data, split)), (DATA, TOWER), axis_types=auto)
-
-
-def wanted(devices: str) -> tuple[int, int]:
-    """Returns (data, tower) of the flag --devices, such as "4x2". Raises UserError as refuse_too_many does."""
-    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", devices)
-    if not match:
-        raise UserError(f"--devices '{devices}' is not data x tower, as in 4x2")
-    data, tower = int(match[1]), int(match[2])
-    refuse_too_many(data, tower)
-    return data, tower
-
-
-def refuse_too_many(data: int, tower: int) -> None:
-    """Raises UserError if data x tower, from the flag --devices, are more devices than a CPU can simulate."""
-    if data * tower > MOST:
-        raise UserError(f"--devices {data}x{tower} are {data * tower:,} devices: at most {MOST} are possible")
 
 
 def _neighbours(devices: list, shape: tuple[int, int]) -> np.ndarray:
