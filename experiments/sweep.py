@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from alexnet_jax import UserError, one_line
 from alexnet_jax.cli import config_file
+from alexnet_jax.cli.commands import add_workdir
 from alexnet_jax.config import check
 from alexnet_jax.data.prepare import prepare
 from alexnet_jax.files import replacing
@@ -46,7 +47,7 @@ def add_flags(parser: ArgumentParser):
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N - 1 (default: 3)")
     says = "ablations, comma-separated, lrn for all of lrn_*; the base always runs (default: all)"
     parser.add_argument("--only", default="", metavar="NAME,...", help=says)
-    parser.add_argument("--workdir", metavar="DIR", help="the sweep's folder (default: runs/sweep_NAME)")
+    add_workdir(parser, required=False, help="the sweep's folder (default: runs/sweep_NAME)")
     says = "where the runs train: here, or each as a SLURM job (default: local)"
     parser.add_argument("--launcher", choices=("local", "slurm"), default="local", help=says)
     says = "an option of sbatch; repeat it for more"
