@@ -106,9 +106,7 @@ def optimizer_drops(workdir):
 def test_killed_in_its_last_evaluation_it_ends_bit_for_bit_equal(whole, tmp_path, monkeypatch):
     """And before that in mid-epoch, with the state that plateau, every_epochs and crop_chunk must keep."""
     config, workdir = whole
-    run_until_killed(
-        monkeypatch, config, tmp_path / "run", optimizer, "rates", call=3
-    )  # called again after each checkpoint
+    run_until_killed(monkeypatch, config, tmp_path / "run", optimizer, "rates", call=3)  # again after each save
     run_until_killed(monkeypatch, config, tmp_path / "run", train, "evaluate", call=3)  # ten views, at the end
     assert records(tmp_path / "run")[-1].get("views") == 1
     assert main.run(config, tmp_path / "run") == 0
@@ -315,7 +313,7 @@ def test_top5_counts_ties_as_errors():
 
 @pytest.mark.parametrize(("data", "tower"), [(1, 2), (2, 2)])
 def test_split_over_devices_trains_the_same(config, tiny_run, tmp_path, capsys, data, tower):
-    """Same seed, images and masks as tiny_run on one device: equal up to float32 rounding, amplified by twelve steps."""
+    """Same seed, images and masks as tiny_run on one device: equal up to rounding, amplified by twelve steps."""
     config.epochs = 2
     config.devices.data, config.devices.tower = data, tower
     main.run(config, tmp_path / "run")
