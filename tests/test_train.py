@@ -105,9 +105,7 @@ def optimizer_drops(workdir):
 def test_killed_in_its_last_evaluation_it_ends_bit_for_bit_equal(whole, tmp_path, monkeypatch):
     """And before that in mid-epoch, with the state that plateau, every_epochs and crop_chunk must keep."""
     config, workdir = whole
-    run_until_killed(
-        monkeypatch, config, tmp_path / "run", optimizer, "rates", call=3
-    )  # called again after each checkpoint
+    run_until_killed(monkeypatch, config, tmp_path / "run", optimizer, "rates", call=3)  # again after each save
     run_until_killed(monkeypatch, config, tmp_path / "run", train, "evaluate", call=3)  # ten views, at the end
     assert records(tmp_path / "run")[-1].get("views") == 1
     assert main.run(config, tmp_path / "run") == 0
