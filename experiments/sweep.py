@@ -32,6 +32,7 @@ from alexnet_jax.cli.commands import add_workdir
 from alexnet_jax.config import check
 from alexnet_jax.data.prepare import prepare
 from alexnet_jax.files import replacing
+from alexnet_jax.runs import finetune
 from experiments import results
 from experiments.benchmark.stepper import stepper
 from experiments.changes import Change
@@ -152,6 +153,7 @@ def _changed(base: ConfigDict, change: Change | None, seed: int) -> ConfigDict:
         if field not in known:
             raise UserError(f"{field}: {config_file.unknown(str(field), known, 'the base')}")
     config.lock().update_from_flattened_dict(fields | {"seed": seed})
+    config = finetune.resolved(config, given=fields)  # here, where the change's own fields are known
     check(config)
     return config
 

@@ -81,7 +81,7 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
     for folder in folders:
         path = tmp_path / folder / "a.md"
         with (
-            pytest.raises(UserError, match=f"cannot write {path} .*: name a file") as error,
+            pytest.raises(UserError, match=f"cannot write {path} .*: free some space") as error,
             replacing(path) as partial,
         ):
             partial.write_text("new")

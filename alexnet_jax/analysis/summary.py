@@ -24,6 +24,7 @@ from alexnet_jax import UserError, model, one_line, towers
 from alexnet_jax.analysis import cost
 from alexnet_jax.cli import commands
 from alexnet_jax.config import check
+from alexnet_jax.runs import finetune
 
 # Per chip: bfloat16 FLOP/s, which float32 matrix products run at by default; bytes/s of its memory; bytes/s that it
 # sends to its neighbours, all links together, one way. docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e (2026-11); v4's
@@ -240,6 +241,7 @@ def main(flags: Namespace) -> None:
         jax.config.update("jax_platforms", "cpu")
     elif flags.devices:
         commands.use_devices(flags.devices)
-    check(flags.config)
-    found = summarize(flags.config, mesh_for(flags.config, flags.devices, flags.topology), flags.topology)
+    config = finetune.resolved(flags.config, given=flags.given)
+    check(config)
+    found = summarize(config, mesh_for(config, flags.devices, flags.topology), flags.topology)
     print(json.dumps(found) if flags.json else table(found))

@@ -180,7 +180,7 @@ def unknown(field: str, fields: dict[str, Any], path: str) -> str:
     if whole in fields:
         return f"it is set as a whole, as in {_example(whole, fields)}"
     near = like(field, fields)
-    hint = f"; is it {' or '.join(near)}?" if near else ", and none like it: configs/paper.py lists them all"
+    hint = f"; is it {' or '.join(near)}?" if near else ", and none like it: alexnet_jax/config.py lists them all"
     return f"{path} has no field {field or 'without a name'}{hint}"
 
 

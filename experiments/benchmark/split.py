@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from alexnet_jax import UserError
 from alexnet_jax.config import check
+from alexnet_jax.runs import finetune
 from experiments.benchmark.stepper import stepper
 
 REPEATS = 7
@@ -22,11 +23,12 @@ def measure(flags: Namespace):
     """Measures in turns and prints. Raises UserError if there is no valid config."""
     if flags.config is None:
         raise UserError("name a config: alexnet benchmark split --config configs/paper.py")
-    check(flags.config)
+    config = finetune.resolved(flags.config, given=flags.given)
+    check(config)
     steps, memory = {}, {}
     for devices in (1, 2):
-        flags.config.devices.data, flags.config.devices.tower = 1, devices
-        steps[devices], memory[devices] = stepper(flags.config)
+        config.devices.data, config.devices.tower = 1, devices
+        steps[devices], memory[devices] = stepper(config)
     seconds: dict[int, list[float]] = {1: [], 2: []}
     for turn in tqdm(range(WARM_UP + (flags.repeats or REPEATS)), unit=" turns"):
         for devices, step in steps.items():
