@@ -44,7 +44,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"cannot write {path} ({reason}): free some space, or choose another place that you can write to") from error
+        raise UserError(f"cannot write {path} ({reason}): free some space, or write somewhere else") from error
 
 
 def refuse_no_file(path: Path) -> None:

@@ -261,7 +261,7 @@ def test_more_devices_find_the_same(tiny_run, capsys, devices):
 def test_no_run_is_one_line(tmp_path):
     command = [sys.executable, "-m", "alexnet_jax", "evaluate", "--workdir", str(tmp_path / "nothing")]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith("error:") and "alexnet_jax.main" in done.stderr
+    assert done.returncode == 1 and done.stderr.startswith("error:") and "alexnet train" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 

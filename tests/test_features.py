@@ -249,7 +249,7 @@ def test_too_little_room_is_said_before_the_work(run, tmp_path, monkeypatch):
         ({"images": "{tmp}/text.png"}, "none of the 1 photos can be read"),
         ({"devices": "2"}, "'2' is not data x tower"),
         ({"devices": "0x1"}, "'0x1' is not data x tower"),
-        ({"devices": "2000x1"}, "2,000 devices, and 1,024 are the most"),
+        ({"devices": "2000x1"}, "2,000 devices, and at most 1024 are possible"),
         ({"devices": "1x3"}, "devices.tower is 3 and must be 1 or 2"),
         ({"devices": "3x1", "batch_size": "10"}, "--batch-size=10 must be a multiple of the 3"),
         ({"batch_size": "0"}, "--batch-size=0"),

@@ -95,7 +95,7 @@ def test_a_folder_of_ones_own(tuned, tiny_run, folder, tmp_path, capsys):
     assert main.run(tuned, tmp_path / "run") == 0
     assert tuned.model.num_classes == 0
     said = capsys.readouterr()
-    assert f"start:    {tiny_run}, fc8 anew" in said.out and "2 classes" in said.out
+    assert f"start:    {tiny_run}, fc8 from scratch" in said.out and "2 classes" in said.out
     run, base = load_run(tmp_path / "run"), load_run(tiny_run)
     assert run.config.model.num_classes == 2 and run.classes == ["dark", "light"]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["model"]["num_classes"] == 2

@@ -22,9 +22,9 @@ FLOORS = [
     ["runs.run", "runs.provenance", "runs.claims", "runs.finetune", "inference", "evaluate", "train"],
     [
         "analysis.plots", "analysis.curves", "analysis.features", "analysis.predict", "analysis.neighbours",
-        "analysis.retrieve", "analysis.figures", "analysis.cost", "analysis.summary", "weights.ilsvrc",
-        "weights.layouts",
-        "weights.pytorch", "weights.caffe", "weights.npy", "weights.stablehlo", "weights.onnx_graph", "weights.convert",
+        "analysis.retrieve", "analysis.figures", "analysis.cost", "analysis.summary", "weights.layouts",
+        "weights.pytorch", "weights.caffe", "weights.ilsvrc", "weights.npy", "weights.stablehlo", "weights.onnx_graph",
+        "weights.convert",
     ],
     ["cli.verbs", "main", "__main__"],
 ]  # fmt: skip

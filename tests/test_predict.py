@@ -123,7 +123,7 @@ def test_folders_and_what_cannot_be_read(tiny_run, photos, tmp_path, capsys):
     odd = {str(tmp_path / "odd" / name) for name in ("pipe.jpg", "broken.jpg", "folder.jpg")}
     assert named.keys() == {str(given[i]) for i in (0, 2, 3, 5, 7)} | odd
     assert all("not a regular file" in line for name, line in named.items() if "pipe" in name)
-    assert "no JPEG, PNG" in named[str(given[0])] and "No such file" in named[str(given[2])]
+    assert "not a JPEG, PNG" in named[str(given[0])] and "No such file" in named[str(given[2])]
     assert "no photos" in named[str(given[3])]
 
 
