@@ -119,7 +119,8 @@ def check_same(actual, expected):
 
 
 FAMILY = {
-    "conv_widths": (16, 16, 12, 12, 8, 12), "exchange": ("conv3", "conv6", "fc6", "fc8"), "init_std__conv6": 0.1,
+    "conv_widths": (16, 16, 12, 12, 8, 12), "conv_sizes": (11, 5, 3, 3, 3, 3), "conv_strides": (4, 1, 1, 1, 1, 1),
+    "exchange": ("conv3", "conv6", "fc6", "fc8"), "init_std__conv6": 0.1,
     "init_bias__conv6": 0.0, "average_pool": 2, "dropout_before": ("fc6", "fc7"), "lrn__per_tower": False,
 }  # fmt: skip
 
