@@ -50,8 +50,7 @@ def max_pool(x: jax.Array, *, size: int, stride: int) -> jax.Array:
 
     Args: x (b, h, w, c). Returns: (b, h', w', c), h' = (h - size) // stride + 1.
 
-    It takes maxima over shifted views, along rows, then columns: on CPU the gradient takes a fifth of the time of
-    reduce_window's. If places tie for the maximum, the first one, row by row, gets the whole gradient, as in PyTorch
+    If places tie for the maximum, the first one, row by row, gets the whole gradient, as in PyTorch
     and cuDNN; the 2012 code gave the whole gradient to each of them (kLocalMaxUndo). Where a window is all 0 the ReLU
     before it lets no gradient through, wherever it goes. Of the positive maxima of `source` and `paper`, at their
     initial values on 64 photos of Imagenette, up to 5 in a million tie in float32, 3 in 100 in bfloat16, and 19 in
@@ -59,11 +58,35 @@ def max_pool(x: jax.Array, *, size: int, stride: int) -> jax.Array:
     """
     if min(x.shape[1:3]) < size:
         raise ValueError(f"a {x.shape[1]}x{x.shape[2]} map is too small for {size}x{size} pooling")
-    for axis in (2, 1):  # in each row the first column of its maximum, then the first such row
-        out = (x.shape[axis] - size) // stride + 1
-        taps = [lax.slice_in_dim(x, i, i + (out - 1) * stride + 1, stride, axis) for i in range(size)]
-        x = reduce(_first_maximum, taps)
-    return x
+    return _max_pool(x, size, stride)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _max_pool(x, size, stride):
+    """By reduce_window, which XLA keeps: maxima over shifted views it would compute again for each reader, such as both
+    towers of conv2 and their gradients, and with them the norm before the pool."""
+    lowest = np.array(-np.inf, x.dtype)
+    return lax.reduce_window(x, lowest, lax.max, (1, size, size, 1), (1, stride, stride, 1), "VALID")
+
+
+def _max_pool_forward(x, size, stride):
+    return _max_pool(x, size, stride), x
+
+
+def _max_pool_backward(size, stride, x, g):
+    """The gradient of the shifted views, along rows, then columns: on CPU a fifth of the time of reduce_window's."""
+
+    def views(x):
+        for axis in (2, 1):  # in each row the first column of its maximum, then the first such row
+            out = (x.shape[axis] - size) // stride + 1
+            taps = [lax.slice_in_dim(x, i, i + (out - 1) * stride + 1, stride, axis) for i in range(size)]
+            x = reduce(_first_maximum, taps)
+        return x
+
+    return jax.vjp(views, x)[1](g)
+
+
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 @jax.custom_jvp
@@ -128,9 +151,11 @@ def spatial_response_norm(x: jax.Array, *, size: int, k: float, alpha: float, be
 
 
 def _window_sum(x, axes, before, after):
+    """By reduce_window: on CPU it takes two thirds of the time of a sum of shifted views."""
     for axis in axes:
-        padded = jnp.pad(x, [(before, after) if i == axis else (0, 0) for i in range(x.ndim)])
-        x = sum(lax.slice_in_dim(padded, i, i + x.shape[axis], 1, axis) for i in range(before + after + 1))
+        size, padding = [1] * x.ndim, [(0, 0)] * x.ndim
+        size[axis], padding[axis] = before + after + 1, (before, after)
+        x = lax.reduce_window(x, np.array(0, x.dtype), lax.add, size, [1] * x.ndim, padding)
     return x
 
 

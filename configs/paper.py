@@ -5,7 +5,7 @@
     alexnet train --config configs/paper.py:glyphs       # needs no download
 
 Hardware and time in 2012: two GTX 580 3GB, five to six days (section 1). Here on ImageNet: not run.
-On Imagenette its first 7 epochs stay at chance, 90.9 % error (53 minutes on two cores, 2026-11-23): see docs/departures.md.
+On Imagenette its first 7 epochs stay at chance, 90.9 % error (53 minutes on two cores, 2026-11-23): docs/departures.md.
 Error in the paper, ten views: ILSVRC-2012 validation (table 2, "1 CNN") 40.7 % top-1, 18.2 % top-5; ILSVRC-2010 test
 (table 1) 37.5 %, 17.0 %, and 39.0 %, 18.3 % without the ten views (its footnote).
 
