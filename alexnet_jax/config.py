@@ -198,10 +198,10 @@ FIELDS = {
     "optimizer.factor": Field(0.1, number(0, 1, above=True), TRAINING),  # what a drop multiplies it by
     "optimizer.drop_epochs": Field((), several(whole(0, EPOCHS)), TRAINING),  # "epochs": a drop at the start of each
     # "plateau": a drop after `patience` epochs in which the top-1 validation error did not fall by `min_improvement`.
-    "optimizer.drops": Field(3, whole(0, 1000), TRAINING),  # at most so many
+    "optimizer.drops": Field(3, whole(0, 1000), TRAINING),  # at most this many
     "optimizer.patience": Field(5, whole(1, EPOCHS), TRAINING),
     "optimizer.min_improvement": Field(0.001, number(0, 1), TRAINING),
-    # "stages": so many of equal length, which divide the rate by `stages_total` in all.
+    # "stages": this many of equal length, which divide the rate by `stages_total` in total.
     "optimizer.stages": Field(4, whole(1, EPOCHS), TRAINING),
     "optimizer.stages_total": Field(250.0, number(1, 1e12), TRAINING),
     # Multiples of a layer's rates from an epoch on; 0 freezes it. "conv1/bias" is its bias alone.

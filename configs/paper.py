@@ -35,7 +35,7 @@ def get_config(arg: str = "") -> ConfigDict:
     m.conv_strides = (4, 1, 1, 1, 1)
     m.pooled = ("conv1", "conv2", "conv5")
     m.fc_widths = (4096, 4096)
-    m.conv1_padding = (0, 3)  # 224 -> 55: the code's grid hangs 3 pixels over the right and bottom edge
+    m.conv1_padding = (0, 3)  # 224 -> 55: the code's grid reaches 3 pixels past the right and bottom edge
     m.activation = "relu"  # section 3.1
     m.pool_size = 3  # section 3.4: z = 3
     m.pool_stride = 2  # section 3.4: s = 2

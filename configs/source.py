@@ -5,7 +5,7 @@
 
 This file has only what differs from the paper's words, and so from configs/paper.py. Files and lines are those of that
 repository. configs/paper.py already follows the code where the paper is silent or cannot mean what it says: the grid
-that hangs over the image's edge (layer.py:1004), standard deviations in the colour noise, 33 x 33 crops, biases that do
+that passes the image's edge (layer.py:1004), standard deviations in the colour noise, 33 x 33 crops, biases that do
 not decay. Pools round up in the code (layer.py:1164) and down here, which makes the same maps of 55, 27 and 13. One
 thing is different: the code went through its files in a fixed order (data.py). Folders give images class by class, and
 in this order networks do not train (caffe#1445), so every epoch draws a new order.

@@ -1,6 +1,6 @@
 """What every config takes after its colon: a data set's name, and "smoke" for a run of seconds.
 
-"smoke" keeps the config's data set, or the one that is named beside it: its first 512 training and 256 validation
+"smoke" keeps the config's data set, or the one named with it: its first 512 training and 256 validation
 images, and of the drawn letters the few of glyphs/tiny. It takes glyphs/tiny too where it would need a download that
 nobody asked for: for ImageNet if it was not named, as in configs/paper.py:smoke, and for a config without a data set.
 """

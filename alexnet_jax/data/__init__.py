@@ -6,5 +6,5 @@ records   opens such a prepared set and reads any of its images
 batches   puts the images of each step together, cropped and flipped as augment.plan drew for the epoch
 augment   subtracts the mean and adds colour noise, in JAX, inside the training step; cuts the ten views of evaluation
 
-Beside it: host has threads and TensorFlow, classes the names of ILSVRC-2012's classes.
+Two helpers: host has threads and TensorFlow, classes the names of ILSVRC-2012's classes.
 """
