@@ -13,8 +13,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from alexnet_jax import UserError, one_line
-from alexnet_jax.config import FIELDS, FREE, fields_of
+from alexnet_jax.config import FREE, fields_of
 from alexnet_jax.metrics import read_metrics
+from alexnet_jax.runs.run import renewed
 from experiments.changes import CHANGES, Change
 
 PLAN = "sweep.json"  # in the folder of a sweep: its base, seeds and cells
@@ -146,12 +147,11 @@ def _flat(tree: dict) -> dict:
 
 
 def completed(tree: dict) -> dict[str, Any]:
-    """A config as flat settings. Fields newer than the config get their defaults, so that old and new runs compare.
+    """A config of any version as flat settings, so that old and new runs compare.
 
     Raises TypeError if it is not a tree of fields.
     """
-    newer = {name: row.default for name, row in FIELDS.items() if row.newer}
-    return json.loads(json.dumps(newer)) | _flat(tree)
+    return renewed(_flat(tree))
 
 
 def _computes(settings: dict) -> dict:

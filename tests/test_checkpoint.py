@@ -89,12 +89,13 @@ def test_a_claim_that_is_killed_is_made_anew(config, claim, tmp_path, monkeypatc
         assert read_config(workdir).batch_size == config.batch_size
     shutil.rmtree(tmp_path / "run")
     (tmp_path / "run").mkdir()
-    for name in ("statistics.tmp.npz", "config.tmp", "partial.config.json", "statistics.npz.4711.tmp", ".lock"):
+    earlier = ("statistics.tmp.npz", "config.tmp", "partial.config.json")
+    for name in (*earlier, "statistics.npz.tmp", "config.json.tmp", ".lock"):
         (tmp_path / "run" / name).touch()
     assert {p.name for p in claim().iterdir()} == {".lock", "config.json", "statistics.npz"}
 
 
-@pytest.mark.parametrize("name", ["thesis.tex", "statistics.npz", "checkpoints", "thesis.npz.4711.tmp"])
+@pytest.mark.parametrize("name", ["thesis.tex", "statistics.npz", "checkpoints", "thesis.npz.tmp"])
 def test_files_of_others_are_refused_and_left(claim, tmp_path, name):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / name).write_text("dear")

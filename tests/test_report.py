@@ -13,11 +13,12 @@ from scipy import stats
 import experiments
 from alexnet_jax import UserError
 from alexnet_jax.cli import commands
-from configs import quickstart
+from alexnet_jax.config import FIELDS, flat, unflat
+from configs import caffenet, quickstart, six_conv
 from experiments.changes import CHANGES, Change
 from experiments.report import command, page, pictures, table
 from experiments.report.rows import interval, make_report, verdict
-from experiments.results import read, training_errors
+from experiments.results import completed, differing, read, training_errors
 
 STEPS = 5  # of an epoch
 
@@ -475,6 +476,18 @@ def test_a_deeply_nested_config_is_left_out(sweep):
 
 
 # --- The shape of experiments -----------------------------------------------------------------------------------------
+
+
+def test_runs_of_earlier_versions_compare_with_todays():
+    """Also one of six convolutions, and one with lrn.after_pool as it once was, true or false."""
+    for preset in (six_conv, caffenet, quickstart):
+        new = json.loads(preset.get_config().to_json())
+        assert completed(new) == flat(new)
+        old = {name: value for name, value in flat(new).items() if not FIELDS[name].newer}
+        old["model.lrn.after_pool"] = bool(old["model.lrn.after_pool"])
+        changed = differing(completed(json.loads(unflat(old).to_json())), flat(new))
+        assert not {"model.conv_sizes", "model.conv_strides", "model.pooled", "model.lrn.after_pool"} & set(changed)
+
 
 # A file imports only files above it. Below sweep are the configs that it loads, the benchmarks and the report.
 ORDER = [

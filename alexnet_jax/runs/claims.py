@@ -24,7 +24,7 @@ WRITTEN = (STATISTICS, provenance.FILE, CONFIG)  # by a claim, in this order
 CONVERTED = "converted.json"  # in the workdir of weights that come from elsewhere: where from
 # What a killed claim leaves: files.replacing's temporary files, and those of earlier versions.
 LEFT = re.compile(
-    rf"({'|'.join(map(re.escape, WRITTEN))})\.\d+\.tmp|partial\.({'|'.join(map(re.escape, WRITTEN))})"
+    rf"({'|'.join(map(re.escape, WRITTEN))})\.tmp|partial\.({'|'.join(map(re.escape, WRITTEN))})"
     r"|config\.tmp|statistics\.tmp\.npz"
 )
 

@@ -105,29 +105,28 @@ def _completed(tree: Any) -> ConfigDict:
     there = {name: value for name, value in flat(tree).items() if name in FIELDS}
     if lacks := [name for name, row in FIELDS.items() if not (row.newer or name in OPTIONAL or name in there)]:
         raise ValueError(f"it lacks {lacks[0]}")
-    values = _newer(there) | _renewed(there)
+    values = renewed(there)
     for name, value in values.items():
         if says := wrong(name, value):
             raise ValueError(says)
     return unflat(values)
 
 
-def _newer(there: dict) -> dict:
-    """Values, as JSON has them, of the fields that a run may lack because it is older than they are."""
-    values = {name: json.loads(json.dumps(row.default)) for name, row in FIELDS.items() if row.newer}
-    widths = there["model.conv_widths"]
+def renewed(there: dict[str, Any]) -> dict[str, Any]:
+    """A run's fields of any version, {dotted name: value as JSON has it}, as this version has them.
+
+    Fields that the run lacks because it is older than they are get values that leave it as it was. lrn.after_pool was
+    true or false, for all norms at once.
+    """
+    newer = {name: json.loads(json.dumps(row.default)) for name, row in FIELDS.items() if row.newer}
+    widths = there.get("model.conv_widths")
     if isinstance(widths, list) and len(widths) == 6:
-        values["model.conv_sizes"].append(3)
-        values["model.conv_strides"].append(1)
-    return values
-
-
-def _renewed(there: dict) -> dict:
-    """A run's fields with lrn.after_pool as it is now: it was true or false, for all norms at once."""
-    after, layers, before = (there[f"model.lrn.{field}"] for field in ("after_pool", "layers", "before_activation"))
-    if not isinstance(after, bool) or not isinstance(layers, list) or not isinstance(before, list):
-        return there
-    return there | {"model.lrn.after_pool": [name for name in layers if after and name not in before]}
+        newer["model.conv_sizes"].append(3)
+        newer["model.conv_strides"].append(1)
+    after, layers, before = (there.get(f"model.lrn.{name}") for name in ("after_pool", "layers", "before_activation"))
+    if isinstance(after, bool) and isinstance(layers, list) and isinstance(before, list):
+        there = there | {"model.lrn.after_pool": [name for name in layers if after and name not in before]}
+    return newer | there
 
 
 def read_statistics(workdir: Path) -> tuple[dict[str, np.ndarray], list[str]]:
