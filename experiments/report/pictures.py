@@ -149,8 +149,9 @@ def _range(rows: Sequence[Row]) -> tuple[float, float]:
         shown += [*row.differences.values(), *_ends(row.difference)]
     within = np.clip(shown, -most, most)
     low, high = min(0, *within), max(0, *within)
-    margin = 0.05 * (high - low)
-    return low - margin, high + margin
+    width = (high - low) or 1.0
+    # Room for "better" and "worse", which stand to the left and the right of zero.
+    return min(low - 0.05 * width, -0.15 * width), max(high + 0.05 * width, 0.15 * width)
 
 
 def _draw_difference(axes: Axes, row: Row, y: float, low: float, high: float):
