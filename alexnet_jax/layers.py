@@ -4,6 +4,7 @@ The tests compare each with a plain definition. Towers are consecutive groups of
 the first has the first half of the channels. `groups` is the number of towers on this device.
 """
 
+from collections.abc import Callable
 from functools import partial, reduce
 
 import jax
@@ -12,6 +13,19 @@ import numpy as np
 from jax import lax
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+def by_tower(function: Callable[..., jax.Array], *arrays: jax.Array, groups: int) -> jax.Array:
+    """Applies a function to each tower's part of the arrays' last axes, and puts the results side by side.
+
+    XLA drops a concatenation that the next operation splits again, so each tower's maps stay an array of their own from
+    one exchange to the next. Otherwise every reader would slice them out, and a slice is slow to transpose, which the
+    gradients of kernels require.
+    """
+    if groups == 1:
+        return function(*arrays)
+    towers = zip(*(jnp.split(a, groups, axis=-1) for a in arrays), strict=True)
+    return jnp.concatenate([function(*parts) for parts in towers], axis=-1)
 
 
 def convolution(x: jax.Array, kernel: jax.Array, *, stride: int, padding: tuple[int, int], groups: int) -> jax.Array:
@@ -23,10 +37,27 @@ def convolution(x: jax.Array, kernel: jax.Array, *, stride: int, padding: tuple[
 
     The groups are convolved one by one: on CPU the gradients of a grouped convolution take several times as long.
     """
-    if groups > 1:
-        towers = zip(jnp.split(x, groups, axis=3), jnp.split(kernel, groups, axis=3), strict=True)
-        return jnp.concatenate([convolution(a, w, stride=stride, padding=padding, groups=1) for a, w in towers], axis=3)
-    return lax.conv_general_dilated(x, kernel, (stride,) * 2, (padding,) * 2, dimension_numbers=LAYOUT)
+
+    def tower(x, kernel):
+        return lax.conv_general_dilated(x, kernel, (stride,) * 2, (padding,) * 2, dimension_numbers=LAYOUT)
+
+    return by_tower(tower, x, kernel, groups=groups)
+
+
+@jax.custom_jvp
+def relu(x: jax.Array) -> jax.Array:
+    """max(x, 0) (section 3.1); its gradient at 0 is 0, as in PyTorch.
+
+    By a selection, because XLA computes a maximum again for each of its readers, and slowly where the reader transposes
+    it. A selection has two operands, so XLA computes it once.
+    """
+    return jnp.where(x <= 0, 0, x)
+
+
+@relu.defjvp
+def _relu_jvp(primals, tangents):
+    y = relu(*primals)
+    return y, jnp.where(y > 0, tangents[0], 0)
 
 
 def dense(x: jax.Array, kernel: jax.Array, *, groups: int) -> jax.Array:
@@ -45,7 +76,7 @@ def dense(x: jax.Array, kernel: jax.Array, *, groups: int) -> jax.Array:
     return jnp.concatenate(out, axis=1)
 
 
-def max_pool(x: jax.Array, *, size: int, stride: int) -> jax.Array:
+def max_pool(x: jax.Array, *, size: int, stride: int, groups: int = 1) -> jax.Array:
     """Max pooling over size x size windows every stride (section 3.4); overlapping where stride < size.
 
     Args: x (b, h, w, c). Returns: (b, h', w', c), h' = (h - size) // stride + 1.
@@ -58,15 +89,18 @@ def max_pool(x: jax.Array, *, size: int, stride: int) -> jax.Array:
     """
     if min(x.shape[1:3]) < size:
         raise ValueError(f"a {x.shape[1]}x{x.shape[2]} map is too small for {size}x{size} pooling")
-    return _max_pool(x, size, stride)
+    return by_tower(lambda x: _max_pool(x, size, stride), x, groups=groups)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _max_pool(x, size, stride):
-    """By reduce_window, which XLA keeps: maxima over shifted views it would compute again for each reader, such as both
-    towers of conv2 and their gradients, and with them the norm before the pool."""
-    lowest = np.array(-np.inf, x.dtype)
-    return lax.reduce_window(x, lowest, lax.max, (1, size, size, 1), (1, stride, stride, 1), "VALID")
+    """Along rows, then columns, by reduce_window, which XLA keeps: maxima over shifted views it would compute again for
+    each reader."""
+    for axis in (2, 1):
+        window, strides = [1] * 4, [1] * 4
+        window[axis], strides[axis] = size, stride
+        x = lax.reduce_window(x, np.array(-np.inf, x.dtype), lax.max, window, strides, "VALID")
+    return x
 
 
 def _max_pool_forward(x, size, stride):
@@ -74,31 +108,42 @@ def _max_pool_forward(x, size, stride):
 
 
 def _max_pool_backward(size, stride, x, g):
-    """The gradient of the shifted views, along rows, then columns: on CPU a fifth of the time of reduce_window's."""
+    """In each row of a window the first column of its maximum, then the first such row.
 
-    def views(x):
-        for axis in (2, 1):  # in each row the first column of its maximum, then the first such row
-            out = (x.shape[axis] - size) // stride + 1
-            taps = [lax.slice_in_dim(x, i, i + (out - 1) * stride + 1, stride, axis) for i in range(size)]
-            x = reduce(_first_maximum, taps)
-        return x
+    On CPU the gradient of reduce_window takes five times as long.
+    """
 
-    return jax.vjp(views, x)[1](g)
+    def taps(x, axis):  # place j of each window along an axis, for all j
+        last = (x.shape[axis] - size) // stride * stride
+        return [lax.slice_in_dim(x, j, j + last + 1, stride, axis) for j in range(size)]
+
+    def spread(x, highest, g, axis):
+        """Gives each window's gradient to the first place that has its maximum, along one axis."""
+        steps = g.shape[axis] + (size - 1) // stride  # place y is phase y % stride of step y // stride
+        phases = [jnp.zeros((), g.dtype)] * stride
+        free = jnp.ones_like(highest, bool)
+        for j, tap in enumerate(taps(x, axis)):
+            first = free if j == size - 1 else free & (tap >= highest)
+            free = free & ~first
+            phases[j % stride] += pad(jnp.where(first, g, 0), axis, j // stride, steps)
+        shape = list(g.shape)
+        shape[axis] = steps
+        places = jnp.stack([jnp.broadcast_to(p, shape) for p in phases], axis + 1)
+        shape[axis] = steps * stride
+        return pad(places.reshape(shape), axis, 0, x.shape[axis])
+
+    def pad(x, axis, before, length):
+        """Zeros before and after, up to a length; cut off beyond it."""
+        edges = [(0, 0, 0)] * x.ndim
+        edges[axis] = (before, length - before - x.shape[axis], 0)
+        return lax.pad(x, jnp.zeros((), x.dtype), edges)
+
+    columns = reduce(jnp.maximum, taps(x, 2))
+    windows = reduce(jnp.maximum, taps(columns, 1))
+    return (spread(x, columns, spread(columns, windows, g, 1), 2),)
 
 
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
-
-
-@jax.custom_jvp
-def _first_maximum(a, b):
-    return jnp.maximum(a, b)
-
-
-@_first_maximum.defjvp
-def _first_maximum_jvp(primals, tangents):
-    """jnp.maximum's own gradient halves a tie: over 3x3 places, shares of 1/16 to 1/4. It also takes longer."""
-    (a, b), (da, db) = primals, tangents
-    return jnp.maximum(a, b), jnp.where(a >= b, da, db)
 
 
 def average_pool(x: jax.Array, side: int) -> jax.Array:
@@ -133,10 +178,12 @@ def local_response_norm(
     Args: x (..., c). Returns: the same shape and dtype; computed in float32.
     """
     a = alpha / size if divide_by_size else alpha
-    grouped = x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups).astype(jnp.float32)
     window = (size // 2, (size - 1) // 2)
-    maps = grouped.ndim - 1
-    return _response_norm(grouped, (maps,), window, k, a, beta).reshape(x.shape).astype(x.dtype)
+
+    def tower(x):
+        return _response_norm(x.astype(jnp.float32), (x.ndim - 1,), window, k, a, beta).astype(x.dtype)
+
+    return by_tower(tower, x, groups=groups)
 
 
 def spatial_response_norm(x: jax.Array, *, size: int, k: float, alpha: float, beta: float) -> jax.Array:

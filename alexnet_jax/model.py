@@ -16,7 +16,7 @@ from alexnet_jax import layers
 
 EXCHANGES = ("conv2", "conv3", "conv4", "conv5", "conv6", "fc6", "fc7", "fc8")  # layers that may read every tower
 FULLY_CONNECTED = ("fc6", "fc7", "fc8")
-ACTIVATIONS = {"relu": nn.relu, "tanh": jnp.tanh}  # section 3.1 compares the two
+ACTIVATIONS = {"relu": layers.relu, "tanh": jnp.tanh}  # section 3.1 compares the two
 
 
 class Layer(nn.Module):
@@ -68,7 +68,8 @@ class Layer(nn.Module):
             return layers.dense(x, kernel, groups=groups) + bias
         if self.window:
             kernel = kernel.reshape(self.window, self.window, -1, features)
-        return layers.convolution(x, kernel, stride=self.stride, padding=self.padding, groups=groups) + bias
+        x = layers.convolution(x, kernel, stride=self.stride, padding=self.padding, groups=groups)
+        return layers.by_tower(jnp.add, x, bias, groups=1 if self.replicated else self.towers // devices)
 
 
 class AlexNet(nn.Module):
@@ -95,9 +96,9 @@ class AlexNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
         m, axis = self.config, self.tower_axis
-        activate = ACTIVATIONS[m.activation]
         devices = lax.axis_size(axis) if axis else 1
         here = m.towers // devices  # towers on this device
+        activate = partial(layers.by_tower, ACTIVATIONS[m.activation], groups=here)
         first = lax.axis_index(axis) * here if axis else 0
         out = {}
 
@@ -147,7 +148,7 @@ class AlexNet(nn.Module):
                     x, size=rule.size, k=rule.k, alpha=rule.alpha, beta=rule.beta
                 )
             if name in m.pooled:
-                x = out[f"pool{i}"] = layers.max_pool(x, size=m.pool_size, stride=m.pool_stride)
+                x = out[f"pool{i}"] = layers.max_pool(x, size=m.pool_size, stride=m.pool_stride, groups=here)
             if normed and not early and name in m.lrn.after_pool:
                 x = out[f"norm{i}"] = norm(x)
             return x
