@@ -69,11 +69,32 @@ def dense(x: jax.Array, kernel: jax.Array, *, groups: int) -> jax.Array:
     """
     batch, channels = x.shape[0], x.shape[-1]
     if groups == 1:
-        return x.reshape(batch, -1) @ kernel
+        return _product(x.reshape(batch, -1), kernel)
     x = x.reshape(batch, -1, groups, channels // groups)
     kernel = kernel.reshape(kernel.shape[0], groups, -1)
-    out = [x[:, :, i].reshape(batch, -1) @ kernel[:, i] for i in range(groups)]
+    out = [_product(x[:, :, i].reshape(batch, -1), kernel[:, i]) for i in range(groups)]
     return jnp.concatenate(out, axis=1)
+
+
+@jax.custom_vjp
+def _product(x, kernel):
+    return x @ kernel
+
+
+def _product_forward(x, kernel):
+    return x @ kernel, (x, kernel)
+
+
+def _product_backward(saved, g):
+    """The gradient of x as the transpose of kernel @ g.T.
+
+    On CPU it takes half the time of g @ kernel.T. The barriers keep XLA from turning the one into the other.
+    """
+    x, kernel = saved
+    return lax.optimization_barrier(kernel @ lax.optimization_barrier(g.T)).T, x.T @ g
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 def max_pool(x: jax.Array, *, size: int, stride: int, groups: int = 1) -> jax.Array:

@@ -26,8 +26,8 @@ class Layer(nn.Module):
     values: N(0, std) and `bias`, or, if std is None, uniform within 1 / sqrt(inputs of a kernel) for both.
     A dense layer with a `window` slides over maps: its kernel becomes that of a window x window convolution.
     `reads` says what the layer reads: "image", which every device has; "own", each tower its own maps; or "all", the
-    maps of all towers, which the devices exchange if the towers are on several. Inside shard_map, `axis` names the
-    device axis of the towers, and the parameters are this device's share of `features`, or all of them if `replicated`.
+    maps of all towers, which the devices exchange if the towers are on several. Inside shard_map, `axis` and `data_axis`
+    name the device axes of the towers and of the batch, and the parameters are this device's share of `features`, or all of them if `replicated`.
     """
 
     features: int
@@ -41,6 +41,7 @@ class Layer(nn.Module):
     padding: tuple[int, int] = (0, 0)
     window: int = 0
     axis: str | None = None
+    data_axis: str | None = None
     replicated: bool = False
 
     @nn.compact
@@ -64,6 +65,8 @@ class Layer(nn.Module):
             kernel_init, bias_init = nn.initializers.normal(self.std), nn.initializers.constant(self.bias)
         kernel = self.param("kernel", kernel_init, shape, jnp.float32).astype(self.dtype)
         bias = self.param("bias", bias_init, (features,), jnp.float32).astype(self.dtype)
+        if self.data_axis:  # layers.dense has a gradient of its own, which requires that x and kernel vary alike
+            kernel = lax.pcast(kernel, self.data_axis, to="varying")
         if self.size is None and not self.window:
             return layers.dense(x, kernel, groups=groups) + bias
         if self.window:
@@ -104,7 +107,7 @@ class AlexNet(nn.Module):
 
         def layer(name, features, **kwargs):
             reads = "all" if name in m.exchange else "own"
-            kwargs = {"reads": reads, "axis": axis, "dtype": jnp.dtype(m.dtype)} | kwargs
+            kwargs = {"reads": reads, "axis": axis, "data_axis": self.data_axis, "dtype": jnp.dtype(m.dtype)} | kwargs
             return Layer(
                 features,
                 m.init_std[name] if m.init == "normal" else None,

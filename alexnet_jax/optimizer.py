@@ -48,32 +48,41 @@ def update_rule(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
     if config.algorithm == "adam":
         chain = optax.chain(decay, _leaf_by_leaf(optax.scale_by_adam()), _scale_by_rates())
     elif config.algorithm == "sgd":
-        chain = optax.chain(decay, optax.trace(config.momentum), _scale_by_rates())
+        chain = optax.chain(decay, _velocity(config.momentum), _scale_by_rates())
     else:
-        chain = optax.chain(decay, _scale_by_rates(), optax.trace(config.momentum))
+        chain = optax.chain(decay, _scale_by_rates(), _velocity(config.momentum))
 
     def update(gradients, state, params, *, rates):
-        def kept(new, old):
-            """Chooses between trees that have a leaf or a subtree for each parameter: old where its rate is 0."""
-
-            def of_one(rate, new, old):
-                return jax.tree.map(lambda n, o: jnp.where(rate == 0, o, n), new, old)
-
-            return jax.tree.map(of_one, rates, new, old)
-
-        def part(new, old):
-            """The state of one link of the chain."""
-            if isinstance(new, optax.TraceState):
-                return optax.TraceState(trace=kept(new.trace, old.trace))
-            if isinstance(new, dict):  # Adam's moments
-                return kept(new, old)
-            return new  # empty
-
         updates, new = chain.update(gradients, state, params, rates=rates)
-        still = jax.tree.map(jnp.zeros_like, updates)
-        return kept(updates, still), tuple(map(part, new, state))
+        if config.algorithm == "adam":
+            new = tuple(_kept(n, o, rates) if isinstance(n, dict) else n for n, o in zip(new, state, strict=True))
+        return _kept(updates, jax.tree.map(jnp.zeros_like, updates), rates), new
 
     return optax.GradientTransformationExtraArgs(chain.init, update)
+
+
+def _kept(new: Any, old: Any, rates: Any) -> Any:
+    """Chooses between trees that have a leaf or a subtree for each of the parameters: old where its rate is 0."""
+
+    def of_one(rate, new, old):
+        return jax.tree.map(lambda n, o: jnp.where(rate == 0, o, n), new, old)
+
+    return jax.tree.map(of_one, rates, new, old)
+
+
+def _velocity(momentum: float) -> optax.GradientTransformationExtraArgs:
+    """optax.trace, but a velocity whose rate is 0 is kept.
+
+    What it passes on is the velocity that it keeps. If the weights were updated by a sum of their own, XLA would compute
+    that sum twice, from the old values, and would copy these first.
+    """
+
+    def update(gradients, state, params=None, *, rates):
+        sums = jax.tree.map(lambda g, v: g + momentum * v, gradients, state.trace)
+        velocity = _kept(sums, state.trace, rates)
+        return velocity, optax.TraceState(trace=velocity)
+
+    return optax.GradientTransformationExtraArgs(optax.trace(momentum).init, update)
 
 
 def _leaf_by_leaf(inner: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -178,7 +178,7 @@ def compiler_options(platform: str) -> dict[str, str]:
     """
     if platform != "cpu":
         return {}
-    return {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
+    return {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
 
 def split(model: nn.Module, mesh: Mesh) -> Callable:
