@@ -9,7 +9,7 @@ tf.data, raw images are copied by NumPy, or all images are kept on the device; t
 
 import contextlib
 import functools
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -171,8 +171,8 @@ def _copied(
         batch, part = item
         index, offset, flip, out = (batch[key][part] for key in ("index", "offset", "flip", "image"))
         split.announce(index)
-        for i, place in enumerate(index):
-            cut(split.image(place), offset[i], flip[i], out[i])
+        for row in zip(index.tolist(), offset.tolist(), flip.tolist(), out, strict=True):  # lists of Python's numbers
+            cut(split.image(row[0]), *row[1:])
         return batch
 
     with contextlib.closing(in_threads(fill, empty(), ahead=2 * len(parts))) as filled_parts:
@@ -182,10 +182,10 @@ def _copied(
                 yield batch
 
 
-def cut(image: np.ndarray, offset: np.ndarray, flip: bool, out: np.ndarray) -> None:
+def cut(image: np.ndarray, offset: Sequence[int], flip: bool, out: np.ndarray) -> None:
     """Copies a crop of an image, flipped or not, into `out`: augment.crop_and_flip for one image, in NumPy.
 
-    Args: image uint8 (size, size, 3); offset int32 (2,); out uint8 (crop, crop, 3).
+    Args: image uint8 (size, size, 3); offset: (y, x); out uint8 (crop, crop, 3).
     """
     y, x = offset
     window = image[y : y + out.shape[0], x : x + out.shape[1]]

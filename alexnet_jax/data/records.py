@@ -11,6 +11,7 @@ or as pixels ("raw"), in the same files otherwise. As all records of a raw file 
 """
 
 import dataclasses
+import functools
 import io
 import json
 import mmap
@@ -104,15 +105,15 @@ class RawSplit(Split):
             raise self.damaged()
         return record[BEFORE:-AFTER].reshape(self.size, self.size, 3)
 
-    def announce(self, indices: Iterable[int]) -> None:
+    def announce(self, indices: np.ndarray) -> None:
         """Asks the system to load the images at the indices from the disk, and returns at once.
 
         Otherwise each image would be loaded in several parts, one after the other, and much around it with it.
         """
-        for i in indices:
-            start = int(self.offsets[i]) // mmap.PAGESIZE * mmap.PAGESIZE
-            end = int(self.offsets[i] + self.lengths[i])
-            self.memory.madvise(mmap.MADV_WILLNEED, start, end - start)
+        starts = self.offsets[indices] // mmap.PAGESIZE * mmap.PAGESIZE
+        lengths = self.offsets[indices] + self.lengths[indices] - starts
+        for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+            self.memory.madvise(mmap.MADV_WILLNEED, start, length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,6 +211,7 @@ def _is_whole(record: bytes | np.ndarray, length: int) -> bool:
     return bytes(head) == _head(length) and bytes(tail) == _checksum(data)
 
 
+@functools.lru_cache(maxsize=1)  # raw images all have one length
 def _head(length: int) -> bytes:
     packed = struct.pack("<Q", length)
     return packed + _checksum(packed)
