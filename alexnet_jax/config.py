@@ -25,6 +25,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from alexnet_jax import UserError, model, optimizer
 from alexnet_jax.data import augment
 from alexnet_jax.data.prepare import MAX_SIZE
+from alexnet_jax.data.records import STORED
 
 CONVOLUTIONS = ("conv1", "conv2", "conv3", "conv4", "conv5", "conv6")
 LAYERS = (*CONVOLUTIONS, *model.FULLY_CONNECTED)
@@ -223,6 +224,8 @@ FIELDS = {
     "data.validation_fraction": Field(0.1, number(0, 1, above=True, below=True), DATA),  # of a folder that has none
     "data.data_dir": Field("", PATH, FREE),  # where TFDS keeps its data sets; "": $TFDS_DATA_DIR, else TFDS's own
     "data.prepared_dir": Field("", PATH, FREE),  # where prepared sets are written; "": the user's cache folder
+    # How prepared images are stored: as JPEGs, or uncompressed, "raw": several times as large, and as fast to read.
+    "data.stored": Field("jpeg", one_of(*STORED), DATA, newer=True),
     "data.on_device": Field(False, FLAG, ROUNDING),  # hold the training set on the device as uint8, and augment there
     "data.size": Field(256, whole(1, MAX_SIZE), INPUT),  # the side of prepared images, and of the mean image
     # The shorter side to `size` and then the centre square, or both sides to `size`, which warps the photo.

@@ -1,4 +1,4 @@
-"""Batches: the plan's images and no others; equal bits from any first step, on both paths and in any process."""
+"""Batches: the plan's images and no others; equal bits from any first step, on every path and in any process."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from PIL import Image
 
 from alexnet_jax import UserError
 from alexnet_jax.data import augment
-from alexnet_jax.data.batches import eval_batches, resident_batches, train_batches
+from alexnet_jax.data.batches import cut, eval_batches, resident_batches, train_batches
 from alexnet_jax.data.prepare import prepare
 from configs import paper
 
@@ -21,7 +21,7 @@ TRAIN, VALIDATION = 51, 21  # neither is a multiple of the batch: 6 steps an epo
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
+def photos(tmp_path_factory):
     source = tmp_path_factory.mktemp("source")
     rng = np.random.default_rng(0)
     for split, count in (("train", TRAIN), ("validation", VALIDATION)):
@@ -30,8 +30,14 @@ def config(tmp_path_factory):
             folder.mkdir(parents=True, exist_ok=True)
             coarse = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
             Image.fromarray(coarse).resize((40, 36), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+    return source
+
+
+@pytest.fixture(scope="module", params=["jpeg", "raw"])
+def config(request, photos, tmp_path_factory):
     c = paper.get_config().data
-    c.update(name=str(source), prepared_dir=str(tmp_path_factory.mktemp("prepared")), size=SIZE, crop=CROP)
+    c.update(name=str(photos), prepared_dir=str(tmp_path_factory.mktemp("prepared")), size=SIZE, crop=CROP)
+    c.stored = request.param
     return c
 
 
@@ -78,7 +84,8 @@ def test_batches_are_the_plans_crops(prepared, config):
             window = images[i, y : y + CROP, x : x + CROP]
             window = window[:, ::-1] if plan.flip[start + row] else window
             difference = np.abs(batch["image"][row].astype(int) - window)
-            assert difference.max() <= 1  # the decoders of Pillow and TensorFlow may round differently
+            # The decoders of Pillow and TensorFlow may round differently.
+            assert difference.max() <= (1 if config.stored == "jpeg" else 0)
             assert batch["label"][row] == prepared.train.labels[i]
         np.testing.assert_array_equal(batch["offset"], plan.offset[start : start + BATCH])
         np.testing.assert_array_equal(batch["noise"], plan.noise[start : start + BATCH])
@@ -98,6 +105,54 @@ def test_both_paths_show_the_same(prepared, config):
         assert that["index"].dtype == np.int32
         cropped = augment.crop_and_flip(images, that["index"], that["offset"], that["flip"], CROP)
         assert np.abs(this["image"].astype(int) - np.asarray(cropped)).max() <= 1
+
+
+def test_raw_images_are_shown_as_jpegs_of_the_same_pixels_are(photos, tmp_path):
+    c = paper.get_config().data
+    c.update(name=str(photos), prepared_dir=str(tmp_path / "prepared"), size=SIZE, crop=CROP)
+    jpegs = prepare(c)
+    for split, folder in ((jpegs.train, "train"), (jpegs.evaluation, "validation")):
+        for name, image in zip(split.ids, split.images(), strict=True):
+            path = tmp_path / "decoded" / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    raw_config = changed(c, name=str(tmp_path / "decoded"), stored="raw")
+    raw = prepare(raw_config)
+    np.testing.assert_array_equal(raw.train.images(), jpegs.train.images())
+    assert contents_of(raw.statistics) == contents_of(jpegs.statistics)
+    these, those = train(raw, raw_config, 2, 9), train(jpegs, c, 2, 9)
+    assert [set(batch) for batch in these] == [set(batch) for batch in those]
+    assert_equal(these, those, ("label", "offset", "flip", "noise"))
+    for this, that in zip(these, those, strict=True):
+        assert np.abs(this["image"].astype(int) - that["image"]).max() <= 1
+    assert_equal(list(eval_batches(raw.evaluation, 8)), list(eval_batches(jpegs.evaluation, 8)), ("image", "label"))
+
+
+def contents_of(arrays):
+    return {name: array.tobytes() for name, array in arrays.items()}
+
+
+@pytest.mark.parametrize("batch_size", [1, 15, 16, 17, 51])
+def test_raw_batches_of_every_size_are_filled(batch_size, photos, tmp_path_factory):
+    """Threads fill them in parts of 16."""
+    c = paper.get_config().data
+    c.update(name=str(photos), prepared_dir=str(tmp_path_factory.getbasetemp() / "sizes"), size=SIZE, crop=CROP)
+    c.stored, c.random_crop, c.flip = "raw", False, False
+    made = prepare(c)
+    images, at = made.train.images(), (SIZE - CROP) // 2
+    order = [b["index"] for b in resident(made, c, 0, 5, batch_size=batch_size)]
+    for batch, index in zip(train(made, c, 0, 5, batch_size=batch_size), order, strict=True):
+        np.testing.assert_array_equal(batch["image"], images[index, at : at + CROP, at : at + CROP])
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("at", [(0, 0), (8, 0), (3, 5), (8, 8)])
+def test_a_cut_equals_that_on_the_device(at, flip):
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    out = np.zeros((24, 24, 3), np.uint8)
+    cut(image, at, flip, out)
+    [expected] = augment.crop_and_flip(image[None], np.zeros(1, int), np.array([at]), np.array([flip]), 24)
+    np.testing.assert_array_equal(out, expected)
 
 
 @pytest.mark.parametrize("batches", [train, resident])
@@ -187,22 +242,25 @@ from alexnet_jax.data.prepare import prepare
 from configs import paper
 
 c = paper.get_config().data
-c.update(name=sys.argv[1], prepared_dir=sys.argv[2], size=32, crop=24)
+c.update(name=sys.argv[1], prepared_dir=sys.argv[2], size=32, crop=24, stored=sys.argv[3])
 p = prepare(c)
 steps = dict(seed=0, batch_size=8, first_step=2, last_step=5)
 steps_of_epoch = list(batches.resident_batches(len(p.train), p.train.labels, c, **steps))
 assert p.train.images(steps_of_epoch[0]["index"]).shape == (8, 32, 32, 3)
 print(len(steps_of_epoch), sum(int(b["mask"].sum()) for b in batches.eval_batches(p.evaluation, 8)))
 try:
-    next(batches.train_batches(p.train, c, **steps))
+    print(next(batches.train_batches(p.train, c, **steps))["image"].shape)
 except UserError as error:
     print(error)
 """
 
 
-def test_all_but_train_batches_works_without_tensorflow(config, tmp_path):
-    command = [sys.executable, "-c", WITHOUT_TENSORFLOW, config.name, str(tmp_path)]
+def test_all_but_training_on_jpegs_works_without_tensorflow(config, tmp_path):
+    command = [sys.executable, "-c", WITHOUT_TENSORFLOW, config.name, str(tmp_path), config.stored]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     first, second = done.stdout.splitlines()
     assert first == f"3 {VALIDATION}", done.stderr
-    assert "needs TensorFlow" in second and "data.on_device" in second
+    if config.stored == "raw":
+        assert second == "(8, 24, 24, 3)"
+    else:
+        assert "needs TensorFlow" in second and "data.on_device" in second

@@ -169,6 +169,7 @@ def test_a_field_that_is_not_there_and_one_too_many_are_named():
         ("data.mean_value", (1.0,), (0.0, 0.0, 0.0)),
         ("data.crop_chunk", 0, 1),
         ("data.size", 0, 72),
+        ("data.stored", "png", "jpeg"),
         ("data.train_split", "training", "train"),
         ("batch_size", 97, 16),
         ("seed", -1, 0),

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from helpers.runs import full_disk
 from PIL import Image
 
 from alexnet_jax import UserError, files
-from alexnet_jax.data.prepare import prepare
+from alexnet_jax.data.photos import square
+from alexnet_jax.data.prepare import _folder_name, prepare
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,6 +30,17 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def prepared(photos, tmp_path_factory):
     return prepare(data_config(photos, tmp_path_factory.mktemp("prepared")))
+
+
+@pytest.fixture(scope="module")
+def raw(photos, tmp_path_factory):
+    return prepare(data_config(photos, tmp_path_factory.mktemp("raw"), stored="raw"))
+
+
+@pytest.fixture(params=["jpeg", "raw"])
+def form(request):
+    """The two forms in which images are stored."""
+    return request.param
 
 
 def run(code, photos, directory, *args):
@@ -129,7 +142,8 @@ def test_labels_and_names_follow_the_folders(prepared):
         assert split.labels.dtype == np.int32
 
 
-def test_statistics_are_those_of_the_decoded_training_images(prepared):
+def test_statistics_are_those_of_the_training_images_as_they_are_read(form, prepared, raw):
+    prepared = raw if form == "raw" else prepared
     images = prepared.train.images().astype(np.float64)
     pixels = images.reshape(-1, 3)
     statistics = prepared.statistics
@@ -142,8 +156,9 @@ def test_statistics_are_those_of_the_decoded_training_images(prepared):
     np.testing.assert_allclose(covariance @ vectors, vectors * stdevs**2, rtol=1e-4, atol=1e-2)
 
 
-def test_preparing_again_gives_the_same_bytes(photos, prepared, tmp_path):
-    again = prepare(data_config(photos, tmp_path))
+def test_preparing_again_gives_the_same_bytes(form, photos, prepared, raw, tmp_path):
+    prepared = raw if form == "raw" else prepared
+    again = prepare(data_config(photos, tmp_path, stored=form))
     assert again.directory.name == prepared.directory.name
     assert contents(again.directory) == contents(prepared.directory)
 
@@ -159,7 +174,36 @@ def test_new_files_do_not_move_others_between_splits(tmp_path):
 
 def test_whatever_changes_the_content_gets_a_folder_of_its_own(photos, tmp_path):
     changes = [{}, {"validation_fraction": 0.5}, {"eval_split": "train"}, {"size": 16}, {"resize": "warp"}]
+    changes += [{"stored": "raw"}, {"stored": "raw", "resize": "warp"}]
     assert len({prepare(data_config(photos, tmp_path, **change)).directory for change in changes}) == len(changes)
+
+
+def test_folders_of_jpegs_are_called_as_before_there_was_another_form():
+    for name, root, called in (
+        ("glyphs/tiny", None, "glyphs_tiny-32px-1f8eb1f95b"),
+        ("any", Path("/photos"), "photos-32px-4cc06fa5fa"),
+    ):
+        assert _folder_name(data_config(name, ""), root) == called
+        assert _folder_name(data_config(name, "", stored="raw"), root) != called
+
+
+def test_both_forms_hold_the_same_photos_in_one_cache(photos, tmp_path):
+    """Raw ones bit for bit as they come; JPEGs nearly so."""
+    for split in ("train", "validation"):
+        for source in sorted(photos.glob("*/*.png"))[:: 1 if split == "train" else 3]:
+            path = tmp_path / "square" / split / source.parent.name / source.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            square(source, 32).save(path)
+    jpegs, raw = (prepare(data_config(tmp_path / "square", tmp_path / "c", stored=form)) for form in ("jpeg", "raw"))
+    assert jpegs.directory != raw.directory and jpegs.directory.parent == raw.directory.parent
+    assert jpegs.classes == raw.classes
+    for this, that, split in ((jpegs.train, raw.train, "train"), (jpegs.evaluation, raw.evaluation, "validation")):
+        assert this.ids == that.ids and this.labels.tolist() == that.labels.tolist()
+        came = [np.asarray(Image.open(tmp_path / "square" / split / name)) for name in that.ids]
+        np.testing.assert_array_equal(that.images(), came)
+        assert 0 < np.abs(this.images().astype(int) - that.images()).mean() < 3
+    again = prepare(data_config(tmp_path / "square", tmp_path / "c"))
+    assert again.directory == jpegs.directory and len(list((tmp_path / "c").iterdir())) == 2
 
 
 def test_a_prepared_set_outlives_its_source(tmp_path):
@@ -225,15 +269,31 @@ def test_of_two_processes_one_prepares_and_the_other_waits(photos, prepared, tmp
     assert first.communicate(timeout=60)[0] == f"{len(prepared.train)}\n"
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing_behind(photos, prepared, tmp_path):
+def test_a_full_disk_is_one_line_and_leaves_nothing_behind(form, photos, prepared, raw, tmp_path):
     """At any file. With room the same call succeeds."""
+    prepared = raw if form == "raw" else prepared
     largest = max(path.stat().st_size for path in prepared.directory.iterdir())
     for room in (0, 200, 700, 9000, largest - 1):
         with full_disk(room):
-            said = message(photos, tmp_path)
+            said = message(photos, tmp_path, stored=form)
         assert str(tmp_path) in said and "make room, or" in said and "--config.data.prepared_dir=" in said
         assert list(tmp_path.iterdir()) == []
-    assert contents(prepare(data_config(photos, tmp_path)).directory) == contents(prepared.directory)
+    assert contents(prepare(data_config(photos, tmp_path, stored=form)).directory) == contents(prepared.directory)
+
+
+def test_a_raw_set_that_does_not_fit_is_refused_before_it_is_written(photos, tmp_path, monkeypatch):
+    """With the numbers: 36 images of 4096 x 4096 x 3 bytes. JPEGs may fit, and so does what takes less."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1_200_000_000))
+    with monkeypatch.context() as m:
+        m.setattr(Image, "open", None)
+        said = message(photos, tmp_path, stored="raw", size=4096)
+    assert "the 36 images of" in said and "take 1.8 GB" in said and "has 1.2 GB free" in said
+    assert "--config.data.prepared_dir=" in said and "--config.data.stored=jpeg" in said
+    assert list(tmp_path.iterdir()) == []
+    prepare(data_config(photos, tmp_path, stored="raw"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    prepare(data_config(photos, tmp_path))
+    prepare(data_config(photos, tmp_path, stored="raw"))  # it is there
 
 
 def test_a_disk_that_fails_at_the_last_moment_leaves_nothing_behind(photos, tmp_path, monkeypatch):

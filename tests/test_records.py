@@ -10,12 +10,13 @@ from PIL import Image
 
 from alexnet_jax import UserError
 from alexnet_jax.data import records
+from alexnet_jax.data.images import subset
 from alexnet_jax.data.prepare import prepare
 from configs import paper
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
+@pytest.fixture(scope="module", params=["jpeg", "raw"])
+def prepared(request, tmp_path_factory):
     """Twelve training and three validation images of 32 x 32."""
     source = tmp_path_factory.mktemp("source")
     rng = np.random.default_rng(0)
@@ -27,6 +28,7 @@ def prepared(tmp_path_factory):
             coarse.resize((40, 36), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
     config = paper.get_config().data
     config.update(name=str(source), prepared_dir=str(tmp_path_factory.mktemp("prepared")), size=32)
+    config.stored = request.param
     return prepare(config)
 
 
@@ -34,6 +36,45 @@ def test_random_access_gives_the_images_asked_for(prepared):
     everything = prepared.train.images()
     np.testing.assert_array_equal(prepared.train.images([5, 0, -1]), everything[[5, 0, -1]])
     assert prepared.train.images([]).shape == (0, 32, 32, 3)
+
+
+def test_a_subset_is_those_images_in_that_order(prepared):
+    split, chosen = prepared.train, [7, 0, 3]
+    some = subset(split, chosen)
+    assert type(some) is type(split) and some.ids == [split.ids[i] for i in chosen]
+    np.testing.assert_array_equal(some.images(), split.images(chosen))
+    np.testing.assert_array_equal(some.labels, split.labels[chosen])
+
+
+@pytest.mark.parametrize("prepared", ["raw"], indirect=True)
+def test_numpy_maps_raw_sets(prepared):
+    """As the module's docstring says."""
+    row = np.dtype([("head", "V12"), ("image", "u1", (32, 32, 3)), ("tail", "V4")])
+    images = np.memmap(prepared.directory / "train.tfrecord", row, "r")["image"]
+    np.testing.assert_array_equal(images, prepared.train.images())
+
+
+def test_an_open_set_is_read_from_the_disk_as_needed(prepared, tmp_path):
+    """Damage that comes after a set is opened is found, and only in the image that it hits."""
+    directory = Path(shutil.copytree(prepared.directory, tmp_path / "set"))
+    split = records.open_prepared(directory).train
+    with open(directory / "train.tfrecord", "r+b") as file:
+        file.seek(split.offsets[3])
+        file.write(bytes(50))
+    np.testing.assert_array_equal(split.images([2, 4]), prepared.train.images([2, 4]))
+    with pytest.raises(UserError, match="is damaged: delete that folder"):
+        split.image(3)
+
+
+def test_sets_older_than_the_raw_form_are_jpegs(prepared, tmp_path):
+    directory = Path(shutil.copytree(prepared.directory, tmp_path / "set"))
+    meta = json.loads((directory / "meta.json").read_text())
+    form = meta.pop("stored")
+    (directory / "meta.json").write_text(json.dumps(meta))
+    if form == "raw":
+        check_damaged(directory)
+    else:
+        np.testing.assert_array_equal(records.open_prepared(directory).train.images(), prepared.train.images())
 
 
 def test_tensorflow_reads_the_same_records(prepared):
@@ -148,6 +189,7 @@ META = {
     "no classes": {"classes": []}, "a number": {"classes": 2}, "numbers": {"classes": [1, 2]},
     "one class less": {"classes": ["ant"]}, "no split": {"train_split": "test"}, "no text": {"train_split": 5},
     "no splits": {"splits": {}}, "a list": {"splits": []}, "no count": {"splits": {"train": {}, "validation": {}}},
+    "no form": {"stored": None}, "an unknown form": {"stored": "png"}, "forms": {"stored": ["jpeg"]},
     "another count": {"splits": {"train": {"count": 3}, "validation": {"count": 3}}},
     "no whole count": {"splits": {"train": {"count": 12.0}, "validation": {"count": "3"}}},
 }  # fmt: skip

@@ -86,6 +86,20 @@ def test_killed_and_resumed_ends_bit_for_bit_equal(config, tmp_path, on_device):
     check_equal(whole, broken, step=24)
 
 
+def test_a_run_on_raw_images_resumes_and_is_the_same_on_the_device(config, tmp_path, monkeypatch):
+    """Killed in mid-epoch, it ends bit for bit equal; with the images on the device, equal to rounding."""
+    config.epochs, config.data.stored = 1, "raw"
+    whole, broken, on_device = (tmp_path / name for name in ("whole", "broken", "on_device"))
+    main.run(config, whole)
+    run_until_killed(monkeypatch, config, broken, optimizer, "rates", call=3)
+    main.run(config, broken)
+    check_equal(whole, broken, step=6)
+    config.data.on_device = True
+    main.run(config, on_device)
+    losses, others = ([r["loss"] for r in records(workdir) if "loss" in r] for workdir in (whole, on_device))
+    assert losses == pytest.approx(others, rel=1e-3)
+
+
 @pytest.fixture(scope="module")
 def whole(photos, tmp_path_factory):
     """A config whose plateau rule drops soon, which evaluates every other epoch and crops in chunks; and its run."""

@@ -45,13 +45,14 @@ def in_threads(
 def tensorflow() -> ModuleType:
     """Returns TensorFlow, kept off the accelerators, whose memory JAX needs. Raises UserError if it is not installed.
 
-    It is imported here alone, on first use: training from a prepared set with `data.on_device` runs without it.
+    It is imported here alone, on first use: training from a prepared set runs without it if the set is raw, or with
+    `data.on_device`.
     """
     try:
         import tensorflow as tf
     except ImportError as error:
         raise UserError(
-            f"this needs TensorFlow ({error}): install it, or train from a set that is already prepared with "
+            f"this needs TensorFlow ({error}): install it, or train from a set that is already prepared, raw or with "
             "--config.data.on_device"
         ) from error
     with contextlib.suppress(RuntimeError):  # TensorFlow is already in use: too late

@@ -4,11 +4,11 @@
     prepared.train.images([0, 7])            # uint8 (2, 256, 256, 3)
     prepared.statistics["mean"]              # float32 (256, 256, 3), of the training split
 
-A prepared set is a folder. For each split it has the images as a TFRecord file of plain JPEGs, an index of where each
-one begins, the labels and the names; then the statistics of the training split, and meta.json. It requires neither its
-source nor TensorFlow any more, and one made from a TFDS set works on any machine once copied into the `prepared_dir`
-there. A set is known by the settings it was made with, not by what the source contained: delete its folder to prepare a
-changed source again.
+A prepared set is a folder. For each split it has the images as a TFRecord file, of plain JPEGs or of pixels, an index
+of where each one begins, the labels and the names; then the statistics of the training split, and meta.json. It
+requires neither its source nor TensorFlow any more, and one made from a TFDS set works on any machine once copied into
+the `prepared_dir` there. A set is known by the settings it was made with, not by what the source contained: delete its
+folder to prepare a changed source again.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from tqdm import tqdm
 from alexnet_jax import UserError, __version__
 from alexnet_jax.data import photos
 from alexnet_jax.data.host import in_threads
-from alexnet_jax.data.records import Prepared, decode, frame, open_prepared, starts
+from alexnet_jax.data.records import AFTER, BEFORE, Prepared, decode, frame, open_prepared, raw_length, starts
 from alexnet_jax.data.sources import Example, Source, folder_of, open_source, refuse_classes, some, warn
 from alexnet_jax.files import alone, slug
 
@@ -50,16 +50,18 @@ def prepare(config: ConfigDict, num_classes: int | None = None) -> Prepared:
     `validation_fraction` of the images, picked by a hash of their names, is held out. Tiny-ImageNet is taken as it is.
 
     Each image's shorter side is scaled to `size` (bicubic, antialiased) and its centre cut out; if `resize` is "warp",
-    both sides are scaled. It is stored as a JPEG of quality 95 with full colour resolution. Grey, palette and CMYK
-    images become RGB, transparent ones are laid on white, and EXIF orientation is ignored, as in the 2012 code. Damaged
-    images are reported and left out.
+    both sides are scaled. It is stored as a JPEG of quality 95 with full colour resolution or, if `stored` is "raw",
+    uncompressed: larger, and faster to read. These are two sets, whose pixels and statistics differ by what JPEG loses.
+    Grey, palette and CMYK images become RGB, transparent ones are laid on white, and EXIF orientation is ignored, as in
+    the 2012 code. Damaged images are reported and left out.
 
     Args:
       config: the `data` section of a config that has passed config.check.
       num_classes: of the network that is to learn from the set; 0 if it has as many as the data. None if nothing learns
         from it: then one class is enough, and some classes may have no images.
     Raises UserError, before anything is written, if the source does not exist, is not downloaded, has no images, no
-    such split or photos in the wrong places, or if the classes are not the network's; or if the disk refuses a write.
+      such split or photos in the wrong places, if the classes are not the network's, or if a raw set does not fit on
+      the disk; or if the disk refuses a write.
     """
     _refuse_nonsense(config, num_classes)
     cache = _cache(config)
@@ -113,8 +115,12 @@ def _folder_name(config: ConfigDict, root: Path | None) -> str:
     made_with.append(config.validation_fraction if may_hold_out else None)
     if config.resize != "shorter":
         made_with.append(config.resize)
+    label = slug(root.name if root else config.name)[:100]
+    if config.stored != "jpeg":
+        made_with.append(config.stored)
+        label += f"-{config.stored}"
     digest = hashlib.sha256(json.dumps(made_with).encode()).hexdigest()
-    return f"{slug(root.name if root else config.name)[:100]}-{config.size}px-{digest[:10]}"
+    return f"{label}-{config.size}px-{digest[:10]}"
 
 
 # ---------------------------------------------------------------- a whole set or none
@@ -133,6 +139,7 @@ def _prepare_once(config: ConfigDict, num_classes: int | None, cache: Path, dire
             return
         partial = Path(f"{directory}.partial")
         shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
+        _refuse_small_disk(config, source, cache)
         partial.mkdir()
         try:
             _write_set(config, source, partial, learns=num_classes is not None)
@@ -142,6 +149,20 @@ def _prepare_once(config: ConfigDict, num_classes: int | None, cache: Path, dire
             _sync(cache)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _refuse_small_disk(config: ConfigDict, source: Source, cache: Path) -> None:
+    """Raises UserError if a raw set does not fit on the disk. How large JPEGs will be is not known beforehand."""
+    if config.stored != "raw":
+        return
+    images = sum(source.counts.values())
+    needed, free = images * (BEFORE + raw_length(config.size) + AFTER), shutil.disk_usage(cache).free
+    if needed > free:
+        raise UserError(
+            f"the {images:,} images of {config.name} take {needed / 1e9:,.1f} GB with data.stored=raw, and {cache} has "
+            f"{free / 1e9:,.1f} GB free: make room, choose another folder with --config.data.prepared_dir=..., or "
+            "prepare JPEGs with --config.data.stored=jpeg"
+        )
 
 
 def _tidy(cache: Path) -> None:
@@ -174,6 +195,7 @@ def _write_set(config: ConfigDict, source: Source, folder: Path, learns: bool) -
         "name": config.name,
         "version": source.version,
         "size": config.size,
+        "stored": config.stored,
         "classes": source.classes,
         "splits": splits,
         "train_split": config.train_split,
@@ -194,7 +216,8 @@ def _write_split(
     stem = folder / slug(split)
     examples = source.examples(split)
     chunks = iter(lambda: list(itertools.islice(examples, CHUNK)), [])
-    prepared = in_threads(functools.partial(_prepare_chunk, size=config.size, resize=config.resize), chunks)
+    settings = {"size": config.size, "resize": config.resize, "stored": config.stored}
+    prepared = in_threads(functools.partial(_prepare_chunk, **settings), chunks)
     whole: list[Row] = []
     damaged: list[Row] = []
     pixels, products = np.zeros((config.size, config.size, 3), np.int64), np.zeros((3, 3), np.int64)
@@ -256,7 +279,7 @@ class Row(NamedTuple):
 
     name: str
     label: int
-    length: int = 0  # bytes of its JPEG
+    length: int = 0  # bytes, as it is stored
     sliver: bool = False  # whether its square shows almost nothing
     damage: str = ""  # why it cannot be read, if it cannot
 
@@ -273,22 +296,23 @@ class Chunk(NamedTuple):
     products: np.ndarray  # int64 (3, 3)
 
 
-def _prepare_chunk(examples: list[Example], size: int, resize: str) -> Chunk:
+def _prepare_chunk(examples: list[Example], size: int, resize: str, stored: str) -> Chunk:
     chunk = Chunk([], [], np.zeros((size, size, 3), np.int64), np.zeros((3, 3), np.int64))
     for name, label, encoded in examples:
         try:
             image = photos.opened(encoded)
             sliver = photos.is_sliver(image.size)
-            jpeg = _to_jpeg(image, size, resize)
+            data = (_to_raw if stored == "raw" else _to_jpeg)(image, size, resize)
         except Exception as error:  # Pillow raises almost anything on broken files
             chunk.rows.append(Row(name, label, damage=photos.why(error)))
             chunk.records.append(b"")
             continue
-        chunk.rows.append(Row(name, label, len(jpeg), sliver))
-        chunk.records.append(frame(jpeg))
-        stored = decode(jpeg)  # the statistics are those of the images that training sees
-        chunk.pixels[:] += stored
-        colours = stored.reshape(-1, 3).astype(np.float64)
+        chunk.rows.append(Row(name, label, len(data), sliver))
+        chunk.records.append(frame(data))
+        # The statistics are those of the images that training sees.
+        pixels = np.frombuffer(data, np.uint8).reshape(size, size, 3) if stored == "raw" else decode(data)
+        chunk.pixels[:] += pixels
+        colours = pixels.reshape(-1, 3).astype(np.float64)
         chunk.products[:] += (colours.T @ colours).astype(np.int64)  # below 2**53, so exact
     return chunk
 
@@ -297,6 +321,10 @@ def _to_jpeg(image: Image.Image, size: int, resize: str) -> bytes:
     buffer = io.BytesIO()
     photos.square(image, size, resize=resize).save(buffer, "JPEG", quality=95, subsampling=0)
     return buffer.getvalue()
+
+
+def _to_raw(image: Image.Image, size: int, resize: str) -> bytes:
+    return photos.square(image, size, resize=resize).tobytes()
 
 
 def _statistics(count: int, pixels: np.ndarray, products: np.ndarray) -> dict[str, np.ndarray]:

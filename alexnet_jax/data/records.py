@@ -3,12 +3,18 @@
     prepared = open_prepared(directory)      # a folder that prepare.py made
     prepared.train.images([0, 7])            # uint8 (2, 256, 256, 3)
 
-This requires neither the images' source nor TensorFlow. prepare.py says what the files are.
+This requires neither the images' source nor TensorFlow. prepare.py says what the files are. Images are stored as JPEGs
+or as pixels ("raw"), in the same files otherwise. As all records of a raw file have one length, NumPy can map it too:
+
+    row = np.dtype([("head", "V12"), ("image", "u1", (256, 256, 3)), ("tail", "V4")])
+    np.memmap(directory / "train.tfrecord", row, "r")["image"]      # uint8 (n, 256, 256, 3), read as it is touched
 """
 
 import dataclasses
+import functools
 import io
 import json
+import mmap
 import os
 import struct
 from collections.abc import Iterable
@@ -24,18 +30,19 @@ from alexnet_jax import UserError
 from alexnet_jax.data.host import in_threads
 from alexnet_jax.files import slug
 
+STORED = ("jpeg", "raw")  # the forms in which images are stored
 BEFORE, AFTER = 12, 4  # bytes of a record around its data: the length and its checksum; the data's checksum
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """The images of one split. Any thread can read any image at any time."""
+    """The images of one split, stored as JPEGs. Any thread can read any image at any time."""
 
     name: str
     size: int
     labels: np.ndarray  # int32 (n,)
     ids: list[str]  # the source's names
-    offsets: np.ndarray  # int64 (n,): the byte of the file where each JPEG begins
+    offsets: np.ndarray  # int64 (n,): the byte of the file where each image begins
     lengths: np.ndarray  # int64 (n,): bytes
     file: BinaryIO
 
@@ -43,15 +50,14 @@ class Split:
         return len(self.labels)
 
     def read(self, indices: Iterable[int]) -> list[bytes]:
-        """Returns the JPEGs at the indices. Raises UserError if even one bit of them has changed on disk."""
-        jpegs = []
+        """Returns the images at the indices, as stored. Raises UserError if even one bit of them changed on disk."""
+        found = []
         for i in indices:
             record = os.pread(self.file.fileno(), BEFORE + self.lengths[i] + AFTER, self.offsets[i] - BEFORE)
-            jpeg = record[BEFORE:-AFTER]
-            if frame(jpeg) != record:
+            if not _is_whole(record, self.lengths[i]):
                 raise self.damaged()
-            jpegs.append(jpeg)
-        return jpegs
+            found.append(record[BEFORE:-AFTER])
+        return found
 
     def image(self, index: int) -> np.ndarray:
         """Returns one image, uint8 (size, size, 3). Raises UserError if the file is damaged there."""
@@ -79,6 +85,35 @@ class Split:
     def damaged(self) -> UserError:
         """Returns the error to raise when an image cannot be read."""
         return _damaged(Path(self.file.name).parent)
+
+
+@dataclasses.dataclass(frozen=True)
+class RawSplit(Split):
+    """A split that is stored as pixels, in a file that is mapped into memory: reading an image copies its bytes.
+
+    The system keeps as much of the file in memory as there is room for, and loads the rest as it is read.
+    """
+
+    memory: mmap.mmap  # the file
+
+    def image(self, index: int) -> np.ndarray:
+        """Returns a copy of one image, uint8 (size, size, 3). Raises UserError if the file is damaged there."""
+        start, length = int(self.offsets[index]), int(self.lengths[index])
+        # Copied before it is checked: the copy waits for memory without Python's lock, which the checksum holds.
+        record = np.frombuffer(self.memory, np.uint8, BEFORE + length + AFTER, start - BEFORE).copy()
+        if not _is_whole(record, length):
+            raise self.damaged()
+        return record[BEFORE:-AFTER].reshape(self.size, self.size, 3)
+
+    def announce(self, indices: np.ndarray) -> None:
+        """Asks the system to load the images at the indices from the disk, and returns at once.
+
+        Otherwise each image would be loaded in several parts, one after the other, and much around it with it.
+        """
+        starts = self.offsets[indices] // mmap.PAGESIZE * mmap.PAGESIZE
+        lengths = self.offsets[indices] + self.lengths[indices] - starts
+        for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+            self.memory.madvise(mmap.MADV_WILLNEED, start, length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +150,9 @@ def open_prepared(directory: Path) -> Prepared:
 
 
 def _open_split(directory: Path, meta: dict, name: str) -> Split:
-    stem, count = directory / slug(name), meta["splits"][name]["count"]
-    _require(isinstance(count, int) and count > 0)
+    stem, count, size = directory / slug(name), meta["splits"][name]["count"], meta["size"]
+    stored = meta.get("stored", "jpeg")  # sets older than the field are JPEGs
+    _require(isinstance(count, int) and count > 0 and stored in STORED)
     kinds = {"offsets": np.int64, "lengths": np.int64, "labels": np.int32}
     index = _arrays(Path(f"{stem}.npz"), {array: (dtype, (count,)) for array, dtype in kinds.items()})
     with open(f"{stem}.ids.txt", encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
@@ -127,7 +163,11 @@ def _open_split(directory: Path, meta: dict, name: str) -> Split:
     _require(lengths.min() > 0 and np.array_equal(offsets, starts(lengths)))
     _require(os.path.getsize(f"{stem}.tfrecord") == offsets[-1] + lengths[-1] + AFTER)
     file = open(f"{stem}.tfrecord", "rb", buffering=0)  # noqa: SIM115 - open as long as the Split
-    return Split(name, meta["size"], labels, ids, offsets, lengths, file)
+    if stored == "jpeg":
+        return Split(name, size, labels, ids, offsets, lengths, file)
+    _require(bool((lengths == raw_length(size)).all()))
+    memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return RawSplit(name, size, labels, ids, offsets, lengths, file, memory)
 
 
 def _arrays(path: Path, expected: dict[str, tuple]) -> dict[str, np.ndarray]:
@@ -155,10 +195,26 @@ def decode(jpeg: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(jpeg), formats=("JPEG",)))
 
 
+def raw_length(size: int) -> int:
+    """Returns the bytes of a raw image, size x size."""
+    return size * size * 3
+
+
 def frame(data: bytes) -> bytes:
     """Returns the data as a TFRecord, made without TensorFlow: length, its checksum, the data, their checksum."""
-    length = struct.pack("<Q", len(data))
-    return length + _checksum(length) + data + _checksum(data)
+    return _head(len(data)) + data + _checksum(data)
+
+
+def _is_whole(record: bytes | np.ndarray, length: int) -> bool:
+    """Whether a record is what `frame` makes of its data, of this length in bytes."""
+    head, data, tail = record[:BEFORE], record[BEFORE:-AFTER], record[-AFTER:]
+    return bytes(head) == _head(length) and bytes(tail) == _checksum(data)
+
+
+@functools.lru_cache(maxsize=1)  # raw images all have one length
+def _head(length: int) -> bytes:
+    packed = struct.pack("<Q", length)
+    return packed + _checksum(packed)
 
 
 def starts(lengths: np.ndarray) -> np.ndarray:
@@ -167,7 +223,7 @@ def starts(lengths: np.ndarray) -> np.ndarray:
     return ends - AFTER - lengths
 
 
-def _checksum(data: bytes) -> bytes:
+def _checksum(data: bytes | np.ndarray) -> bytes:
     """The CRC-32C, masked as the TFRecord format requires: a CRC of data that contains CRCs would be weak."""
     crc = google_crc32c.value(data)
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)

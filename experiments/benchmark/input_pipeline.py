@@ -1,15 +1,21 @@
-"""How fast images reach the network: prepared data compared with PyTorch's DataLoader and Pillow on the same photos.
+"""How fast images reach the network: both forms of prepared data, and PyTorch's DataLoader on the same photos.
 
 The candidates take turns, each on all cores, with batches of 128 crops of 224 x 224 in bytes and the files in the page
 cache:
-- prepared: train_batches, as in training;
-- torch, source photos: decode, scale the shorter side to 256, random crop, flip, as is usual for AlexNet;
-- torch, prepared images: the same on the prepared set's 256 x 256 JPEGs, which need no scaling.
-Prints a table, then a line of JSON. The training split is copied into a temporary folder, so choose a small set. TFDS
-must already have it in TFDS_DATA_DIR.
+- JPEG, raw: train_batches, as in training, on prepared sets of both forms (data.stored);
+- torch, source photos: Pillow decodes, scales the shorter side to 256, crops at random and flips, as is usual for
+  AlexNet;
+- torch, JPEG: the same on the prepared 256 x 256 JPEGs, which need no scaling;
+- torch, raw: NumPy crops and flips the prepared raw images, whose file is mapped into memory.
+DataLoader's images keep their channels last, as ours do, which saves it a copy.
+
+Prints what is measured, what ImageNet would take in each form and how many cores would feed a fast GPU, then a line of
+JSON. The training split is prepared twice and copied into a temporary folder, so choose a small set. TFDS must already
+have it in TFDS_DATA_DIR.
 """
 
 import json
+import math
 import random
 import statistics
 import tempfile
@@ -25,21 +31,23 @@ from PIL import Image
 from tqdm import tqdm
 
 from alexnet_jax import UserError
-from alexnet_jax.data.batches import train_batches
+from alexnet_jax.data.batches import cut, train_batches
 from alexnet_jax.data.host import cores
 from alexnet_jax.data.prepare import prepare
-from alexnet_jax.data.records import Prepared
+from alexnet_jax.data.records import AFTER, BEFORE, STORED, Prepared
 from alexnet_jax.data.sources import open_source
 from configs import paper
 
 BATCH, SIZE, CROP = 128, 256, 224
 WARM_UP = 3.0  # seconds in which PyTorch's queues fill and tf.data chooses the number of threads of each stage
 REPEATS = 5
+IMAGENET = 1_281_167 + 50_000  # training and validation images of ILSVRC 2012
+GOAL = 32_000  # images/s
 Candidates = dict[str, Callable[[], Iterable]]  # by name: a function that starts a stream of batches
 
 
 class Photos:
-    """The files of a folder for DataLoader: item i is uint8 (3, 224, 224), made by Pillow."""
+    """The files of a folder for DataLoader: item i is uint8 (224, 224, 3), made by Pillow."""
 
     def __init__(self, folder: Path):
         self.paths = sorted(folder.iterdir())
@@ -58,7 +66,29 @@ class Photos:
         image = image.crop((x, y, x + CROP, y + CROP))
         if random.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        return torch.from_numpy(np.array(image))
+
+
+class Rows:
+    """A file of raw images for DataLoader: item i is uint8 (224, 224, 3), made by NumPy."""
+
+    def __init__(self, path: Path, count: int):
+        self.path, self.count = path, count
+        self.images: np.ndarray | None = None  # mapped by each worker: pickled, it would be read whole
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int):
+        import torch
+
+        if self.images is None:
+            row = np.dtype([("head", f"V{BEFORE}"), ("image", "u1", (SIZE, SIZE, 3)), ("tail", f"V{AFTER}")])
+            self.images = np.asarray(np.memmap(self.path, row, "r"))["image"]
+        out = np.empty((CROP, CROP, 3), np.uint8)
+        at = [random.randint(0, SIZE - CROP) for _ in range(2)]
+        cut(self.images[index], at, random.random() < 0.5, out)
+        return torch.from_numpy(out)
 
 
 def write_photos(config: ConfigDict, prepared: Prepared, source: Path, square: Path):
@@ -73,8 +103,8 @@ def write_photos(config: ConfigDict, prepared: Prepared, source: Path, square: P
         (square / f"{index:08}.jpg").write_bytes(prepared.train.read([index])[0])
 
 
-def torch_batches(photos: Photos) -> Iterable:
-    """An endless stream of PyTorch's batches, uint8 (128, 3, 224, 224), from one worker per core."""
+def torch_batches(photos: Photos | Rows) -> Iterable:
+    """An endless stream of PyTorch's batches, uint8 (128, 224, 224, 3), from one worker per core."""
     from torch.utils.data import DataLoader, RandomSampler
 
     endless = RandomSampler(photos, replacement=True, num_samples=10**9)
@@ -111,18 +141,29 @@ def measure(flags: Namespace):
         raise UserError(f"--seconds is {flags.seconds} and must be a number above 0")
     if find_spec("torch") is None:
         raise UserError("this compares with PyTorch, which is not installed: pip install -e .[dev]")
-    config = paper.get_config().data
-    config.update(name=flags.data, size=SIZE, crop=CROP)
-    prepared = prepare(config)
-    span = {"seed": 0, "batch_size": BATCH, "first_step": 0, "last_step": 10**9}
+    sets, configs = {}, {}
+    for form in STORED:
+        configs[form] = paper.get_config().data
+        configs[form].update(name=flags.data, size=SIZE, crop=CROP, stored=form)
+        sets[form] = prepare(configs[form])
+    raw = sets["raw"]
     with tempfile.TemporaryDirectory() as source, tempfile.TemporaryDirectory() as square:
-        write_photos(config, prepared, Path(source), Path(square))
+        write_photos(configs["jpeg"], sets["jpeg"], Path(source), Path(square))
         candidates: Candidates = {
-            "prepared": lambda: train_batches(prepared.train, config, **span),
+            "JPEG": lambda: ours(sets["jpeg"], configs["jpeg"]),
+            "raw": lambda: ours(raw, configs["raw"]),
             "torch, source photos": lambda: torch_batches(Photos(Path(source))),
-            "torch, prepared images": lambda: torch_batches(Photos(Path(square))),
+            "torch, JPEG": lambda: torch_batches(Photos(Path(square))),
+            "torch, raw": lambda: torch_batches(Rows(Path(raw.train.file.name), len(raw.train))),
         }
-        report(take_turns(candidates, flags.seconds, flags.repeats or REPEATS))
+        speeds = take_turns(candidates, flags.seconds, flags.repeats or REPEATS)
+    bytes_per_image = {form: int(made.train.lengths.mean()) + BEFORE + AFTER for form, made in sets.items()}
+    report(speeds, bytes_per_image, flags.data)
+
+
+def ours(prepared: Prepared, config: ConfigDict) -> Iterable:
+    """The batches of a training run on a prepared set."""
+    return train_batches(prepared.train, config, seed=0, batch_size=BATCH, first_step=0, last_step=10**9)
 
 
 def take_turns(candidates: Candidates, seconds: float, repeats: int) -> dict[str, list[float]]:
@@ -134,11 +175,32 @@ def take_turns(candidates: Candidates, seconds: float, repeats: int) -> dict[str
     return speeds
 
 
-def report(speeds: dict[str, list[float]]):
-    """Prints the table, with how many times as fast the prepared data are, and the JSON."""
-    medians = {name: round(statistics.median(found), 1) for name, found in speeds.items()}
-    ratios = {name: round(medians["prepared"] / median, 3) for name, median in medians.items()}
-    print(f"{'images/s per core':30} {'median':>8} {'lowest':>8} {'highest':>8} {'prepared is':>12}")
-    for name, found in speeds.items():
-        print(f"{name:30} {medians[name]:8.0f} {min(found):8.0f} {max(found):8.0f} {ratios[name]:11.2f}x")
-    print(json.dumps({"cores": cores(), "images_per_second_per_core": medians, "ratios": ratios}), flush=True)
+def report(speeds: dict[str, list[float]], bytes_per_image: dict[str, int], name: str):
+    """Prints the tables and the JSON.
+
+    Args:
+      speeds: images per second and core of each candidate.
+      bytes_per_image: on disk, of the training images of the set called `name`, in each form.
+    """
+    medians = {candidate: round(statistics.median(found), 1) for candidate, found in speeds.items()}
+    needed = {candidate: math.ceil(GOAL / median) for candidate, median in medians.items()}
+    print(f"{'images/s per core':22} {'median':>8} {'lowest':>8} {'highest':>8}   cores for {GOAL:,} images/s")
+    for candidate, found in speeds.items():
+        low, middle, high = min(found), medians[candidate], max(found)
+        print(f"{candidate:22} {middle:8,.0f} {low:8,.0f} {high:8,.0f} {needed[candidate]:12}")
+    pairs = [("raw", "JPEG"), ("JPEG", "torch, source photos"), ("JPEG", "torch, JPEG"), ("raw", "torch, raw")]
+    ratios = {f"{a} / {b}": round(medians[a] / medians[b], 2) for a, b in pairs}
+    print(*(f"{pair}: {ratio:.2f}" for pair, ratio in ratios.items()), sep="\n")
+    gigabytes = {form: round(IMAGENET * each / 1e9, 1) for form, each in bytes_per_image.items()}
+    print(f"bytes per image, the mean of {name}, and what {IMAGENET:,} images of ImageNet take at that:")
+    for form, each in bytes_per_image.items():
+        print(f"{form:22} {each:8,} bytes {gigabytes[form]:8} GB")
+    result = {
+        "cores": cores(),
+        "images_per_second_per_core": medians,
+        "cores_needed": needed,
+        "ratios": ratios,
+        "bytes_per_image": bytes_per_image,
+        "imagenet_gigabytes": gigabytes,
+    }
+    print(json.dumps(result), flush=True)
