@@ -227,7 +227,7 @@ FEATURES = ("--workdir", RUN, "--images", PHOTO, "--out", "o", "--layer")
         ("benchmark", ["split"], "name a config: alexnet benchmark split --config"),
         ("benchmark", ["scaling", "--axis", "depth"], "--axis names 'depth'"),
         ("benchmark", ["scaling", "--out", "a.svg"], "must end with .png"),
-        ("benchmark", ["scaling", "--json", "file"], "file is not a file of alexnet benchmark scaling"),
+        ("benchmark", ["scaling", "--save", "file"], "file is not a file of alexnet benchmark scaling"),
         ("benchmark", ["input", "--seconds", "nan"], "--seconds"),
         ("sweep", ["--sweep", "smoke", "--seeds", "1000000000"], "--seeds"),
         (partial(sweep.make_executor, "local", Path("file/jobs")), [], "cannot write to file/jobs.*--workdir"),

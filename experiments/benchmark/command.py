@@ -5,7 +5,7 @@
     alexnet benchmark train --config configs/half_width.py --dtype bfloat16
     alexnet benchmark input [--data imagenette/160px-v2] [--seconds 10] [--turns 5]
     alexnet benchmark split --config configs/paper.py [--turns 7]
-    alexnet benchmark scaling --axis batch,width --out scaling.png --json scaling.json
+    alexnet benchmark scaling --axis batch,width --out scaling.png --save scaling.json
     python -m experiments.benchmark train                   # the same
 
 train: a training step, from uint8 images to the updated weights.
@@ -61,7 +61,7 @@ def add_flags(parser: ArgumentParser):
     says = "turns of each process (default: 7; 5 for input; start takes at most 3)"
     parser.add_argument("--turns", "--repeats", dest="repeats", type=int, metavar="N", help=says)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(default: float32)")
-    parser.add_argument("--json", metavar="FILE", help="write the last line to a file too; see scaling")
+    parser.add_argument("--save", metavar="FILE", help="write the last line to a file too")
     add_config(parser, required=False)  # instead of --network; split requires it
     input_pipeline.add_flags(parser)
     scaling.add_flags(parser)
@@ -155,11 +155,11 @@ def measure_steps(
 
 
 def report(found: dict[str, Any], flags: Namespace):
-    """Prints the last line, and writes it to --json's file. Raises UserError if it cannot be written."""
+    """Prints the last line, and writes it to --save's file. Raises UserError if it cannot be written."""
     environment = {name: os.environ.get(name, value) for name, value in turns.MEMORY.items()}
     about = {"date": datetime.date.today().isoformat(), "command": flags.command, "environment": environment}
     text = json.dumps(about | found)
-    if flags.json:
-        with replacing(Path(flags.json).expanduser()) as partial:
+    if flags.save:
+        with replacing(Path(flags.save).expanduser()) as partial:
             partial.write_text(text + "\n")
     print(text, flush=True)

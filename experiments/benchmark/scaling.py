@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -28,10 +28,10 @@ from experiments.benchmark.turns import OURS, Side
 AXES: dict[str, Sequence[float]] = {
     "batch": (8, 16, 32, 64, 128),  # images
     "width": (0.25, 0.5, 1, 1.5, 2),  # times the paper's, in every layer
-    "side": (128, 160, 224, 320, 448),  # pixels
-    "devices": (1, 2, 4, 8),  # data x tower
+    "side": (128, 160, 224, 288, 384),  # pixels
+    "devices": (1, 2, 4),  # copies of the network, each on one device and on two
 }
-BATCHES = {"width": 32, "side": 16, "devices": 32}  # images; of devices: of each copy of the network
+BATCHES = {"width": 32, "side": 32, "devices": 16}  # images; of devices: of each copy of the network
 LABELS = {
     "batch": "batch, images",
     "width": "width, times the paper's",
@@ -46,7 +46,7 @@ def add_flags(parser: ArgumentParser):
     """The flags of `alexnet benchmark scaling`."""
     group = parser.add_argument_group("scaling")
     group.add_argument("--axis", default=",".join(AXES), metavar="NAME,...", help="what to vary (default: all)")
-    says = "a picture of all axes, also of those that --json's file has from earlier runs"
+    says = "a picture of all axes, also of those that --save's file has from earlier runs"
     group.add_argument("--out", metavar="PNG", help=says)
 
 
@@ -57,7 +57,7 @@ def measure(flags: Namespace) -> dict[str, Any]:
         raise UserError(f"--axis names '{unknown[0]}', and there are {', '.join(AXES)}")
     if flags.out and not flags.out.endswith(".png"):
         raise UserError(f"--out is {flags.out} and must end with .png")
-    axes = earlier(flags.json)
+    axes = earlier(flags.save)
     for name in names:
         axes[name] = []
         for label, config in tqdm(points(name, flags.dtype), name, unit=" points", leave=False):
@@ -81,21 +81,21 @@ def measure(flags: Namespace) -> dict[str, Any]:
 
 
 def earlier(path: str | None) -> dict[str, list[dict]]:
-    """The axes that --json's file has from earlier runs. Raises UserError if the file is not this command's."""
+    """The axes that --save's file has from earlier runs. Raises UserError if the file is not this command's."""
     if path is None or not Path(path).expanduser().exists():
         return {}
     try:
         found = json.loads(Path(path).expanduser().read_text())["scaling"]
         return {name: found[name] for name in AXES if name in found}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a file of alexnet benchmark scaling --json: name another") from error
+        raise UserError(f"{path} is not a file of alexnet benchmark scaling --save: name another") from error
 
 
 def points(axis: str, dtype: str) -> list[tuple[str, ConfigDict]]:
     """(label, config) of each point of an axis."""
-    found = []
+    found: list[tuple[str, ConfigDict]] = []
     for value in AXES[axis]:
-        shapes = [(1, 1)] if axis != "devices" else [(int(value), 1), (int(value) // 2, 2)][: 1 if value == 1 else 2]
+        shapes = [(int(value), 1), (int(value), 2)] if axis == "devices" else [(1, 1)]
         for data, tower in shapes:
             config = prepared(paper.get_config(), BATCHES.get(axis, int(value)), dtype)
             label = f"{value:g}"
@@ -176,28 +176,28 @@ def draw(axes: Mapping[str, Sequence[Mapping]], path: str | Path) -> Path:
 
 
 def _panel(panel: Axes, name: str, rows: Sequence[Mapping]) -> None:
-    for color, line in zip(plots.COLORS, series(rows), strict=False):
+    lines = series(rows)
+    for color, line in zip(plots.COLORS, lines, strict=False):
         x = [_place(name, row) for row in line]
         seconds = np.array([row["seconds"] for row in line])
         work = np.array([row["operations"] for row in line])
-        label = "measured"
-        if name == "devices":
-            label = "one device for each copy" if line[0]["devices"][1] == 1 else "two devices for each copy"
+        copies = {1: "one device", 2: "two devices"}[line[0]["devices"][1]]
+        label = f"measured, {copies} for each copy" if len(lines) > 1 else "measured"
         panel.loglog(x, seconds, "o-", color=color, ms=4, lw=1.2, label=label)
-        if line is series(rows)[0] or name == "devices":
-            panel.loglog(x, seconds[0] * work / work[0], "--", color=color, lw=0.9, label="as its arithmetic")
+        panel.loglog(x, seconds[0] * work / work[0], "--", color=color, lw=0.9, label="proportional to its arithmetic")
     ticks = sorted({_place(name, row) for row in rows})
     panel.xaxis.set_major_locator(FixedLocator(ticks))
-    panel.xaxis.set_minor_locator(NullLocator())
-    panel.set_xticklabels([f"{tick:g}" for tick in ticks])
-    panel.yaxis.set_minor_formatter(NullFormatter())
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panel.set_xlabel(LABELS[name], size=8)
-    panel.set_ylabel("seconds a step", size=8)
+    panel.set_ylabel("seconds per step", size=8)
     panel.tick_params(labelsize=7)
     panel.grid(color="#eeeeee", lw=0.6)
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)
-    panel.legend(fontsize=7, frameon=False)
+    panel.legend(fontsize=7, frameon=False, loc="lower right")
 
 
 def _place(name: str, row: Mapping) -> float:
