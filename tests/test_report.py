@@ -493,7 +493,9 @@ def test_runs_of_earlier_versions_compare_with_todays():
 ORDER = [
     "changes", "results", "benchmark.stepper", "jobs", "sweep",
     "sweeps.paper", "sweeps.small", "sweeps.smoke", "sweeps.finetune",
-    "benchmark.input_pipeline", "benchmark.split", "benchmark.command",
+    "benchmark.worker", "benchmark.limits", "benchmark.ours", "benchmark.peer", "benchmark.turns", "benchmark.machine",
+    "benchmark.steps", "benchmark.table", "benchmark.split", "benchmark.scaling", "benchmark.input_pipeline",
+    "benchmark.command", "benchmark.__main__",
     "report.rows", "report.table", "report.pictures", "report.page", "report.command",
     "torture.processes", "torture.cases", "torture.compare", "torture.trials", "torture.kills", "torture.disk",
     "torture.fields", "torture.images", "torture.files", "torture.__main__",

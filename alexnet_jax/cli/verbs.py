@@ -23,7 +23,7 @@ VERBS = {  # verb: its module, and what it does
     "summary": ("alexnet_jax.analysis.summary", "what a network costs, layer by layer and device by device"),
     "sweep": ("experiments.sweep", "train a base config and its ablations, over seeds"),
     "report": ("experiments.report.command", "compare runs: tables and curves in one page"),
-    "benchmark": ("experiments.benchmark.command", "the speed of the input pipeline, or of the split over devices"),
+    "benchmark": ("experiments.benchmark.command", "speed and memory on this machine, beside PyTorch's"),
 }
 OVERVIEW = """usage: alexnet VERB [flags]
 

@@ -1,0 +1,53 @@
+"""How fast this machine multiplies matrices and moves memory: the best of JAX and PyTorch."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.benchmark import turns
+from experiments.benchmark.limits import Cost
+from experiments.benchmark.turns import Side
+
+SIDES = (2048, 4096)  # of the matrices
+ARRAY = 2**30  # bytes of the arrays that are copied: far beyond any cache
+TURNS, LEAST = 3, 0.5  # turns, and seconds of each
+
+
+def rates(modules: Mapping[str, str], dtypes: Sequence[str]) -> dict[str, Any]:
+    """Measures on all cores, or on the accelerator.
+
+    modules: {side: the module of its worker}. Returns: operations_per_second, {dtype: of matrix products};
+    bytes_per_second, read and written in copies; measured, every median by what and side.
+    """
+    measured: dict[str, dict[str, float]] = {}
+
+    def best(what: str, request: dict, work: float) -> float:
+        found = turns.compare({name: Side(module, request) for name, module in modules.items()}, TURNS, LEAST)
+        speeds = {name: work / turns.spread(seconds)["median"] for name, seconds in found["seconds"].items()}
+        measured[what] = speeds
+        return max(speeds.values())
+
+    operations = {
+        dtype: max(
+            best(f"matmul {side} {dtype}", {"what": "matmul", "side": side, "dtype": dtype}, 2 * side**3)
+            for side in SIDES
+        )
+        for dtype in dict.fromkeys(dtypes)
+    }
+    copied = best("copy", {"what": "copy", "bytes": ARRAY}, 2 * ARRAY)
+    return {"operations_per_second": operations, "bytes_per_second": copied, "measured": measured}
+
+
+def facts(about: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """The hardware and the versions, from what workers say about themselves, {side: facts}."""
+    found: dict[str, Any] = {}
+    for side in about.values():
+        found |= side.get("machine", {}) | {name: side[name] for name in ("torch",) if name in side}
+    found.pop("devices", None)  # of one measurement
+    return found
+
+
+def limit(cost: Cost, rates: Mapping[str, Any], dtype: str) -> dict[str, float]:
+    """Seconds that a step takes at the least, if arithmetic and memory overlap; and `sum`, if they do not."""
+    arithmetic = cost.operations / rates["operations_per_second"][dtype]
+    memory = cost.bytes / rates["bytes_per_second"]
+    return {"arithmetic": arithmetic, "memory": memory, "seconds": max(arithmetic, memory), "sum": arithmetic + memory}
