@@ -5,7 +5,7 @@ the first has the first half of the channels. `groups` is the number of towers o
 """
 
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,55 @@ def by_tower(function: Callable[..., jax.Array], *arrays: jax.Array, groups: int
         return function(*arrays)
     towers = zip(*(jnp.split(a, groups, axis=-1) for a in arrays), strict=True)
     return jnp.concatenate([function(*parts) for parts in towers], axis=-1)
+
+
+def by_chunk(function: Callable, x: jax.Array, bias: jax.Array, *, size: int) -> jax.Array:
+    """Applies a function to a few images at a time, so that what it computes on the way stays in the processor's cache.
+
+    Its gradient computes that again instead of keeping it.
+
+    Args:
+      function: (images, bias) -> an array whose first axis counts the images.
+      x: (b, ...). bias: an array for all images.
+      size: bytes of x at a time, at least one image; 0 for all at once.
+    Returns: function(x, bias).
+    """
+    batch = x.shape[0]
+    images = max(size * batch // x.nbytes, 1)
+    if not size or images >= batch:
+        return function(x, bias)
+    return _by_chunk(function, next(n for n in range(images, 0, -1) if batch % n == 0), x, bias)
+
+
+def _chunks(x, images):
+    return x.reshape(-1, images, *x.shape[1:])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _by_chunk(function, images, x, bias):
+    made = lax.map(lambda chunk: function(chunk, bias), _chunks(x, images))
+    return made.reshape(-1, *made.shape[2:])
+
+
+def _by_chunk_forward(function, images, x, bias):
+    return _by_chunk(function, images, x, bias), (x, bias)
+
+
+def _by_chunk_backward(function, images, saved, g):
+    """Writes the gradient of each chunk over the chunk, which is not read again."""
+    x, bias = saved
+
+    def step(x, of_chunk):
+        start, g = of_chunk
+        chunk = lax.dynamic_slice_in_dim(x, start, images)
+        gradient, gradient_of_bias = jax.vjp(function, chunk, bias)[1](g)
+        return lax.dynamic_update_slice_in_dim(x, gradient, start, 0), gradient_of_bias
+
+    gradient, parts = lax.scan(step, x, (jnp.arange(0, x.shape[0], images), _chunks(g, images)))
+    return gradient, parts.sum(0)
+
+
+_by_chunk.defvjp(_by_chunk_forward, _by_chunk_backward)
 
 
 def convolution(x: jax.Array, kernel: jax.Array, *, stride: int, padding: tuple[int, int], groups: int) -> jax.Array:
@@ -115,24 +164,29 @@ def max_pool(x: jax.Array, *, size: int, stride: int, groups: int = 1) -> jax.Ar
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _max_pool(x, size, stride):
-    """Along rows, then columns, by reduce_window, which XLA keeps: maxima over shifted views it would compute again for
+    return _highest(_highest(x, 2, size, stride), 1, size, stride)
+
+
+def _highest(x, axis, size, stride):
+    """The maxima along one axis, by reduce_window, which XLA keeps: maxima over shifted views it would compute again for
     each reader."""
-    for axis in (2, 1):
-        window, strides = [1] * 4, [1] * 4
-        window[axis], strides[axis] = size, stride
-        x = lax.reduce_window(x, np.array(-np.inf, x.dtype), lax.max, window, strides, "VALID")
-    return x
+    window, strides = [1] * 4, [1] * 4
+    window[axis], strides[axis] = size, stride
+    return lax.reduce_window(x, np.array(-np.inf, x.dtype), lax.max, window, strides, "VALID")
 
 
 def _max_pool_forward(x, size, stride):
-    return _max_pool(x, size, stride), x
+    columns = _highest(x, 2, size, stride)
+    windows = _highest(columns, 1, size, stride)
+    return windows, (x, columns, windows)
 
 
-def _max_pool_backward(size, stride, x, g):
+def _max_pool_backward(size, stride, saved, g):
     """In each row of a window the first column of its maximum, then the first such row.
 
     On CPU the gradient of reduce_window takes five times as long.
     """
+    x, columns, windows = saved
 
     def taps(x, axis):  # place j of each window along an axis, for all j
         last = (x.shape[axis] - size) // stride * stride
@@ -159,8 +213,6 @@ def _max_pool_backward(size, stride, x, g):
         edges[axis] = (before, length - before - x.shape[axis], 0)
         return lax.pad(x, jnp.zeros((), x.dtype), edges)
 
-    columns = reduce(jnp.maximum, taps(x, 2))
-    windows = reduce(jnp.maximum, taps(columns, 1))
     return (spread(x, columns, spread(columns, windows, g, 1), 2),)
 
 

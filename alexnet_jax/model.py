@@ -66,13 +66,12 @@ class Layer(nn.Module):
         kernel = self.param("kernel", kernel_init, shape, jnp.float32).astype(self.dtype)
         bias = self.param("bias", bias_init, (features,), jnp.float32).astype(self.dtype)
         if self.data_axis:  # layers.dense has a gradient of its own, which requires that x and kernel vary alike
-            kernel = lax.pcast(kernel, self.data_axis, to="varying")
+            kernel, bias = (lax.pcast(p, self.data_axis, to="varying") for p in (kernel, bias))
         if self.size is None and not self.window:
-            return layers.dense(x, kernel, groups=groups) + bias
+            return layers.dense(x, kernel, groups=groups), bias
         if self.window:
             kernel = kernel.reshape(self.window, self.window, -1, features)
-        x = layers.convolution(x, kernel, stride=self.stride, padding=self.padding, groups=groups)
-        return layers.by_tower(jnp.add, x, bias, groups=1 if self.replicated else self.towers // devices)
+        return layers.convolution(x, kernel, stride=self.stride, padding=self.padding, groups=groups), bias
 
 
 class AlexNet(nn.Module):
@@ -95,6 +94,7 @@ class AlexNet(nn.Module):
     dense: int = 0
     tower_axis: str | None = None
     data_axis: str | None = None
+    chunk: int = 0
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -131,30 +131,39 @@ class AlexNet(nn.Module):
             x = lax.all_gather(x, axis, axis=3, tiled=True)
             return lax.dynamic_slice_in_dim(plain(x, groups=1), lax.axis_index(axis) * own, own, axis=3)
 
+        def after(i, y, bias):
+            """What follows convolution i, in the config's order: its bias, nonlinearity, norm and pool, by name."""
+            name, made = f"conv{i}", {}
+            x = layers.by_tower(jnp.add, y, bias, groups=here)
+            normed = name in m.lrn.layers
+            if early := normed and name in m.lrn.before_activation:
+                x = made[f"norm{i}"] = norm(x)
+            x = made[name] = activate(x)
+            if normed and not early and name not in m.lrn.after_pool:
+                x = made[f"norm{i}"] = norm(x)
+            if name in m.spatial_norm.layers:
+                rule = m.spatial_norm
+                x = made[f"spatial_norm{i}"] = layers.spatial_response_norm(
+                    x, size=rule.size, k=rule.k, alpha=rule.alpha, beta=rule.beta
+                )
+            if name in m.pooled:
+                x = made[f"pool{i}"] = layers.max_pool(x, size=m.pool_size, stride=m.pool_stride, groups=here)
+            if normed and not early and name in m.lrn.after_pool:
+                x = made[f"norm{i}"] = norm(x)
+            return x, made
+
         def conv(i, x):
-            """Convolution i with its nonlinearity, norm and pool, in the config's order."""
+            """Convolution i with all that follows it."""
             name = f"conv{i}"
             size, stride = m.conv_sizes[i - 1], m.conv_strides[i - 1]
             geometry = {"size": size, "stride": stride, "padding": (size // 2, size // 2)}
             if i == 1:
                 geometry |= {"reads": "image", "padding": tuple(m.conv1_padding)}
-            x = layer(name, m.conv_widths[i - 1], **geometry)(x)
-            normed = name in m.lrn.layers
-            if early := normed and name in m.lrn.before_activation:
-                x = out[f"norm{i}"] = norm(x)
-            x = out[name] = activate(x)
-            if normed and not early and name not in m.lrn.after_pool:
-                x = out[f"norm{i}"] = norm(x)
-            if name in m.spatial_norm.layers:
-                rule = m.spatial_norm
-                x = out[f"spatial_norm{i}"] = layers.spatial_response_norm(
-                    x, size=rule.size, k=rule.k, alpha=rule.alpha, beta=rule.beta
-                )
-            if name in m.pooled:
-                x = out[f"pool{i}"] = layers.max_pool(x, size=m.pool_size, stride=m.pool_stride, groups=here)
-            if normed and not early and name in m.lrn.after_pool:
-                x = out[f"norm{i}"] = norm(x)
-            return x
+            y, bias = layer(name, m.conv_widths[i - 1], **geometry)(x)
+            chunk = self.chunk if name in (*m.lrn.layers, *m.pooled) else 0
+            x, made = after(i, y, bias)
+            out.update(made)
+            return layers.by_chunk(lambda y, bias: after(i, y, bias)[0], y, bias, size=chunk) if chunk else x
 
         def connected(name, features, x, **kwargs):
             """A fully connected layer without its nonlinearity, with dropout on its inputs."""
@@ -163,7 +172,8 @@ class AlexNet(nn.Module):
                 rows, towers = start + jnp.arange(x.shape[0]), first + jnp.arange(here)
                 x = layers.dropout(x, m.dropout, self.make_rng("dropout"), rows=rows, towers=towers)
             window = self.dense if name == "fc6" or not self.dense else 1
-            return layer(name, features, window=window, **kwargs)(x)
+            y, bias = layer(name, features, window=window, **kwargs)(x)
+            return y + bias
 
         x = images.astype(m.dtype)
         x = conv(1, x)

@@ -188,7 +188,8 @@ def split(model: nn.Module, mesh: Mesh) -> Callable:
     dropout key it applies the network as in training.
     """
     tower, data = (axis if mesh.shape[axis] > 1 else None for axis in (TOWER, DATA))
-    local = model.clone(tower_axis=tower, data_axis=data)
+    chunk = 2_500_000 if mesh.devices.flat[0].platform == "cpu" else 0
+    local = model.clone(tower_axis=tower, data_axis=data, chunk=chunk)
 
     def run(params, images, key=None):
         rngs = {} if key is None else {"dropout": key}

@@ -88,15 +88,14 @@ def normalize(batch: dict, statistics: dict, noise: jax.Array, config: ConfigDic
     Colour noise (section 4.1): each image moves along the principal components of RGB by alpha x standard deviation.
     The paper says eigenvalue. In grey levels that would be 1483 on the first component; the code takes the root of it.
     """
-    images = batch["image"].astype(jnp.float32)
+    shift = noise * (batch["noise"] * statistics["stdevs"]) @ jnp.asarray(statistics["vectors"]).T
+    images = batch["image"].astype(jnp.float32) + shift[:, None, None, :]
     if config.mean == "pixel":
         full = jnp.asarray(statistics["mean"])[None]
         zero = jnp.zeros(batch["flip"].shape, jnp.int32)
         images = images - crop_and_flip(full, zero, batch["offset"], batch["flip"], images.shape[1])
     else:
         images = images - centre_mean(statistics, config, images.shape[1])
-    shift = noise * (batch["noise"] * statistics["stdevs"]) @ jnp.asarray(statistics["vectors"]).T
-    images = images + shift[:, None, None, :]
     if config.divide_by_noise:
         images = images / (1 + noise)
     return _scale(images, config)
