@@ -3,4 +3,4 @@
 from alexnet_jax.cli import verbs
 
 if __name__ == "__main__":
-    verbs.main()
+    verbs.program()

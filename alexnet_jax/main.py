@@ -14,7 +14,7 @@ import sys
 if __name__ == "__main__":  # as `alexnet train`, which watches for signals before the slow imports below
     from alexnet_jax.cli import verbs
 
-    verbs.main(["train", *sys.argv[1:]])
+    verbs.program("train")
 
 import contextlib
 import dataclasses

@@ -4,9 +4,7 @@
 
 The rules are those of the 2012 code, configs/source.py, with its initial values. The first 6 epochs took 53 minutes on
 two cores of an Intel Xeon (AVX-512), shared with other work, at 20 images/s; top-1 error was then 66.9 %, top-5 18.0 %,
-centre (2026-11-23, seed 0). The rest: not run. On Linux, this lets a step reuse the memory of the one before:
-
-    GLIBC_TUNABLES=glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=400000000000:glibc.malloc.hugetlb=1
+centre (2026-11-23, seed 0). The rest: not run.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,9 @@
 
 import ast
 import importlib
+import os
 import pkgutil
+import platform
 import subprocess
 import sys
 import tomllib
@@ -15,7 +17,7 @@ from helpers.modules import forgotten
 
 import alexnet_jax
 from alexnet_jax import UserError
-from alexnet_jax.cli import commands, config_file, verbs
+from alexnet_jax.cli import commands, config_file, memory, verbs
 from alexnet_jax.cli.verbs import VERBS
 
 ROOT = Path(alexnet_jax.__file__).parents[1]
@@ -179,4 +181,32 @@ def test_the_package_alone_is_installed():
     data = [p for p in (ROOT / "alexnet_jax").rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
     assert len(data) == sum(map(len, settings["tool"]["setuptools"]["package-data"].values()))
     module, function = settings["project"]["scripts"]["alexnet"].split(":")
-    assert getattr(importlib.import_module(module), function) is verbs.main
+    assert getattr(importlib.import_module(module), function) is verbs.program
+
+
+@pytest.mark.parametrize(
+    "library, already, restarts",
+    [("glibc", None, True), ("glibc", "", False), ("glibc", "glibc.malloc.check=1", False), ("", None, False)],
+)
+def test_a_command_starts_again_with_large_pages_once(library, already, restarts, monkeypatch):
+    calls = []
+    monkeypatch.setattr(platform, "libc_ver", lambda: (library, "2.36"))
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-X", "utf8", "-m", "alexnet_jax", "train"])
+    monkeypatch.setattr(os, "execv", lambda path, words: calls.append((path, words, os.environ["GLIBC_TUNABLES"])))
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if already is not None:
+        monkeypatch.setenv("GLIBC_TUNABLES", already)
+    memory.restart()
+    memory.restart()  # in the process that was started
+    words = [sys.executable, "-X", "utf8", "-m", "alexnet_jax", "train"]
+    assert calls == [(sys.executable, words, memory.TUNABLES)] * restarts
+
+
+def test_a_command_that_cannot_start_again_goes_on(monkeypatch):
+    def refused(path, words):
+        raise PermissionError(path)
+
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr(os, "execv", refused)
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    memory.restart()

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from alexnet_jax import UserError, __version__
-from alexnet_jax.cli import stopping
+from alexnet_jax.cli import memory, stopping
 from alexnet_jax.cli.commands import command, parse, set_up_libraries
 
 VERBS = {  # verb: its module, and what it does
@@ -33,6 +33,12 @@ AlexNet as it was in 2012, in JAX.
 
 alexnet VERB --help explains a verb. alexnet --version tells the version. python -m alexnet_jax VERB is the same.
 To begin: alexnet train --config configs/quickstart.py"""
+
+
+def program(*verb: str) -> NoReturn:
+    """The command `alexnet`, or `alexnet VERB` if a verb is given: all of this process."""
+    memory.restart()
+    main([*verb, *sys.argv[1:]])
 
 
 def main(words: Sequence[str] | None = None) -> NoReturn:

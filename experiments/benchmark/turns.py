@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from alexnet_jax import UserError
+from alexnet_jax.cli import memory
 
 ROOT = Path(__file__).parents[2]
 OURS, PEER = "experiments.benchmark.ours", "experiments.benchmark.peer"
 # Large allocations in huge pages: alexnet train sets it too. No effect but on Linux.
-MEMORY = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+MEMORY = {"GLIBC_TUNABLES": memory.TUNABLES}
 GPU = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # both sides share its memory; peaks count what is in use
 TURN = 2.0  # seconds that a turn lasts at least
 STEPS = 3  # that a turn has at least
