@@ -35,8 +35,8 @@ def by_chunk(function: Callable, x: jax.Array, bias: jax.Array, *, size: int) ->
 
     Args:
       function: (images, bias) -> an array whose first axis counts the images.
-      x: (b, ...). bias: an array for all images.
-      size: bytes of x at a time, at least one image; 0 for all at once.
+      x: (b, ...). bias: what every image is computed with.
+      size: bytes of x at a time, but at least one image; 0 for all at once.
     Returns: function(x, bias).
     """
     batch = x.shape[0]
@@ -149,7 +149,7 @@ _product.defvjp(_product_forward, _product_backward)
 def max_pool(x: jax.Array, *, size: int, stride: int, groups: int = 1) -> jax.Array:
     """Max pooling over size x size windows every stride (section 3.4); overlapping where stride < size.
 
-    Args: x (b, h, w, c). Returns: (b, h', w', c), h' = (h - size) // stride + 1.
+    Args: x (b, h, w, c). Returns: (b, h', w', c), h' = (h - size) // stride + 1. `groups` changes the speed alone.
 
     If places tie for the maximum, the first one, row by row, gets the whole gradient, as in PyTorch
     and cuDNN; the 2012 code gave the whole gradient to each of them (kLocalMaxUndo). Where a window is all 0 the ReLU
@@ -168,8 +168,10 @@ def _max_pool(x, size, stride):
 
 
 def _highest(x, axis, size, stride):
-    """The maxima along one axis, by reduce_window, which XLA keeps: maxima over shifted views it would compute again for
-    each reader."""
+    """The maxima along one axis.
+
+    By reduce_window, which XLA computes once: maxima over shifted views it would compute again for each reader.
+    """
     window, strides = [1] * 4, [1] * 4
     window[axis], strides[axis] = size, stride
     return lax.reduce_window(x, np.array(-np.inf, x.dtype), lax.max, window, strides, "VALID")
@@ -184,36 +186,39 @@ def _max_pool_forward(x, size, stride):
 def _max_pool_backward(size, stride, saved, g):
     """In each row of a window the first column of its maximum, then the first such row.
 
-    On CPU the gradient of reduce_window takes five times as long.
+    On CPU the gradient of reduce_window takes ten times as long.
     """
     x, columns, windows = saved
+    g = _to_first_maximum(columns, windows, g, 1, size, stride)
+    return (_to_first_maximum(x, columns, g, 2, size, stride),)
 
-    def taps(x, axis):  # place j of each window along an axis, for all j
-        last = (x.shape[axis] - size) // stride * stride
-        return [lax.slice_in_dim(x, j, j + last + 1, stride, axis) for j in range(size)]
 
-    def spread(x, highest, g, axis):
-        """Gives each window's gradient to the first place that has its maximum, along one axis."""
-        steps = g.shape[axis] + (size - 1) // stride  # place y is phase y % stride of step y // stride
-        phases = [jnp.zeros((), g.dtype)] * stride
-        free = jnp.ones_like(highest, bool)
-        for j, tap in enumerate(taps(x, axis)):
-            first = free if j == size - 1 else free & (tap >= highest)
-            free = free & ~first
-            phases[j % stride] += pad(jnp.where(first, g, 0), axis, j // stride, steps)
-        shape = list(g.shape)
-        shape[axis] = steps
-        places = jnp.stack([jnp.broadcast_to(p, shape) for p in phases], axis + 1)
-        shape[axis] = steps * stride
-        return pad(places.reshape(shape), axis, 0, x.shape[axis])
+def _to_first_maximum(x, highest, g, axis, size, stride):
+    """Gives the gradient of each window along an axis to the first place that has its maximum.
 
-    def pad(x, axis, before, length):
-        """Zeros before and after, up to a length; cut off beyond it."""
-        edges = [(0, 0, 0)] * x.ndim
-        edges[axis] = (before, length - before - x.shape[axis], 0)
-        return lax.pad(x, jnp.zeros((), x.dtype), edges)
+    Place y is phase y % stride of step y // stride. Each phase sums what its places get from the windows over them, and
+    the phases are interleaved at the end.
+    """
+    windows = g.shape[axis]
+    steps = windows + (size - 1) // stride
+    phases = [jnp.zeros((), g.dtype)] * stride
+    free = jnp.ones(g.shape, bool)
+    for j in range(size):  # place j of every window
+        place = lax.slice_in_dim(x, j, j + (windows - 1) * stride + 1, stride, axis)
+        first = free & (place >= highest) if j < size - 1 else free
+        free &= ~first
+        phases[j % stride] += _padded(jnp.where(first, g, 0), axis, j // stride, steps)
+    shape = [*g.shape[:axis], steps, *g.shape[axis + 1 :]]
+    places = jnp.stack([jnp.broadcast_to(phase, shape) for phase in phases], axis + 1)
+    shape[axis] *= stride
+    return _padded(places.reshape(shape), axis, 0, x.shape[axis])
 
-    return (spread(x, columns, spread(columns, windows, g, 1), 2),)
+
+def _padded(x, axis, before, length):
+    """With zeros before and after along an axis, up to a length; cut off beyond it."""
+    edges = [(0, 0, 0)] * x.ndim
+    edges[axis] = (before, length - before - x.shape[axis], 0)
+    return lax.pad(x, jnp.zeros((), x.dtype), edges)
 
 
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
@@ -280,8 +285,8 @@ def _window_sum(x, axes, before, after):
     return x
 
 
-def _window_sum_of_kept(x, axes, before, after):
-    """By reduce_window, for which XLA computes x first: faster where x takes long."""
+def _window_sum_once(x, axes, before, after):
+    """By reduce_window, for which XLA computes x first: faster where x takes long to compute."""
     for axis in axes:
         size, padding = [1] * x.ndim, [(0, 0)] * x.ndim
         size[axis], padding[axis] = before + after + 1, (before, after)
@@ -313,7 +318,7 @@ def _response_norm_backward(axes, window, k, a, beta, x, g):
     """Computes the denominators again, which is cheaper than keeping them; autodiff would sum every window twice."""
     before, after = window
     power, next_power = _inverse_powers(k + a * _window_sum(x * x, axes, before, after), beta)
-    shares = _window_sum_of_kept(g * x * next_power, axes, after, before)
+    shares = _window_sum_once(g * x * next_power, axes, after, before)
     return (g * power - 2 * a * beta * x * shares,)
 
 

@@ -26,8 +26,10 @@ class Layer(nn.Module):
     values: N(0, std) and `bias`, or, if std is None, uniform within 1 / sqrt(inputs of a kernel) for both.
     A dense layer with a `window` slides over maps: its kernel becomes that of a window x window convolution.
     `reads` says what the layer reads: "image", which every device has; "own", each tower its own maps; or "all", the
-    maps of all towers, which the devices exchange if the towers are on several. Inside shard_map, `axis` and `data_axis`
-    name the device axes of the towers and of the batch, and the parameters are this device's share of `features`, or all of them if `replicated`.
+    maps of all towers, which the devices exchange if the towers are on several. Inside shard_map, `axis` and
+    `data_axis` name the device axes of the towers and of the batch, and the parameters are this device's share of
+    `features`, or all of them if `replicated`.
+    It returns the linear part without the bias, and the bias.
     """
 
     features: int
@@ -65,7 +67,7 @@ class Layer(nn.Module):
             kernel_init, bias_init = nn.initializers.normal(self.std), nn.initializers.constant(self.bias)
         kernel = self.param("kernel", kernel_init, shape, jnp.float32).astype(self.dtype)
         bias = self.param("bias", bias_init, (features,), jnp.float32).astype(self.dtype)
-        if self.data_axis:  # layers.dense has a gradient of its own, which requires that x and kernel vary alike
+        if self.data_axis:  # gradients of our own, as those of layers.dense, require that all they take varies alike
             kernel, bias = (lax.pcast(p, self.data_axis, to="varying") for p in (kernel, bias))
         if self.size is None and not self.window:
             return layers.dense(x, kernel, groups=groups), bias
@@ -87,7 +89,8 @@ class AlexNet(nn.Module):
     for each crop that the network would see. The crops are 32 pixels apart.
 
     Inside shard_map, `tower_axis` and `data_axis` name the device axes of the towers and of the batch. If they are
-    None, one device computes the same function from the same parameters.
+    None, one device computes the same function from the same parameters. If `chunk` is not 0, norm and pool are
+    computed for that many bytes of maps at a time (layers.by_chunk).
     """
 
     config: ConfigDict
@@ -160,10 +163,13 @@ class AlexNet(nn.Module):
             if i == 1:
                 geometry |= {"reads": "image", "padding": tuple(m.conv1_padding)}
             y, bias = layer(name, m.conv_widths[i - 1], **geometry)(x)
-            chunk = self.chunk if name in (*m.lrn.layers, *m.pooled) else 0
             x, made = after(i, y, bias)
             out.update(made)
-            return layers.by_chunk(lambda y, bias: after(i, y, bias)[0], y, bias, size=chunk) if chunk else x
+            exchanges = name in m.lrn.layers and not m.lrn.per_tower and devices > 1
+            if not self.chunk or exchanges or name not in (*m.lrn.layers, *m.pooled):
+                return x
+            # Once more for the next layer; XLA computes what is in `out` only where it is asked for.
+            return layers.by_chunk(lambda y, bias: after(i, y, bias)[0], y, bias, size=self.chunk)
 
         def connected(name, features, x, **kwargs):
             """A fully connected layer without its nonlinearity, with dropout on its inputs."""

@@ -73,8 +73,8 @@ def _kept(new: Any, old: Any, rates: Any) -> Any:
 def _velocity(momentum: float) -> optax.GradientTransformationExtraArgs:
     """optax.trace, but a velocity whose rate is 0 is kept.
 
-    What it passes on is the velocity that it keeps. If the weights were updated by a sum of their own, XLA would compute
-    that sum twice, from the old values, and would copy these first.
+    What it passes on is the velocity that it keeps. If weights and velocity were updated by the same sum, XLA would
+    compute it twice, and would copy the old values for the second time.
     """
 
     def update(gradients, state, params=None, *, rates):

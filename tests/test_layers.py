@@ -1,5 +1,6 @@
 """Each operation against an independent definition: a NumPy loop, PyTorch, or a plain formula left to autodiff."""
 
+import re
 from functools import partial
 
 import jax
@@ -232,6 +233,49 @@ def test_max_pool_of_too_small_a_map(shape):
         layers.max_pool(jnp.zeros(shape), size=3, stride=2)
 
 
+# Speed alone.
+
+
+@pytest.mark.as_shipped
+@pytest.mark.parametrize("images, length", [(1, 6), (2, 3), (4, 2), (5, 2), (6, 0), (0, 0)])
+def test_by_chunk_changes_no_result(images, length):
+    """Output and both gradients are the function's own, in a loop over the most images that divide the batch of 6."""
+    x, bias, g = normal(6, 7, 7, 4), normal(4, seed=1), normal(6, 3, 3, 4, seed=2)
+
+    def function(x, bias):
+        x = layers.relu(x + bias)
+        x = layers.local_response_norm(x, size=5, k=K, alpha=ALPHA, beta=0.75, divide_by_size=False, groups=2)
+        return layers.max_pool(x, size=3, stride=2, groups=2)
+
+    in_chunks = partial(layers.by_chunk, function, size=images * x[0].nbytes)
+    for actual, expected in zip(
+        with_gradients(in_chunks, g, x, bias), with_gradients(function, g, x, bias), strict=True
+    ):
+        close(actual, expected)
+    loops = re.findall(r"scan\[.*?length=(\d+)", str(jax.make_jaxpr(in_chunks)(x, bias)), re.DOTALL)
+    assert loops == [str(length)] * (length > 0)
+
+
+def test_by_tower_applies_a_function_to_each_tower():
+    x, y = normal(2, 3, 6), normal(6)
+    out = layers.by_tower(lambda x, y: x[..., ::-1] * y, x, y, groups=2)
+    np.testing.assert_array_equal(out, x[..., [2, 1, 0, 5, 4, 3]] * y)
+    np.testing.assert_array_equal(layers.by_tower(np.sort, x, groups=1), np.sort(x))
+
+
+@pytest.mark.parametrize("dtype", (jnp.float32, jnp.bfloat16))
+def test_relu_is_torchs(dtype):
+    """And it hides no NaN."""
+    x = np.float32([-np.inf, -1, -0.0, 0, 1, 2, np.inf, np.nan])
+    g = np.float32([1, 2, 3, 4, 5, 6, 7, 8])
+    theirs = torch.tensor(x).requires_grad_()
+    torch.relu(theirs).backward(torch.tensor(g))
+    out, gradient = with_gradients(layers.relu, g, jnp.asarray(x, dtype))
+    assert out.dtype == gradient.dtype == dtype
+    np.testing.assert_array_equal(out.astype(jnp.float32), torch.relu(theirs).detach())
+    np.testing.assert_array_equal(gradient[:-1].astype(jnp.float32), theirs.grad[:-1])
+
+
 # Fully connected.
 
 
@@ -249,7 +293,13 @@ def test_dense(groups, shape):
         for row, place in enumerate(np.ndindex(maps.shape[1:])):
             total += maps[(slice(None), *place)][:, None] * kernel[row]
         expected.append(total)
-    close(layers.dense(x, w, groups=groups), np.concatenate(expected, axis=1))
+    g = normal(4, 8, seed=1)
+    out, of_x, of_w = with_gradients(partial(layers.dense, groups=groups), g, x, w)
+    close(out, np.concatenate(expected, axis=1))
+    # Of a linear function: what changes along any direction is the gradient along it.
+    along_x, along_w = normal(*x.shape, seed=2), normal(*w.shape, seed=3)
+    close((of_x * along_x).sum(), (g * layers.dense(along_x, w, groups=groups)).sum())
+    close((of_w * along_w).sum(), (g * layers.dense(x, along_w, groups=groups)).sum())
 
 
 # Dropout.

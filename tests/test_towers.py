@@ -132,8 +132,12 @@ FAMILY = {
         pytest.param(FAMILY, ((1, 2), (2, 2)), id="what the family adds", marks=pytest.mark.as_shipped),
     ],
 )
-def test_split_network_is_the_network(narrow, draw, changes, meshes):
-    """Activations, logits and gradients on every mesh, with dropout on, are those of one device."""
+def test_split_network_is_the_network(narrow, draw, monkeypatch, changes, meshes):
+    """Activations, logits and gradients on every mesh, with dropout on, are those of one device.
+
+    The split network normalizes and pools one image at a time, as the paper's does a few at a time on CPU.
+    """
+    monkeypatch.setattr(towers, "CHUNK", 1)
     m = narrow(**changes)
     model, (params, images) = AlexNet(m), draw(m, BATCH, SIDE)
     weights = np.random.default_rng(1).normal(size=(BATCH, m.num_classes)).astype(np.float32)
@@ -149,7 +153,7 @@ def test_split_network_is_the_network(narrow, draw, changes, meshes):
     key, other = jax.random.split(jax.random.key(7))
     expected = plain(params, images, key)
     assert (plain(params, images, other)[0][1]["logits"] != expected[0][1]["logits"]).all()  # dropout is on
-    for shape in meshes:
+    for shape in ((1, 1), *meshes):
         mesh = mesh_of(*shape)
         actual = values(towers.split(model, mesh))(*placed(params, images, mesh), key)
         assert len(actual[0][1]["conv2"].sharding.device_set) == mesh.devices.size
