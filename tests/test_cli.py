@@ -192,6 +192,7 @@ def test_a_command_starts_again_with_large_pages_once(library, already, restarts
     calls = []
     monkeypatch.setattr(platform, "libc_ver", lambda: (library, "2.36"))
     monkeypatch.setattr(sys, "orig_argv", ["python", "-X", "utf8", "-m", "alexnet_jax", "train"])
+    monkeypatch.setattr(sys, "argv", ["alexnet_jax/__main__.py", "train"])
     monkeypatch.setattr(os, "execv", lambda path, words: calls.append((path, words, os.environ["GLIBC_TUNABLES"])))
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     if already is not None:
@@ -203,10 +204,24 @@ def test_a_command_starts_again_with_large_pages_once(library, already, restarts
 
 
 def test_a_command_that_cannot_start_again_goes_on(monkeypatch):
+    tried = []
+
     def refused(path, words):
+        tried.append(path)
         raise PermissionError(path)
 
     monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr(sys, "argv", sys.orig_argv[-1:])
     monkeypatch.setattr(os, "execv", refused)
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    memory.restart()
+    assert tried
+
+
+def test_a_command_inside_another_program_does_not_start_that_again(monkeypatch):
+    """As when a debugger runs it by runpy: orig_argv is the debugger's."""
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr(sys, "argv", ["alexnet_jax/__main__.py", "train"])
+    monkeypatch.setattr(os, "execv", lambda path, words: pytest.fail("started again"))
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     memory.restart()

@@ -5,6 +5,7 @@ takes a fraction of the time.
 """
 
 import contextlib
+import multiprocessing
 import os
 import platform
 import sys
@@ -16,9 +17,12 @@ def restart() -> None:
     """Starts the command again with the setting, which glibc only reads when a process starts.
 
     The process keeps its id, its terminal and its files. Call it first, before anything slow is imported. Nothing
-    happens if the user has set GLIBC_TUNABLES, or where the C library is not glibc.
+    happens if the user has set GLIBC_TUNABLES, where the C library is not glibc, or in a process that another program
+    of Python has started or turned into this command.
     """
-    if "GLIBC_TUNABLES" in os.environ or platform.libc_ver()[0] != "glibc":
+    words = sys.argv[1:]
+    typed = sys.orig_argv[len(sys.orig_argv) - len(words) :] == words and multiprocessing.parent_process() is None
+    if "GLIBC_TUNABLES" in os.environ or platform.libc_ver()[0] != "glibc" or not typed:
         return
     os.environ["GLIBC_TUNABLES"] = TUNABLES
     with contextlib.suppress(OSError):  # without the setting the command is slower, but right
