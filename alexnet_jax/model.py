@@ -4,6 +4,7 @@ The widths, kernel sizes, strides and pools are in the config, see alexnet_jax/c
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -16,7 +17,8 @@ from alexnet_jax import layers
 
 EXCHANGES = ("conv2", "conv3", "conv4", "conv5", "conv6", "fc6", "fc7", "fc8")  # layers that may read every tower
 FULLY_CONNECTED = ("fc6", "fc7", "fc8")
-ACTIVATIONS = {"relu": layers.relu, "tanh": jnp.tanh}  # section 3.1 compares the two
+# Section 3.1 compares the two.
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"relu": layers.relu, "tanh": jnp.tanh}
 
 
 class Layer(nn.Module):
