@@ -85,9 +85,8 @@ def main(flags: Namespace):
     if "scaling" in what:
         found |= scaling.measure(flags)
     if "input" in what:
-        found["input"] = input_pipeline.measure(flags)  # prints a table and a line of its own
-    if what != ["input"]:
-        report(found, flags)
+        found["input"] = input_pipeline.measure(flags)
+    report(found, flags)
 
 
 def words(given: Sequence[str]) -> list[str]:

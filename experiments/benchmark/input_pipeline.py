@@ -9,12 +9,11 @@ cache:
 - torch, raw: NumPy crops and flips the prepared raw images, whose file is mapped into memory.
 DataLoader's images keep their channels last, as ours do, which saves it a copy.
 
-Prints what is measured, what ImageNet would take in each form and how many cores would feed a fast GPU, then a line of
-JSON. The training split is prepared twice and copied into a temporary folder, so choose a small set. TFDS must already
+Prints what is measured, what ImageNet would take in each form and how many cores would feed a fast GPU. The training
+split is prepared twice and copied into a temporary folder, so choose a small set. TFDS must already
 have it in TFDS_DATA_DIR.
 """
 
-import json
 import math
 import random
 import statistics
@@ -24,6 +23,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -135,8 +135,11 @@ def add_flags(parser: ArgumentParser):
     group.add_argument("--seconds", type=float, default=10.0, metavar="S", help=says)
 
 
-def measure(flags: Namespace):
-    """Prepares, measures in turns and prints. Raises UserError if PyTorch or the data are missing."""
+def measure(flags: Namespace) -> dict[str, Any]:
+    """Prepares, measures in turns, prints a table and returns its numbers.
+
+    Raises UserError if PyTorch or the data are missing.
+    """
     if not 0 < flags.seconds < float("inf"):
         raise UserError(f"--seconds is {flags.seconds} and must be a number above 0")
     if find_spec("torch") is None:
@@ -158,7 +161,7 @@ def measure(flags: Namespace):
         }
         speeds = take_turns(candidates, flags.seconds, flags.repeats or REPEATS)
     bytes_per_image = {form: int(made.train.lengths.mean()) + BEFORE + AFTER for form, made in sets.items()}
-    report(speeds, bytes_per_image, flags.data)
+    return report(speeds, bytes_per_image, flags.data)
 
 
 def ours(prepared: Prepared, config: ConfigDict) -> Iterable:
@@ -175,8 +178,8 @@ def take_turns(candidates: Candidates, seconds: float, repeats: int) -> dict[str
     return speeds
 
 
-def report(speeds: dict[str, list[float]], bytes_per_image: dict[str, int], name: str):
-    """Prints the tables and the JSON.
+def report(speeds: dict[str, list[float]], bytes_per_image: dict[str, int], name: str) -> dict[str, Any]:
+    """Prints the tables and returns their numbers.
 
     Args:
       speeds: images per second and core of each candidate.
@@ -195,7 +198,7 @@ def report(speeds: dict[str, list[float]], bytes_per_image: dict[str, int], name
     print(f"bytes per image, the mean of {name}, and what {IMAGENET:,} images of ImageNet take at that:")
     for form, each in bytes_per_image.items():
         print(f"{form:22} {each:8,} bytes {gigabytes[form]:8} GB")
-    result = {
+    return {
         "cores": cores(),
         "images_per_second_per_core": medians,
         "cores_needed": needed,
@@ -203,4 +206,3 @@ def report(speeds: dict[str, list[float]], bytes_per_image: dict[str, int], name
         "bytes_per_image": bytes_per_image,
         "imagenet_gigabytes": gigabytes,
     }
-    print(json.dumps(result), flush=True)
