@@ -197,7 +197,7 @@ def _panel(panel: Axes, name: str, rows: Sequence[Mapping]) -> None:
     panel.grid(color="#eeeeee", lw=0.6)
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)
-    panel.legend(fontsize=7, frameon=False, loc="lower right")
+    panel.legend(fontsize=7, frameon=False, loc="upper left")
 
 
 def _place(name: str, row: Mapping) -> float:
