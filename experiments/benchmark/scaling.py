@@ -184,7 +184,8 @@ def _panel(panel: Axes, name: str, rows: Sequence[Mapping]) -> None:
         copies = {1: "one device", 2: "two devices"}[line[0]["devices"][1]]
         label = f"measured, {copies} for each copy" if len(lines) > 1 else "measured"
         panel.loglog(x, seconds, "o-", color=color, ms=4, lw=1.2, label=label)
-        panel.loglog(x, seconds[0] * work / work[0], "--", color=color, lw=0.9, label="proportional to its arithmetic")
+        proportional = "proportional to its arithmetic" if line is lines[0] else None
+        panel.loglog(x, seconds[0] * work / work[0], "--", color=color, lw=0.9, label=proportional)
     ticks = sorted({_place(name, row) for row in rows})
     panel.xaxis.set_major_locator(FixedLocator(ticks))
     panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -197,6 +198,7 @@ def _panel(panel: Axes, name: str, rows: Sequence[Mapping]) -> None:
     panel.grid(color="#eeeeee", lw=0.6)
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)
+    panel.set_ylim(top=1.5 * panel.get_ylim()[1])  # room for the legend
     panel.legend(fontsize=7, frameon=False, loc="upper left")
 
 
