@@ -54,8 +54,6 @@ def update_rule(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
 
     def update(gradients, state, params, *, rates):
         updates, new = chain.update(gradients, state, params, rates=rates)
-        if config.algorithm == "adam":
-            new = tuple(_kept(n, o, rates) if isinstance(n, dict) else n for n, o in zip(new, state, strict=True))
         return _kept(updates, jax.tree.map(jnp.zeros_like, updates), rates), new
 
     return optax.GradientTransformationExtraArgs(chain.init, update)
@@ -85,21 +83,21 @@ def _velocity(momentum: float) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(optax.trace(momentum).init, update)
 
 
-def _leaf_by_leaf(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The transformation with a separate state for each leaf, in a tree like the parameters."""
+def _leaf_by_leaf(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """The transformation with a state for each leaf, in a tree like the parameters; it is kept where the rate is 0."""
 
     def init(params):
         return jax.tree.map(inner.init, params)
 
-    def update(updates, state, params=None):
+    def update(updates, state, params=None, *, rates):
         pairs = jax.tree.map(inner.update, updates, state)  # (update, state) at each leaf
 
         def part(i):
             return jax.tree.map(lambda _, pair: pair[i], updates, pairs)
 
-        return part(0), part(1)
+        return part(0), _kept(part(1), state, rates)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _scale_by_rates() -> optax.GradientTransformationExtraArgs:

@@ -32,7 +32,7 @@ from alexnet_jax import UserError
 
 DATA, TOWER = "data", "tower"
 WHOLE = "fc8"  # the layer whose kernels every tower device holds
-CHUNK = 2_500_000  # bytes of maps that a CPU normalizes and pools at a time; half and twice as much take longer
+CHUNK = 2_500_000  # bytes of maps that a CPU normalizes and pools at a time: measured, experiments/SPEED.md
 
 
 def make_mesh(devices: ConfigDict, towers: int, batch_size: int, found: list | None = None) -> Mesh:
@@ -175,8 +175,8 @@ def compiler_options(platform: str) -> dict[str, str]:
     """Returns the options of jax.jit for the network on a platform ("cpu", "gpu", "tpu"). Only CPU requires any.
 
     Of XLA:CPU's two libraries YNNPACK is faster at sums, and Eigen at convolutions and at matrix products of up to 64
-    images. Inside a loop (lax.map, lax.scan) Eigen's convolutions are not available and the others are far
-    slower, so the only loop is over what follows a convolution.
+    images. Inside a loop (lax.map, lax.scan) Eigen's convolutions are not available and the others are far slower, so
+    the only loop is over what follows a convolution.
     """
     if platform != "cpu":
         return {}

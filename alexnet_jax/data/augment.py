@@ -89,6 +89,7 @@ def normalize(batch: dict, statistics: dict, noise: jax.Array, config: ConfigDic
     The paper says eigenvalue. In grey levels that would be 1483 on the first component; the code takes the root of it.
     """
     shift = noise * (batch["noise"] * statistics["stdevs"]) @ jnp.asarray(statistics["vectors"]).T
+    # Colours before the mean: XLA computes the difference of two images once, and a last sum again for each reader.
     images = batch["image"].astype(jnp.float32) + shift[:, None, None, :]
     if config.mean == "pixel":
         full = jnp.asarray(statistics["mean"])[None]

@@ -8,7 +8,7 @@ from experiments.benchmark.limits import Cost
 from experiments.benchmark.turns import Side
 
 SIDES = (2048, 4096)  # of the matrices
-ARRAY = 2**30  # bytes of the arrays that are copied: far beyond any cache
+ARRAY = 2**30  # bytes of the arrays that are copied: beyond the caches
 TURNS, LEAST = 3, 0.5  # turns, and seconds of each
 
 

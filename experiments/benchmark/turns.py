@@ -22,7 +22,7 @@ from alexnet_jax.cli import memory
 
 ROOT = Path(__file__).parents[2]
 OURS, PEER = "experiments.benchmark.ours", "experiments.benchmark.peer"
-# Large allocations in huge pages: alexnet train sets it too. No effect but on Linux.
+# As every command of ours runs; PyTorch's side gets it too.
 MEMORY = {"GLIBC_TUNABLES": memory.TUNABLES}
 GPU = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # both sides share its memory; peaks count what is in use
 TURN = 2.0  # seconds that a turn lasts at least
