@@ -150,7 +150,7 @@ def _at_once(report: Report) -> str:
         return "There is one difference, so its interval for all at once is that of it alone."
     return (
         f"The intervals of all {count} differences hold at once with 95 % confidence (Bonferroni: each alone has "
-        f"{1 - LEVEL / count:.2%}). Holm's p allows for their number too, loses less, and may be below 0.05 where the "
+        f"{100 - 100 * LEVEL / count:.2f} %). Holm's p allows for their number too, loses less, and may be below 0.05 where the "
         "interval just includes zero. Of intervals that are 95 % each alone, one in twenty excludes zero by chance."
     )
 
