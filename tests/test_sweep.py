@@ -18,8 +18,9 @@ from alexnet_jax.data.batches import steps_in_epoch
 from alexnet_jax.model import parameter_count, shapes
 from alexnet_jax.runs.run import flat
 from configs import paper, source
-from experiments import jobs, sweep
+from experiments import jobs, results, sweep
 from experiments.changes import CHANGES, Change
+from experiments.record import file
 from experiments.sweeps import ablations, start
 
 ROOT = Path(__file__).parents[1]
@@ -389,6 +390,44 @@ def test_cells_go_seed_by_seed(config, tmp_path):
     broken = {"pooling": CHANGES["pooling"], "none": Change("nothing", lambda base: {"model.nothing": 1})}
     with pytest.raises(UserError, match="ablation none makes no valid config"):
         sweep.make_cells(config, broken, 1, tmp_path)
+
+
+def test_recorded_runs_are_left_out_if_asked(config, tmp_path, capsys):
+    """Those that are finished and compute the same, under any name; not another seed, and not an unfinished one."""
+    cells = sweep.make_cells(config, {"pooling": CHANGES["pooling"]}, 3, tmp_path)
+    record, settings = file.Record("earlier"), results.completed(cells[0].config.to_dict())
+    for cell, change in (("first", {}), ("second", {"model.pool_size": 2, "model.pool_stride": 2})):
+        file.add_cell(record, cell, cell, settings | change | {"name": "other", "log_every_steps": 99})
+    for cell, seed, state in (("first", 0, "finished"), ("second", 2, "finished"), ("first", 1, "unfinished")):
+        record.runs[cell, seed] = {"cell": cell, "seed": seed, "state": state}
+    file.write(record, tmp_path / "earlier.json")
+    left = sweep.unrecorded(cells, tmp_path)
+    assert [(c.name, c.seed) for c in left] == [("pooling", 0), ("base", 1), ("pooling", 1), ("base", 2)]
+    assert f"2 of 6 cells are recorded, 2 of them in {tmp_path}/earlier.json" in capsys.readouterr().err
+    assert sweep.unrecorded(cells, tmp_path / "empty") == cells
+
+
+def test_a_sweep_skips_what_is_recorded(mine, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "unrecorded", lambda cells: [c for c in cells if c.seed])
+    monkeypatch.setattr(sweep, "run_seconds", lambda base: 60.0)
+    flags = ("--sweep", mine, "--seeds", 2, "--workdir", tmp_path / "runs", "--dry-run")
+    for more, says in (
+        ((), "6.0 runs that remain take 6 min"),
+        (("--skip-recorded",), "3.0 runs that remain take 3 min"),
+    ):
+        assert run(*flags, *more) == 0
+        assert says in capsys.readouterr().out
+
+
+def test_the_plan_counts_epochs(config, tmp_path, monkeypatch, capsys):
+    """A run of three times the base's epochs costs three runs of it."""
+    config.epochs = 2
+    ablations = {"long": Change("long", lambda base: {"epochs": 6})}
+    monkeypatch.setattr(sweep, "run_seconds", lambda base: 600.0)
+    monkeypatch.setattr(jobs.Cell, "epochs_done", lambda cell: 6.0 if cell.seed == 0 and cell.name == "long" else 0.0)
+    sweep.print_plan(sweep.make_cells(config, ablations, 2, tmp_path), config, ablations)
+    said = capsys.readouterr().out
+    assert "long  x-" in said and "3.0 runs that remain take 50 min" in said
 
 
 def test_only_takes_families():
