@@ -46,7 +46,7 @@ SWEEPS = Path(__file__).parent / "sweeps"
 
 def add_flags(parser: ArgumentParser):
     """The flags of `alexnet sweep`."""
-    says = "paper, small, smoke, finetune, or a file; the config's argument follows a colon"
+    says = "ablations, start, towers, finetune, paper, ... or a file; the config's argument follows a colon"
     parser.add_argument("--sweep", required=True, metavar="NAME[:ARG]", help=says)
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N - 1 (default: 3)")
     says = "ablations, comma-separated, lrn for all of lrn_*; the base always runs (default: all)"
