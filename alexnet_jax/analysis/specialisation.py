@@ -10,6 +10,8 @@ A kernel before training is noise, and noise is mostly colour: two of its three 
 something only once the kernels have changed far more than they were at the start.
 """
 
+import math
+
 import numpy as np
 
 MOSTLY = 0.5  # of a kernel's energy
@@ -44,6 +46,18 @@ def colour_share(kernel: np.ndarray, towers: int) -> list[float]:
     return [mostly / kernels for kernels, mostly, _ in towers_colors(kernel, towers)]
 
 
+def chance(kernel: np.ndarray) -> float:
+    """The probability that two towers differ as much in colour, or more, if the same kernels were dealt at random.
+
+    This is Fisher's exact test, two-sided: below a few percent the towers have specialised. It compares the numbers of
+    colour kernels. kernel: float (height, width, 3, n), n even, the first tower's half first.
+    """
+    (n, first, _), (_, second, _) = towers_colors(kernel, 2)
+    colored = first + second
+    as_far = [i for i in range(max(0, colored - n), min(n, colored) + 1) if abs(2 * i - colored) >= abs(first - second)]
+    return sum(math.comb(n, i) * math.comb(n, colored - i) for i in as_far) / math.comb(2 * n, colored)
+
+
 def color_blindness(kernel: np.ndarray, towers: int) -> str:
     """Lines that say how much of conv1 is colour, and whether one tower is colour-blind (section 6.1, figure 3).
 
@@ -60,4 +74,8 @@ def color_blindness(kernel: np.ndarray, towers: int) -> str:
     shares = colour_share(kernel, towers)
     blind = [f"tower {i}" for i, share in enumerate(shares, start=1) if share <= 1 / 4 and max(shares) > 1 / 2]
     answer = f"yes, {' and '.join(blind)}" if blind else "no"
+    if towers == 2:
+        lines.append(
+            f"kernels dealt to the towers at random would differ as much with probability {chance(kernel):.2g}"
+        )
     return "\n".join([*lines, f"is one tower colour-blind (a quarter at most, another more than half)? {answer}"])
