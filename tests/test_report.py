@@ -295,9 +295,12 @@ def test_every_change_is_recognised(tmp_path, name):
     base = {"data__color_noise": 0.1, "data__flip": True}
     fields = CHANGES[name].fields(quickstart.get_config())
     fake(tmp_path / "base/0", **base)
-    fake(tmp_path / "changed", **base | {field.replace(".", "__"): value for field, value in fields.items()})
-    [row] = make_report([tmp_path]).rows
-    assert row.change is CHANGES[name]
+    changed = {field.replace(".", "__"): value for field, value in fields.items()}
+    fake(tmp_path / "changed", **base | changed)
+    fake(tmp_path / "rate", **base | changed | {"optimizer__learning_rate": 0.123})
+    rows = make_report([tmp_path]).rows
+    assert [row.change for row in rows] == [CHANGES[name]] * 2
+    assert [row.title.removeprefix(CHANGES[name].title) for row in rows] == ["", ", optimizer.learning_rate=0.123"]
 
 
 def test_the_base_is_named(tmp_path):

@@ -138,7 +138,10 @@ def compare(rows: Sequence[Row]) -> list[Row]:
 def _title(group: Group, base: Group, change: Change | None, fields: str) -> str:
     if group is base:
         return "base"
-    return change.title if change else fields
+    if change is None:
+        return fields
+    own_rate = {"optimizer.learning_rate"} & set(results.differing(group.settings, base.settings))
+    return ", ".join(filter(None, (change.title, results.values(own_rate, group.settings))))
 
 
 def _final(group: Group, name: str) -> dict[int, float]:

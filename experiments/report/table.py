@@ -48,8 +48,8 @@ def results_table(report: Report) -> Table:
     rows = [
         [
             row.title, _count(row), _spread(row.top1), _spread(row.top5), _spread(row.training), _difference(row),
-            _interval(row), _signed(row.change and row.change.top1, "g"),
-            _signed(row.change and row.change.caffenet, "g"), row.verdict,
+            _interval(row), signed(row.change and row.change.top1, "g"),
+            signed(row.change and row.change.caffenet, "g"), row.verdict,
         ]
         for row in (report.base, *report.rows)
     ]  # fmt: skip
@@ -148,9 +148,10 @@ def _at_once(report: Report) -> str:
     count = report.comparisons
     if count < 2:
         return "There is one difference, so its interval for all at once is that of it alone."
+    alone = f"{100 - 100 * LEVEL / count:.2f} %"
     return (
         f"The intervals of all {count} differences hold at once with 95 % confidence (Bonferroni: each alone has "
-        f"{100 - 100 * LEVEL / count:.2f} %). Holm's p allows for their number too, loses less, and may be below 0.05 where the "
+        f"{alone}). Holm's p allows for their number too, loses less, and may be below 0.05 where the "
         "interval just includes zero. Of intervals that are 95 % each alone, one in twenty excludes zero by chance."
     )
 
@@ -176,7 +177,7 @@ def _spread(found: Spread | None) -> str:
 
 
 def _difference(row: Row) -> str:
-    return _signed(row.difference.mean) if row.difference else ""
+    return signed(row.difference.mean) if row.difference else ""
 
 
 def _interval(row: Row) -> str:
@@ -192,14 +193,14 @@ def _interval(row: Row) -> str:
 def _ends(found: Interval | None) -> str:
     if found is None or found.low is None:
         return ""
-    return f"{_signed(found.low)} to {_signed(found.high)}"
+    return f"{signed(found.low)} to {signed(found.high)}"
 
 
 def _words_of_2012(row: Row) -> str:
     return "; ".join(filter(None, (row.change.says, row.change.source))) if row.change else ""
 
 
-def _signed(value: float | None, form: str = ".2f") -> str:
+def signed(value: float | None, form: str = ".2f") -> str:
     """A number with its sign, and a minus instead of a hyphen; nothing for None."""
     return "" if value is None else format(value, f"+z{form}").replace("-", "\u2212")
 
