@@ -76,7 +76,7 @@ def color_blindness(kernel: np.ndarray, towers: int) -> str:
     blind = [f"tower {i}" for i, share in enumerate(shares, start=1) if share <= 1 / 4 and max(shares) > 1 / 2]
     answer = f"yes, {' and '.join(blind)}" if blind else "no"
     if towers == 2:
-        lines.append(
-            f"kernels dealt to the towers at random would differ as much with probability {chance(kernel):.2g}"
-        )
+        (own, first, _), (_, second, _) = found
+        probability = chance(own, first, second)
+        lines.append(f"kernels dealt to the towers at random would differ as much with probability {probability:.2g}")
     return "\n".join([*lines, f"is one tower colour-blind (a quarter at most, another more than half)? {answer}"])
