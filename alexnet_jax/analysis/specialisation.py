@@ -46,16 +46,17 @@ def colour_share(kernel: np.ndarray, towers: int) -> list[float]:
     return [mostly / kernels for kernels, mostly, _ in towers_colors(kernel, towers)]
 
 
-def chance(kernel: np.ndarray) -> float:
+def chance(kernels: int, first: int, second: int) -> float:
     """The probability that two towers differ as much in colour, or more, if the same kernels were dealt at random.
 
-    This is Fisher's exact test, two-sided: below a few percent the towers have specialised. It compares the numbers of
-    colour kernels. kernel: float (height, width, 3, n), n even, the first tower's half first.
+    This is Fisher's exact test, two-sided: below a few percent the towers have specialised. kernels: of each tower;
+    first, second: how many of them are of colour.
     """
-    (n, first, _), (_, second, _) = towers_colors(kernel, 2)
     colored = first + second
-    as_far = [i for i in range(max(0, colored - n), min(n, colored) + 1) if abs(2 * i - colored) >= abs(first - second)]
-    return sum(math.comb(n, i) * math.comb(n, colored - i) for i in as_far) / math.comb(2 * n, colored)
+    deals = range(max(0, colored - kernels), min(kernels, colored) + 1)  # of colour kernels to the first tower
+    as_far = [i for i in deals if abs(2 * i - colored) >= abs(first - second)]
+    ways = sum(math.comb(kernels, i) * math.comb(kernels, colored - i) for i in as_far)
+    return ways / math.comb(2 * kernels, colored)
 
 
 def color_blindness(kernel: np.ndarray, towers: int) -> str:
@@ -75,7 +76,7 @@ def color_blindness(kernel: np.ndarray, towers: int) -> str:
     blind = [f"tower {i}" for i, share in enumerate(shares, start=1) if share <= 1 / 4 and max(shares) > 1 / 2]
     answer = f"yes, {' and '.join(blind)}" if blind else "no"
     if towers == 2:
-        lines.append(
-            f"kernels dealt to the towers at random would differ as much with probability {chance(kernel):.2g}"
-        )
+        (own, first, _), (_, second, _) = found
+        probability = chance(own, first, second)
+        lines.append(f"kernels dealt to the towers at random would differ as much with probability {probability:.2g}")
     return "\n".join([*lines, f"is one tower colour-blind (a quarter at most, another more than half)? {answer}"])
