@@ -22,7 +22,8 @@ from alexnet_jax import UserError, towers
 from alexnet_jax.data import augment
 from alexnet_jax.data.batches import filled
 from alexnet_jax.data.images import Batch, Images
-from alexnet_jax.model import AlexNet, fc6_side, shapes
+from alexnet_jax.model import AlexNet, fc6_side
+from alexnet_jax.network import shapes
 from alexnet_jax.runs.run import Run
 
 LOGS = "log_probabilities"  # the name of the network's answer, beside the layers' names

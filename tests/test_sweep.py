@@ -14,7 +14,7 @@ from helpers.runs import records
 from alexnet_jax import UserError
 from alexnet_jax.cli import commands
 from alexnet_jax.config import check
-from alexnet_jax.model import parameter_count, shapes
+from alexnet_jax.network import parameter_count, shapes
 from alexnet_jax.runs.run import flat
 from configs import source
 from experiments import jobs, sweep

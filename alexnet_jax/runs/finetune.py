@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import UserError, checkpoint
 from alexnet_jax.config import FIELDS, FUNCTION, INPUT, VIEW, fields, fields_of, flat, refuse_wrong_values
-from alexnet_jax.model import shapes
+from alexnet_jax.network import shapes
 from alexnet_jax.runs.run import read_config, read_statistics
 
 

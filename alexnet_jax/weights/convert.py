@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from alexnet_jax import UserError, model
+from alexnet_jax import UserError, network
 from alexnet_jax.cli import commands, config_file
 from alexnet_jax.config import check
 from alexnet_jax.runs import claims
@@ -139,7 +139,7 @@ def _main_to(flags: Namespace, workdir: Path) -> None:
         raise UserError(f"--to {flags.target} writes {' or '.join(target.suffixes)}, and --out is {out.name}")
     run = load_run(workdir, flags.which)
     target.write(run, out)
-    print(f"{out}: {model.parameter_count(run.params):,} parameters, step {run.step} of {run.workdir}")
+    print(f"{out}: {network.parameter_count(run.params):,} parameters, step {run.step} of {run.workdir}")
 
 
 def import_weights(
@@ -163,7 +163,7 @@ def import_weights(
     classes = ilsvrc.class_names(config.model.num_classes, names)
     _write_run(workdir, config, statistics, classes, params, _about(origin, weights))
     return [
-        f"{workdir}: {model.parameter_count(params):,} parameters of {weights}, the network of {config.name}",
+        f"{workdir}: {network.parameter_count(params):,} parameters of {weights}, the network of {config.name}",
         f"  mean:    {source_of_mean}",
         f"  classes: {classes[0]} ... {classes[-1]}",
     ]
@@ -181,7 +181,7 @@ def _read_params(origin: str, path: Path, config: ConfigDict) -> Arrays:
     read, layout, _ = ORIGINS[origin]
     arrays = read(path)
     refuse_other_network(arrays, layout, path, config)
-    maps = fc6_maps(config.model, model.shapes(config.model, config.data.crop))
+    maps = fc6_maps(config.model, network.shapes(config.model, config.data.crop))
     params = to_ours(arrays, layout, maps)
     for layer, p in params.items():
         if not all(np.isfinite(array).all() for array in p.values()):
@@ -234,7 +234,7 @@ def refuse_other_network(arrays: Arrays, layout: Layout, path: Path, config: Con
 
 def network_shapes(config: ConfigDict) -> Shapes:
     """The shapes of the parameters of a config's network."""
-    shapes = model.shapes(config.model, config.data.crop)
+    shapes = network.shapes(config.model, config.data.crop)
     return {layer: {kind: p[kind].shape for kind in ("kernel", "bias")} for layer, p in shapes.items()}
 
 
