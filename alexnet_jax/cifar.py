@@ -23,7 +23,7 @@ from jax import lax
 from ml_collections import ConfigDict
 
 from alexnet_jax import layers
-from alexnet_jax.model import Layer
+from alexnet_jax.model import ACTIVATIONS, Layer
 
 # What an entry holds after its name and kind. Of kinds with weights the first is the number of units.
 ENTRIES = {
@@ -79,7 +79,8 @@ class Chain(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
         m = self.config
-        x, out = images, {}
+        x = images
+        out: dict[str, jax.Array] = {}
         chain = [tuple(entry) for entry in m.layers]
         weighted = [i for i, (_, kind, *_) in enumerate(chain) if ENTRIES[kind]]
         for i, end in zip(weighted, [*weighted[1:], len(chain)], strict=True):
@@ -95,13 +96,11 @@ class Chain(nn.Module):
     def linear(self, name: str, kind: str, units: int, *rest: Any, dtype: jnp.dtype) -> nn.Module:
         """The linear part of a layer with weights."""
         *size, std = rest
-        units = units or self.config.num_classes
+        features = units or self.config.num_classes
         if kind == "local":
-            return Local(units, *size, std=std, dtype=dtype, data_axis=self.data_axis, name=name)
-        geometry = {"size": size[0], "padding": (size[0] // 2, (size[0] - 1) // 2)} if size else {}
-        return Layer(
-            units, std, 0.0, reads="image", towers=1, dtype=dtype, data_axis=self.data_axis, name=name, **geometry
-        )
+            return Local(features, size[0], std, dtype, self.data_axis, name=name)
+        window = {"size": size[0], "padding": (size[0] // 2, (size[0] - 1) // 2)} if size else {}
+        return Layer(features, std, 0.0, "image", 1, dtype, data_axis=self.data_axis, name=name, **window)
 
     def after(self, block: list[tuple], y: jax.Array, bias: jax.Array) -> dict[str, jax.Array]:
         """A layer with its bias, from its linear part, and the layers without weights that follow it, by name."""
@@ -116,16 +115,14 @@ class Chain(nn.Module):
         """A layer without weights."""
         m = self.config
         window = {"size": m.pool_size, "stride": m.pool_stride}
+        if kind == "max_pool":
+            return partial(layers.max_pool, **window, ceil=True)
+        if kind == "average_pool":
+            return partial(layers.average_pool_windows, **window)
         if kind == "lrn":
             rule = {name: m.lrn[name] for name in ("size", "k", "alpha", "beta", "divide_by_size")}
             return partial(layers.local_response_norm, **rule, groups=1)
         if kind == "spatial_norm":
-            return partial(
-                layers.spatial_response_norm, **{name: m.spatial_norm[name] for name in ("size", "k", "alpha", "beta")}
-            )
-        return {
-            "max_pool": partial(layers.max_pool, **window, ceil=True),
-            "average_pool": partial(layers.average_pool_windows, **window),
-            "relu": layers.relu,
-            "tanh": jnp.tanh,
-        }[kind]
+            rule = {name: m.spatial_norm[name] for name in ("size", "k", "alpha", "beta")}
+            return partial(layers.spatial_response_norm, **rule)
+        return ACTIVATIONS[kind]

@@ -272,11 +272,11 @@ FIELDS = {
     #
     # Fine-tuning, see configs/finetune.py: a run that begins with the parameters of another run, its start.
     "start.workdir": Field("", PATH, TRAINING, newer=True),  # a run's, or that of converted weights; "": initial values
-    "start.fresh": Field((), some_of(*LAYERS), TRAINING, newer=True),  # layers that keep their initial values
+    "start.fresh": Field((), several(text()), TRAINING, newer=True),  # layers that keep their initial values
     # Take the network and its inputs from the start's config; False again once they are taken.
     "start.adopt": Field(False, FLAG, FREE, newer=True),
     # Freeze all layers but these and the fresh ones, by optimizer.layer_rates; (): freeze none.
-    "start.learned": Field((), some_of(*LAYERS), FREE, newer=True),
+    "start.learned": Field((), several(text()), FREE, newer=True),
     #
     # Evaluation, devices, and what a run writes.
     "evaluation.every_epochs": Field(1, whole(1, EPOCHS), TRAINING),  # the plateau rule looks at each
@@ -409,6 +409,13 @@ def _refuse_network(m: ConfigDict):
             raise UserError(f"--config.model.{name} has no value for {', '.join(lacks)}: add it to the config")
 
 
+def layers_of(m: ConfigDict) -> tuple[str, ...]:
+    """The layers with weights of a `model` section, in order; those that it removes are among them."""
+    if m.layers:
+        return tuple(name for name, kind, *_ in m.layers if cifar.ENTRIES[kind])
+    return (*CONVOLUTIONS[: len(m.conv_widths)], *model.FULLY_CONNECTED)
+
+
 def _refuse_chain(m: ConfigDict):
     names, kinds = zip(*(entry[:2] for entry in m.layers), strict=True)
     if twice := [name for name in names if names.count(name) > 1]:
@@ -427,7 +434,7 @@ def _refuse_chain(m: ConfigDict):
 
 
 def _refuse_start(config: ConfigDict):
-    start, layers = config.start, (*CONVOLUTIONS[: len(config.model.conv_widths)], *model.FULLY_CONNECTED)
+    start, layers = config.start, layers_of(config.model)
     for name in ("fresh", "learned"):
         if not set(start[name]) <= set(layers):
             raise _misfit(f"start.{name}", start[name], f"must be out of {', '.join(layers)}")

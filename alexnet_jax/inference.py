@@ -113,7 +113,12 @@ def make_forward(
 
 
 def dense_apply(run: Run) -> Callable:
-    """The run's network, its fully connected layers sliding over whole images: logits are maps (b, h, w, classes)."""
+    """The run's network, its fully connected layers sliding over whole images: logits are maps (b, h, w, classes).
+
+    Raises UserError if it is a chain of layers.
+    """
+    if run.config.model.layers:
+        raise UserError(f"{run.workdir} is no AlexNet, and only AlexNet slides: evaluate it with --views")
     net = AlexNet(FrozenConfigDict(run.config.model), dense=fc6_side(run.config.model, run.params))
     return towers.split(net, run.mesh)
 

@@ -11,10 +11,14 @@ from ml_collections import FrozenConfigDict
 from torch import nn
 from torch.nn import functional
 
-from alexnet_jax import UserError, layers, optimizer, towers
+from alexnet_jax import UserError, layers, main, optimizer, towers
 from alexnet_jax.cifar import Chain
+from alexnet_jax.cli import verbs
 from alexnet_jax.config import check
+from alexnet_jax.evaluate import evaluate_runs, images_for
+from alexnet_jax.metrics import read_metrics
 from alexnet_jax.network import network, parameter_count, shapes
+from alexnet_jax.runs.run import load_run
 
 PARAMETERS = {
     "cifar10_80sec": 145_578,
@@ -300,3 +304,57 @@ def test_a_local_kernel_sees_its_own_place_alone():
     gradient = jax.grad(lambda k: layers.local(x, k, size=3)[0, 1, 2, 0])(jnp.ones((4, 4, 18, 3)))
     touched = np.argwhere(np.asarray(gradient).any(axis=(2, 3)))
     assert touched.tolist() == [[1, 2]]
+
+
+# --- A run of one -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def chain(photos, tmp_path_factory):
+    """The config of a short run of a narrow chain of every kind of layer, and its workdir."""
+    c = preset("cifar10_11pct")
+    c.name, c.batch_size, c.epochs = "chain", 16, 2
+    c.model.num_classes = 3
+    c.model.layers = (
+        ("conv1", "conv", 6, 5, 0.003), ("tanh1", "tanh"), ("pool1", "max_pool"), ("norm1", "lrn"),
+        ("conv2", "conv", 4, 4, 0.1), ("relu2", "relu"), ("norm2", "spatial_norm"), ("pool2", "average_pool"),
+        ("local3", "local", 4, 3, 0.1), ("relu3", "relu"), ("fc4", "dense", 8, 0.1), ("fc5", "dense", 0, 0.1),
+    )  # fmt: skip
+    c.optimizer.layer_decays = (("fc5", 0.1),)
+    c.optimizer.drop_epochs, c.optimizer.bias_rule = (1,), "weights"
+    c.data.name, c.data.eval_split = str(photos), "validation"
+    c.data.prepared_dir = str(tmp_path_factory.mktemp("prepared"))
+    c.log_every_steps = 2
+    workdir = tmp_path_factory.mktemp("runs") / "chain"
+    assert main.run(c, workdir) == 0
+    return c, workdir
+
+
+def test_a_run_is_evaluated_and_its_layers_are_read(chain):
+    _, workdir = chain
+    ten = evaluate_runs([str(workdir)], views=10, split="validation", which="latest")
+    run = load_run(workdir, "latest")
+    logits, out = run(images_for(run, "validation").images()[:4])
+    assert ten["images"] == 33 and out["local3"].shape == (4, 6, 6, 4) and logits.shape == (4, 3)
+    last = [r for r in read_metrics(workdir / "metrics.jsonl") if r.get("views") == 10][-1]
+    assert ten["top1_error"] == pytest.approx(last["top1_error"])
+    assert (workdir / "kernels.png").exists()
+
+
+def test_another_run_starts_from_its_parameters(chain, tmp_path):
+    c, workdir = chain
+    c = c.copy_and_resolve_references()
+    c.start.workdir, c.start.fresh, c.start.learned, c.epochs = str(workdir), ("fc5",), ("fc4",), 1
+    assert main.run(c, tmp_path / "fine") == 0
+    before, after = load_run(workdir).params, load_run(tmp_path / "fine").params
+    same = {layer for layer in before if (before[layer]["kernel"] == after[layer]["kernel"]).all()}
+    assert same == {"conv1", "conv2", "local3"}
+
+
+def test_what_only_alexnet_can_do_is_refused_in_one_line(chain, tmp_path):
+    _, workdir = chain
+    with pytest.raises(UserError, match="is no AlexNet, and only AlexNet slides"):
+        evaluate_runs([str(workdir)], views=1, split="validation", dense=0)
+    with pytest.raises(UserError, match="is no AlexNet but a chain of layers"):
+        verbs.run(["convert", "--workdir", str(workdir), "--to", "onnx", "--out", str(tmp_path / "x.onnx")])
+    verbs.run(["convert", "--workdir", str(workdir), "--to", "stablehlo", "--out", str(tmp_path / "x.stablehlo")])

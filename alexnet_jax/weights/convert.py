@@ -138,6 +138,8 @@ def _main_to(flags: Namespace, workdir: Path) -> None:
     if out.suffix not in target.suffixes and not out.is_dir():
         raise UserError(f"--to {flags.target} writes {' or '.join(target.suffixes)}, and --out is {out.name}")
     run = load_run(workdir, flags.which)
+    if flags.target != "stablehlo":  # a program, whatever the network
+        _refuse_chain(run.config, str(workdir))
     target.write(run, out)
     print(f"{out}: {network.parameter_count(run.params):,} parameters, step {run.step} of {run.workdir}")
 
@@ -152,12 +154,13 @@ def import_weights(
       mean: Caffe's mean image. names: a file with the names of the classes.
     Returns: lines that describe the run.
     Raises UserError, and leaves no workdir behind, if the file cannot be read, is of another network than the config's,
-    or contains NaN or infinity; if the mean or the names do not fit the config; if the workdir is not empty or cannot
-    be written.
+    or contains NaN or infinity; if the config is of no AlexNet; if the mean or the names do not fit it; if the workdir
+    is not empty or cannot be written.
     """
     if workdir.exists() and not _is_empty_folder(workdir):
         raise UserError(f"{workdir} is not empty: name another --workdir, or remove it")
     check(config)
+    _refuse_chain(config, config.name)
     params = _read_params(origin, weights, config)
     statistics, source_of_mean = ilsvrc.statistics(config.data, mean)
     classes = ilsvrc.class_names(config.model.num_classes, names)
@@ -167,6 +170,11 @@ def import_weights(
         f"  mean:    {source_of_mean}",
         f"  classes: {classes[0]} ... {classes[-1]}",
     ]
+
+
+def _refuse_chain(config: ConfigDict, name: str) -> None:
+    if config.model.layers:
+        raise UserError(f"{name} is no AlexNet but a chain of layers, and no other framework's file holds those")
 
 
 def _is_empty_folder(path: Path) -> bool:
