@@ -60,6 +60,16 @@ def _no_exchange(base: ConfigDict) -> dict:
     }
 
 
+def _without(*layers: str, reads: str) -> Callable[[ConfigDict], dict]:
+    """Without conv3, whose reading of both towers passes to the layer `reads`: else the towers would meet later too."""
+
+    def fields(base: ConfigDict) -> dict:
+        exchange = tuple(dict.fromkeys(reads if name == "conv3" else name for name in base.model.exchange))
+        return {"model.removed": layers, "model.exchange": exchange}
+
+    return fields
+
+
 def _paper_init(base: ConfigDict) -> dict:
     """N(0, 0.01) in the layers for which the code uses 0.03."""
     return {f"model.init_std.{name}": base.model.init_std[name] / 3 for name in ("conv3", "conv4", "conv5")}
@@ -120,8 +130,23 @@ CHANGES = {
         "exchange at conv4, not conv3", _fixed(model__exchange=("conv4", "fc6", "fc7", "fc8")),
         says="worse", source="notes #132 and #133",
     ),
+    "conv3_removed": Change(
+        "without conv3, exchange at conv4", _without("conv3", reads="conv4"), 2.0, says="about 2 %", source="section 7",
+    ),
     "conv4_removed": Change(
         "without conv4", _fixed(model__removed=("conv4",)), 2.0, says="about 2 %", source="section 7",
+    ),
+    "conv34_removed": Change(
+        "without conv3 and conv4, exchange at conv5", _without("conv3", "conv4", reads="conv5"),
+        source="not measured in 2012",
+    ),
+    "decay_off": Change(
+        "no weight decay", _fixed(optimizer__weight_decay=0.0),
+        says="weight decay reduces the training error", source="section 5",
+    ),
+    "ungrouped": Change(
+        "one tower of the same widths: no groups", _fixed(model__towers=1),
+        says="more weights in conv2, conv4 and conv5", source="not measured in 2012",
     ),
     "paper_init": Change(
         "the paper's initial values, N(0, 0.01)", _paper_init,

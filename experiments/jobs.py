@@ -1,12 +1,14 @@
-"""The runs of a sweep as jobs of submitit: here one after the other, or all at once on a SLURM cluster."""
+"""The runs of a sweep as jobs of submitit: here a few at a time, or all at once on a SLURM cluster."""
 
 import contextlib
+import fcntl
 import json
 import os
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import submitit
 from ml_collections import ConfigDict
@@ -45,8 +47,13 @@ class Cell:
         return self.epochs_done() == self.config.epochs
 
 
-def train_cell(config: str, workdir: str):
-    """The job: trains a config (JSON) in a workdir, or resumes it. Waits if another job trains there."""
+def train_cell(config: str, workdir: str, cores: tuple[int, ...] = ()):
+    """The job: trains a config (JSON) in a workdir, or resumes it, on some cores only if they are named.
+
+    Waits if another job trains there.
+    """
+    if cores:
+        os.sched_setaffinity(0, cores)
     set_up_libraries()
     path = Path(workdir)
     (path / results.FAILED).unlink(missing_ok=True)
@@ -65,37 +72,90 @@ def train_cell(config: str, workdir: str):
             raise
 
 
-def launch(cells: list[Cell], executor: submitit.Executor) -> dict[str, str]:
-    """Runs the cells that are not finished: here one after the other, on a cluster all at once.
+def launch(cells: list[Cell], executor: submitit.Executor, at_once: int = 1) -> dict[str, str]:
+    """Runs the cells that are not finished: here `at_once` at a time, on a cluster all of them.
 
+    Cells that another sweep runs here, in the same folder, are left to it.
     Returns {cell: reason} of those that failed.
     """
     here = isinstance(executor, submitit.LocalExecutor)
+    free = shares(at_once) if here else [()] * len(cells)
     waiting = [c for c in cells if not c.finished()]
-    running: dict[Cell, submitit.Job] = {}
+    running: dict[Cell, tuple[submitit.Job, tuple[int, ...], TextIO | None]] = {}
     failed: dict[str, str] = {}
     total = sum(c.config.epochs for c in cells)
     with tqdm(total=total, unit=" epochs", dynamic_ncols=True, bar_format=BAR) as bar:
         bar.write(f"{len(cells) - len(waiting)} of {len(cells)} cells are finished", file=sys.stderr)
         try:
             while waiting or running:
-                while waiting and not (here and running):
-                    cell = waiting.pop(0)
-                    running[cell] = executor.submit(train_cell, cell.config.to_json(), str(cell.workdir))
-                for cell in [c for c, job in running.items() if job.done()]:
-                    job = running.pop(cell)
+                for cell in list(waiting) if free else []:
+                    lock = take(cell, Path(executor.folder)) if here else None
+                    if here and lock is None:
+                        continue
+                    waiting.remove(cell)
+                    if cell.finished():  # another sweep has run it meanwhile
+                        release(lock)
+                        continue
+                    cores = free.pop(0)
+                    job = executor.submit(train_cell, cell.config.to_json(), str(cell.workdir), cores)
+                    running[cell] = job, cores, lock
+                    if not free:
+                        break
+                for cell in [c for c, (job, _, _) in running.items() if job.done()]:
+                    job, cores, lock = running.pop(cell)
+                    free.append(cores)
                     if not cell.finished():
                         failed[str(cell)] = _reason(cell, job)
                         bar.write(f"failed: {cell}: {failed[str(cell)]}", file=sys.stderr)
+                    release(lock)
                 bar.set_postfix_str("; ".join(map(str, running)) if len(running) < 3 else f"{len(running)} jobs")
                 bar.update(sum(c.epochs_done() for c in cells) - bar.n)
-                if running:
+                if waiting or running:
                     time.sleep(1 if here else 10)
         finally:
-            if here:  # stopping the sweep stops its run; jobs on a cluster continue
-                for job in running.values():
+            if here:  # stopping the sweep stops its runs; jobs on a cluster continue
+                for job, _, _ in running.values():
                     job.cancel()
     return failed
+
+
+def take(cell: Cell, folder: Path) -> TextIO | None:
+    """The lock of a cell, held until it is closed; None if another sweep has it. folder: the jobs' own, shared."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / f"{cell.name}.seed{cell.seed}.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock
+
+
+def release(lock: TextIO | None):
+    """Gives a cell back; None for one of a cluster, which has no lock."""
+    if lock:
+        lock.close()
+
+
+def shares(at_once: int) -> list[tuple[int, ...]]:
+    """The cores of each of the runs that train at once, in equal shares; () is all, for a single one.
+
+    Raises UserError if there are fewer cores, if the system cannot divide them, or if there are GPUs, which it does
+    not divide.
+    """
+    if at_once == 1:
+        return [()]
+    if _visible_gpus():
+        raise UserError(
+            "--at-once divides cores, not GPUs: start the same command once for each GPU, with CUDA_VISIBLE_DEVICES"
+        )
+    if not hasattr(os, "sched_setaffinity"):
+        raise UserError("--at-once needs Linux, where a run can be kept on some cores: leave it out")
+    cores = sorted(os.sched_getaffinity(0))
+    if at_once > len(cores):
+        raise UserError(f"--at-once is {at_once} and there are {len(cores)} cores: lower it")
+    each = len(cores) // at_once
+    return [tuple(cores[i * each : (i + 1) * each]) for i in range(at_once)]
 
 
 def _reason(cell: Cell, job: submitit.Job) -> str:

@@ -154,7 +154,7 @@ def completed(tree: dict) -> dict[str, Any]:
     return renewed(_flat(tree))
 
 
-def _computes(settings: dict) -> dict:
+def computes(settings: dict) -> dict:
     """The settings that determine what a run computes, apart from its seed."""
     return {k: v for k, v in settings.items() if k not in {"name", "seed", *fields_of(FREE)}}
 
@@ -190,6 +190,7 @@ class Group:
     title: str
     settings: dict[str, Any]  # the flat config that they share
     runs: list[Outcome] = dataclasses.field(default_factory=list)
+    name: str = ""  # of its cell in the plan or the record; empty if there is neither
 
     @property
     def finished(self) -> dict[int, Outcome]:
@@ -247,7 +248,8 @@ def planned(sweep: Path) -> tuple[str, str, list[Group]]:
             raise ValueError(f"its config has no usable {', '.join(wrong)}")
         groups = []
         for cell, what in plan["cells"].items():
-            group = Group(printable(what["title"]), _computes(base | _flat(what["fields"])))
+            group = Group(printable(what["title"]), computes(base | _flat(what["fields"])))
+            group.name = printable(cell)
             group.runs = [_planned_run(sweep / cell / f"seed{seed}", seed, group) for seed in seeds]
             groups.append(group)
         return printable(plan["sweep"]), printable(base["name"]), groups
@@ -260,7 +262,7 @@ def planned(sweep: Path) -> tuple[str, str, list[Group]]:
 def _planned_run(folder: Path, seed: int, group: Group) -> Outcome:
     """Reads a run; it is left out if its config is not the planned one."""
     run = read(folder)
-    fields = differing(_computes(run.settings), group.settings)
+    fields = differing(computes(run.settings), group.settings)
     if run.seed != seed:
         fields.append("seed")
     if fields and run.state in ("finished", "unfinished"):
@@ -273,12 +275,12 @@ def gather(folders: Sequence[Path], groups: list[Group]) -> list[Outcome]:
     """Adds runs that no sweep has planned to the groups, by their configs; returns the runs that have no config."""
     without = []
     for run in map(read, folders):
-        computes = _computes(run.settings)
-        group = next((g for g in groups if g.settings == computes), None)
-        if not computes:
+        settings = computes(run.settings)
+        group = next((g for g in groups if g.settings == settings), None)
+        if not settings:
             without.append(run)
         elif group is None:
-            groups.append(Group("", computes, [run]))
+            groups.append(Group("", settings, [run]))
         else:
             group.runs.append(run)
     return without

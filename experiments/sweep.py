@@ -9,9 +9,10 @@ A sweep is a short Python file with get_config(), the base, and ABLATIONS, its c
 is passed to get_config().
 
 Each cell of the sweep is a run: ablation NAME with seed S trains in DIR/NAME/seedS. DIR is runs/sweep_small for the
-sweep small. Locally the cells run one after the other; under SLURM each is a job. A cell that fails does not stop the
-others: it is named at the end, and the reason is in its folder, in failed.txt. A stopped or killed sweep is resumed by
-the same command.
+sweep small. Locally the cells run one after the other, or --at-once N of them, each on its share of the cores; under
+SLURM each is a job. A cell that fails does not stop the others: it is named at the end, and the reason is in its
+folder, in failed.txt. A stopped or killed sweep is resumed by the same command. The same command, started twice on one
+machine, shares the cells.
 """
 
 import json
@@ -51,6 +52,8 @@ def add_flags(parser: ArgumentParser):
     add_workdir(parser, required=False, help="the sweep's folder (default: runs/sweep_NAME)")
     says = "where the runs train: here, or each as a SLURM job (default: local)"
     parser.add_argument("--launcher", choices=("local", "slurm"), default="local", help=says)
+    says = "how many runs train at once here, each on its share of the cores (default: 1)"
+    parser.add_argument("--at-once", type=int, default=1, metavar="N", help=says)
     says = "an option of sbatch; repeat it for more"
     parser.add_argument("--slurm", action="append", default=[], metavar="KEY=VALUE", help=says)
     parser.add_argument("--dry-run", action="store_true", help="print the cells and their cost, and train nothing")
@@ -60,6 +63,8 @@ def main(flags: Namespace) -> int:
     """Runs the sweep, or prints its plan. Returns 1 if a cell failed. Raises UserError."""
     if not 1 <= flags.seeds <= 1000:
         raise UserError(f"--seeds is {flags.seeds} and must be from 1 to 1000")
+    if not 1 <= flags.at_once <= 1000:
+        raise UserError(f"--at-once is {flags.at_once} and must be from 1 to 1000")
     base, ablations = read_sweep(flags.sweep)
     ablations = choose(ablations, flags.only)
     stem = Path(flags.sweep).stem.replace(":", "_")
@@ -72,7 +77,7 @@ def main(flags: Namespace) -> int:
     record(workdir, flags.sweep, base, ablations, flags.seeds)
     prepare(base.data)  # once, before the runs need it
     try:
-        failed = launch(cells, executor)
+        failed = launch(cells, executor, flags.at_once)
     except KeyboardInterrupt:
         print("stopped: the same command resumes the sweep", file=sys.stderr)
         return 130

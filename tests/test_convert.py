@@ -19,7 +19,7 @@ from helpers.origins import ORIGINS, network, randomize, torchvision
 from PIL import Image
 
 from alexnet_jax import UserError, evaluate, main
-from alexnet_jax.analysis import figures
+from alexnet_jax.analysis.specialisation import color_blindness
 from alexnet_jax.cli import config_file
 from alexnet_jax.cli.verbs import run as run_verb
 from alexnet_jax.config import FUNCTION, fields_of
@@ -305,7 +305,7 @@ def test_real_kernels_on_a_real_photo(name, tmp_path):
         layer, wanted = "conv3", (r"^conv1: \d+ of 64 kernels",)
     run = load_run(tmp_path / "run")
     close(np.asarray(run(image[None])[1][layer]), expected.numpy().transpose(0, 2, 3, 1))
-    said = figures.color_blindness(np.asarray(run.params["conv1"]["kernel"]), run.config.model.towers)
+    said = color_blindness(np.asarray(run.params["conv1"]["kernel"]), run.config.model.towers)
     for line in wanted:
         assert re.search(line, said, re.MULTILINE), said
 

@@ -65,29 +65,6 @@ def test_probabilities_are_of_every_image_once(tiny_run):
     np.testing.assert_allclose(figures.probabilities(run, split), expected, atol=1e-5)
 
 
-def grey_and_colored(colored):
-    """Kernels (5, 5, 3, n), grey or opponent colours."""
-    color = np.where(np.array(colored)[:, None], (1, -1, 0), (1, 1, 1)).T
-    return np.random.default_rng(0).normal(size=(5, 5, 1, len(colored))) * color
-
-
-@pytest.mark.parametrize(
-    ("colored", "towers", "answer"),
-    [
-        ([0, 0, 0, 1, 1, 1, 1, 0], 2, "yes, tower 1"),
-        ([1, 1, 1, 0, 0, 0, 0, 0], 2, "yes, tower 2"),
-        ([0, 0, 1, 1, 1, 1, 1, 1], 2, "no"),  # half of it sees colour
-        ([0, 0, 0, 0, 0, 0, 0, 0], 2, "no"),  # none does
-        ([0, 0, 1, 1, 0, 0], 3, "yes, tower 1 and tower 3"),
-    ],
-)
-def test_one_tower_is_color_blind(colored, towers, answer):
-    lines = figures.color_blindness(grey_and_colored(colored), towers).splitlines()
-    assert len(lines) == towers + 1 and lines[-1].endswith(f"? {answer}")
-    own = len(colored) // towers
-    assert lines[0].startswith(f"tower 1: {sum(colored[:own])} of {own} kernels")
-
-
 def test_weights_of_caffe_and_of_pytorch(tmp_path):
     """(n, 3, side, side), blue first or red first, beside layers that read more than three channels."""
     weights = np.random.default_rng(0).normal(size=(8, 3, 5, 5)).astype(np.float32)
@@ -101,7 +78,8 @@ def test_weights_of_caffe_and_of_pytorch(tmp_path):
 
 
 def test_main_draws_other_weights(tmp_path, capsys):
-    kernel = grey_and_colored([1, 1, 1, 1, 0, 0, 0, 0])
+    """Four kernels of opponent colours, then four grey ones."""
+    kernel = np.random.default_rng(0).normal(size=(5, 5, 1, 8)) * np.repeat([(1, 1), (-1, 1), (0, 1)], 4, axis=1)
     np.savez(tmp_path / "weights.npz", w=kernel.transpose(3, 2, 0, 1))
     verbs.run(figures, "--weights", tmp_path / "weights.npz", "--towers", 2, "--out", tmp_path / "new" / "out")
     assert "yes, tower 2" in capsys.readouterr().out

@@ -21,10 +21,10 @@ FLOORS = [
     ["layers", "towers", "model", "cifar", "network", "optimizer", "config", "metrics", "checkpoint"],
     ["runs.run", "runs.provenance", "runs.claims", "runs.finetune", "inference", "evaluate", "train"],
     [
-        "analysis.plots", "analysis.curves", "analysis.features", "analysis.predict", "analysis.neighbours",
-        "analysis.retrieve", "analysis.figures", "analysis.cost", "analysis.summary", "weights.layouts",
-        "weights.pytorch", "weights.caffe", "weights.ilsvrc", "weights.npy", "weights.stablehlo", "weights.onnx_graph",
-        "weights.convert",
+        "analysis.specialisation", "analysis.plots", "analysis.curves", "analysis.features", "analysis.predict",
+        "analysis.neighbours", "analysis.retrieve", "analysis.figures", "analysis.cost", "analysis.summary",
+        "weights.layouts", "weights.pytorch", "weights.caffe", "weights.ilsvrc", "weights.npy", "weights.stablehlo",
+        "weights.onnx_graph", "weights.convert",
     ],
     ["cli.verbs", "main", "__main__"],
 ]  # fmt: skip

@@ -9,13 +9,11 @@ from PIL import Image
 from alexnet_jax import UserError
 from alexnet_jax.analysis.curves import curves
 from alexnet_jax.analysis.plots import (
-    colorfulness,
     confusion,
     kernels,
     mistakes,
     neighbours,
     predictions,
-    towers_colors,
 )
 
 # A letter that the font lacks, an empty axis; not what other tests' objects say when they are collected meanwhile.
@@ -37,20 +35,6 @@ def count(picture, color):
 @pytest.fixture
 def photos():
     return np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
-
-
-def test_colorfulness_of_grey_is_zero_and_of_opponent_colours_one():
-    shape = np.random.default_rng(0).normal(size=(11, 11))
-    grey, opponent, red = (shape[..., None] * np.array(c) for c in ((1, 1, 1), (1, -1, 0), (1, 0, 0)))
-    kernel = np.stack([grey, opponent, red, np.zeros_like(red)], axis=-1).astype(np.float32)
-    np.testing.assert_allclose(colorfulness(kernel), [0, 1, 2 / 3, 0], atol=1e-6)
-
-
-def test_colorfulness_ignores_scale_and_stays_within_0_and_1():
-    kernel = np.random.default_rng(1).normal(size=(11, 11, 3, 24))
-    shares = colorfulness(kernel)
-    assert shares.shape == (24,) and (shares > 0).all() and (shares < 1).all()
-    np.testing.assert_allclose(colorfulness(-1e-3 * kernel), shares)
 
 
 @pytest.mark.parametrize("n", [24, 48, 96])
@@ -107,15 +91,6 @@ def test_predictions_has_room_for_eight_and_for_two_classes(tmp_path, photos):
 
 SAME, OTHER = (0, 114, 178), (230, 159, 0)  # frames, and right and wrong answers at full depth
 TRUE, PREDICTED = (240, 160, 48), (188, 211, 230)  # bars
-
-
-def test_towers_colors_counts_what_is_mostly_colour():
-    """Tower 1 has a grey and a red kernel, tower 2 two opponent ones: shares 0, 2/3 and 1, 1."""
-    shape = np.random.default_rng(0).normal(size=(11, 11))
-    kernel = np.stack([shape[..., None] * np.array(c) for c in ((1, 1, 1), (1, 0, 0), (1, -1, 0), (0, 1, -1))], axis=-1)
-    first, second = towers_colors(kernel, 2)
-    assert first == (2, 1, pytest.approx(1 / 3)) and second == (2, 2, pytest.approx(1))
-    assert towers_colors(kernel, 1) == [(4, 3, pytest.approx(2 / 3))]
 
 
 @NO_WARNINGS

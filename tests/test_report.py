@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.sweeps import STEPS, fake, plan, tree
 from PIL import Image
 from scipy import stats
 
@@ -19,44 +20,6 @@ from experiments.changes import CHANGES, Change
 from experiments.report import command, page, pictures, table
 from experiments.report.rows import interval, make_report, verdict
 from experiments.results import completed, differing, read, training_errors
-
-STEPS = 5  # of an epoch
-
-
-def tree(seed=0, **fields):
-    """A config as config.json has it; model__dropout=0.5 changes a field."""
-    c = quickstart.get_config()
-    c.seed, c.epochs, c.evaluation.views = seed, 4, 10
-    c.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
-    return json.loads(c.to_json())
-
-
-def fake(folder, seed=0, error=0.2, *, epochs=4, views=True, **fields):
-    """Writes a run that has trained `epochs` of its four: config.json and metrics.jsonl, no checkpoint.
-
-    Its training error is 0.4 in the last epoch, its top-5 error half its top-1 error; the centre is worse by 0.1.
-    """
-    folder.mkdir(parents=True)
-    config = tree(seed, **fields)
-    (folder / "config.json").write_text(json.dumps(config))
-    records = []
-    for epoch in range(1, epochs + 1):
-        at = {"step": epoch * STEPS, "epoch": float(epoch)}
-        records.append(at | {"split": "train", "loss": 1.0, "top1_error": 0.8 - epoch / 10, "top5_error": 0.1})
-        records.append(at | {"split": "validation", "views": 1, "top1_error": error + 0.1, "top5_error": 0.2})
-    if epochs == config["epochs"] and views:
-        wanted = {"split": "validation", "views": config["evaluation"]["views"], "images": 1000}
-        records.append(at | wanted | {"top1_error": error, "top5_error": error / 2})
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    return folder
-
-
-def plan(folder, cells, seeds=(0, 1, 2), **fields):
-    """Writes sweep.json; cells maps a cell to its fields, its title is the cell's name in capitals."""
-    folder.mkdir(parents=True, exist_ok=True)
-    cells = {cell: {"title": cell.upper(), "fields": changed} for cell, changed in cells.items()}
-    tidy = {"sweep": folder.name, "config": tree(**fields), "seeds": list(seeds), "cells": cells}
-    (folder / "sweep.json").write_text(json.dumps(tidy))
 
 
 def run(*words):
@@ -491,7 +454,8 @@ def test_runs_of_earlier_versions_compare_with_todays():
 
 # A file imports only files above it. Below sweep are the configs that it loads, the benchmarks and the report.
 ORDER = [
-    "changes", "results", "benchmark.stepper", "jobs", "sweep",
+    "changes", "results", "record.kernels", "record.entry", "record.file", "record.command",
+    "benchmark.stepper", "jobs", "sweep",
     "sweeps.paper", "sweeps.small", "sweeps.smoke", "sweeps.finetune",
     "benchmark.worker", "benchmark.limits", "benchmark.ours", "benchmark.peer", "benchmark.turns", "benchmark.machine",
     "benchmark.steps", "benchmark.table", "benchmark.split", "benchmark.scaling", "benchmark.input_pipeline",

@@ -19,6 +19,7 @@ from alexnet_jax.runs.run import flat
 from configs import source
 from experiments import jobs, sweep
 from experiments.changes import CHANGES, Change
+from experiments.sweeps import ablations
 
 ROOT = Path(__file__).parents[1]
 FILE = """
@@ -61,8 +62,8 @@ class Job:
 class Here:
     """An executor that runs a job in this process, at once."""
 
-    def __init__(self, *_):
-        pass
+    def __init__(self, launcher, folder, options):
+        self.folder = folder
 
     def submit(self, function, *args):
         try:
@@ -114,7 +115,7 @@ def test_killed_and_resumed(mine, tmp_path, capsys, here):
 def test_jobs_are_processes_of_their_own(config, tmp_path, monkeypatch):
     """One dies without a message: the sweep says so and where its output is, and the next one runs."""
 
-    def train(config, workdir):
+    def train(config, workdir, cores):
         import os
         from pathlib import Path
 
@@ -129,6 +130,90 @@ def test_jobs_are_processes_of_their_own(config, tmp_path, monkeypatch):
     assert (tmp_path / "runs" / "process").read_text() != str(os.getpid())
     assert "without a message" in failed["dies, seed 0"] and str(tmp_path / "jobs") in failed["dies, seed 0"]
     assert (tmp_path / "dies" / "failed.txt").read_text().strip() == failed["dies, seed 0"]
+
+
+@pytest.fixture
+def done(monkeypatch):
+    """Names of cells; a cell counts as finished once its name is here."""
+    names = set()
+    monkeypatch.setattr(jobs.Cell, "finished", lambda cell: cell.name in names)
+    monkeypatch.setattr(jobs.Cell, "epochs_done", lambda cell: 0.0)
+    return names
+
+
+def test_two_sweeps_share_the_cells(config, tmp_path, monkeypatch, here, done):
+    """A cell that another sweep runs is left to it; what it has finished meanwhile is not run again."""
+    cells = [jobs.Cell(name, 0, config, tmp_path / name) for name in ("theirs", "ours", "last")]
+    executor, ran = Here("local", tmp_path / "jobs", []), []
+    theirs = jobs.take(cells[0], executor.folder)
+
+    def train(config, workdir, cores):
+        ran.append(Path(workdir).name)
+        done.add(ran[-1])
+        if ran[-1] == "last":  # so far nothing but the other sweep's cell is left
+            done.add("theirs")
+            theirs.close()
+
+    monkeypatch.setattr(jobs, "train_cell", train)
+    assert jobs.launch(cells, executor) == {} and ran == ["ours", "last"]
+    assert all(jobs.take(cell, executor.folder) for cell in cells)  # every lock is given back
+
+
+def test_a_cell_of_a_sweep_that_died_is_taken_over(config, tmp_path, monkeypatch, here, done):
+    cell, executor = jobs.Cell("theirs", 0, config, tmp_path / "theirs"), Here("local", tmp_path / "jobs", [])
+    theirs, ran = jobs.take(cell, executor.folder), []
+    monkeypatch.setattr(jobs, "train_cell", lambda config, workdir, cores: (ran.append(workdir), done.add("theirs")))
+    monkeypatch.setattr(jobs.time, "sleep", lambda seconds: theirs.close())  # it waits, and the other one dies
+    assert jobs.launch([cell], executor) == {} and ran == [str(cell.workdir)]
+
+
+def test_runs_at_once_divide_the_cores(config, tmp_path, monkeypatch, here, done):
+    """As many at a time as asked for, each on cores of its own, which the next one gets."""
+    monkeypatch.setattr(jobs, "_visible_gpus", lambda: ())
+    monkeypatch.setattr(jobs.os, "sched_getaffinity", lambda process: {2, 3, 5, 7, 8})
+    cells = [jobs.Cell(str(i), 0, config, tmp_path / str(i)) for i in range(4)]
+    running, seen = [], []
+
+    class Later(Here):
+        """A job ends when it is asked for the second time."""
+
+        def submit(self, function, config, workdir, cores):
+            running.append(cores)
+            seen.append(list(running))
+            asked = iter((False, True))
+
+            def ended():
+                if next(asked):
+                    done.add(Path(workdir).name)
+                    running.remove(cores)
+                    return True
+                return False
+
+            job = Job()
+            job.done = ended
+            return job
+
+    monkeypatch.setattr(jobs.submitit, "LocalExecutor", Later)
+    monkeypatch.setattr(jobs.time, "sleep", lambda seconds: None)
+    assert jobs.launch(cells, Later("local", tmp_path / "jobs", []), at_once=2) == {}
+    assert seen == [[(2, 3)], [(2, 3), (5, 7)], [(2, 3)], [(2, 3), (5, 7)]]
+    assert jobs.shares(1) == [()] and jobs.shares(5) == [(2,), (3,), (5,), (7,), (8,)]
+    with pytest.raises(UserError, match="6 and there are 5 cores"):
+        jobs.shares(6)
+    monkeypatch.setattr(jobs, "_visible_gpus", lambda: (0, 1))
+    with pytest.raises(UserError, match="once for each GPU"):
+        jobs.shares(2)
+
+
+def test_a_job_keeps_to_its_cores(config, tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(jobs.os, "sched_setaffinity", lambda process, cores: kept.append((process, cores)))
+    monkeypatch.setattr(jobs, "set_up_libraries", lambda: None)
+    monkeypatch.setattr(jobs.main, "run", lambda config, workdir: 0)
+    jobs.train_cell(config.to_json(), str(tmp_path))
+    assert kept == []
+    jobs.train_cell(config.to_json(), str(tmp_path), (1, 3))
+    assert kept == [(0, (1, 3))]
 
 
 def test_dry_run_prints_the_cells_and_the_cost(mine, tmp_path, capsys):
@@ -183,6 +268,57 @@ def test_without_exchange_the_towers_are_narrow_unless_they_are_widened():
     assert CHANGES["no_exchange_narrow"].top1 is None
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [  # of the 2012 code's network, 60,965,224
+        ("conv3_removed", 60_965_224 - 663_936),  # conv4 reads 256 maps instead of 192, as many weights as conv3 had
+        ("conv4_removed", 60_965_224 - 663_936),
+        ("conv34_removed", 60_965_224 - 885_120 - 663_936 + 9 * (256 - 192) * 256),
+        ("ungrouped", 62_378_344),  # MXNet's and other ports without groups
+        ("decay_off", 60_965_224),
+    ],
+)
+def test_ablations_without_a_note_have_the_parameters_of_their_networks(name, parameters):
+    c = source.get_config()
+    c.update_from_flattened_dict(CHANGES[name].fields(c))
+    check(c)
+    assert parameter_count(shapes(c.model, c.data.crop)) == parameters
+
+
+@pytest.mark.parametrize(("name", "reads"), [("conv3_removed", "conv4"), ("conv34_removed", "conv5")])
+def test_without_conv3_the_next_layer_reads_both_towers(name, reads):
+    """Else a loss of layers would be one of exchange too. A base that exchanges there already names it once."""
+    c = source.get_config()
+    assert CHANGES[name].fields(c)["model.exchange"] == (reads, "fc6", "fc7", "fc8")
+    c.model.exchange = ("conv3", reads, "fc8")
+    assert CHANGES[name].fields(c)["model.exchange"] == (reads, "fc8")
+
+
+def test_no_error_of_the_ablations_is_measured_on_images_that_chose_a_rate(tmp_path):
+    """The photos of training, of the choice of rates and of the errors are three sets, and nothing else differs."""
+    base, changes = sweep.read_sweep("ablations")
+    held, rates = sweep.read_sweep("ablation_rates")
+    assert base.data.train_split == held.data.train_split == "train[:30%]"
+    assert (base.data.eval_split, held.data.eval_split) == ("validation", "train[70%:]")
+    there, here = flat(base), flat(held)
+    assert {f for f in here if there[f] != here[f]} == {"name", "data.eval_split", "evaluation.views"}
+    for cell in sweep.make_cells(held, rates, 1, tmp_path)[1:]:
+        name, _, rate = cell.name.rpartition("_")
+        fields = {} if name == "base" else ablations.CHANGES[name].fields(held)
+        assert name in ("base", *changes)
+        assert rates[cell.name].fields(held) == fields | {"optimizer.learning_rate": float(rate)}
+
+
+def test_ablations_have_the_changes_of_their_names(tmp_path):
+    """A rate of its own is all that this sweep adds to one."""
+    base, changes = sweep.read_sweep("ablations")
+    assert set(ablations.RATES) <= set(changes)
+    for cell in sweep.make_cells(base, changes, 1, tmp_path)[1:]:
+        own = {"optimizer.learning_rate": ablations.RATES[cell.name]} if cell.name in ablations.RATES else {}
+        assert changes[cell.name].fields(base) == CHANGES[cell.name].fields(base) | own
+        assert flat(cell.config) != flat(base)
+
+
 def test_cells_go_seed_by_seed(config, tmp_path):
     cells = sweep.make_cells(config, {"pooling": CHANGES["pooling"]}, 2, tmp_path)
     assert [(c.name, c.seed) for c in cells] == [("base", 0), ("pooling", 0), ("base", 1), ("pooling", 1)]
@@ -216,8 +352,10 @@ def test_a_workdir_of_another_base_is_refused(config, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--sweep", "nothing"], "there are finetune, paper, small, smoke"),
+        (["--sweep", "nothing"], "there are ablation_rates, ablations, finetune, paper, small, smoke"),
         (["--sweep", "smoke", "--seeds", "0"], "--seeds"),
+        (["--sweep", "smoke", "--at-once", "0"], "--at-once is 0"),
+        (["--sweep", "ablations:imagenette"], "ablations takes none"),
         (["--sweep", "smoke:mnist"], "mnist"),
         (["--sweep", "smoke", "--launcher", "slurm"], "slurm"),
         (["--sweep", "smoke", "--slurm", "gpu"], "KEY=VALUE"),

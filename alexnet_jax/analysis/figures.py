@@ -20,9 +20,10 @@ import numpy as np
 
 from alexnet_jax import UserError, metrics, one_line
 from alexnet_jax.analysis.curves import curves
-from alexnet_jax.analysis.plots import confusion, kernels, mistakes, predictions, towers_colors
+from alexnet_jax.analysis.plots import confusion, kernels, mistakes, predictions
 from alexnet_jax.analysis.predict import predict
 from alexnet_jax.analysis.retrieve import draw_neighbours
+from alexnet_jax.analysis.specialisation import color_blindness
 from alexnet_jax.cli.commands import add_batch_size, add_devices, add_which, add_workdir, use_devices
 from alexnet_jax.data.images import SplitImages, subset
 from alexnet_jax.data.prepare import prepare
@@ -138,27 +139,7 @@ def wrong(labels: np.ndarray, shares: np.ndarray, most: int = 5) -> tuple[np.nda
     return indices[down], indices[up]
 
 
-# --- Colour by tower --------------------------------------------------------------------------------------------------
-
-
-def color_blindness(kernel: np.ndarray, towers: int) -> str:
-    """Lines that say how much of conv1 is colour, and whether one tower is colour-blind (section 6.1, figure 3).
-
-    kernel: float (height, width, 3, n), tower by tower. A tower counts as colour-blind if at most a quarter of its
-    kernels are mostly colour while more than half of another tower's are. Noise, which kernels are before training, is
-    mostly colour: two of its three dimensions are.
-    """
-    found = towers_colors(kernel, towers)
-    lines = [
-        f"tower {i}: {mostly} of {kernels} kernels have more than half of their energy in colour, mean share {mean:.1%}"
-        for i, (kernels, mostly, mean) in enumerate(found, start=1)
-    ]
-    if towers == 1:
-        return lines[0].replace("tower 1", "conv1")
-    mostly = [colored / kernels for kernels, colored, _ in found]
-    blind = [f"tower {i}" for i, share in enumerate(mostly, start=1) if share <= 1 / 4 and max(mostly) > 1 / 2]
-    answer = f"yes, {' and '.join(blind)}" if blind else "no"
-    return "\n".join([*lines, f"is one tower colour-blind (a quarter at most, another more than half)? {answer}"])
+# --- Another network's kernels ----------------------------------------------------------------------------------------
 
 
 def read_weights(path: str | Path, bgr: bool = False) -> np.ndarray:

@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from alexnet_jax.analysis.specialisation import towers_colors
 from alexnet_jax.data.classes import words
 from alexnet_jax.files import replacing
 
@@ -37,26 +38,6 @@ def save(figure: Figure, path: str | Path) -> Path:
 
 
 # --- Kernels ----------------------------------------------------------------------------------------------------------
-
-
-def colorfulness(kernel: np.ndarray) -> np.ndarray:
-    """The share of each kernel's energy that is colour and not grey: 0 for a grey kernel, 1 for opponent colours.
-
-    kernel: float (height, width, 3, n). Returns float64 (n,) in 0..1, where w is one kernel and the mean is over RGB:
-
-        sum((w - mean(w))^2) / sum(w^2)
-
-    A kernel of one colour, such as red, has 2/3: a third of it is the grey of its brightness. One of zeros has 0.
-    """
-    kernel = np.asarray(kernel, np.float64)
-    color = np.square(kernel - kernel.mean(axis=2, keepdims=True)).sum(axis=(0, 1, 2))
-    energy = np.square(kernel).sum(axis=(0, 1, 2))
-    return np.divide(color, energy, out=np.zeros_like(energy), where=energy > 0)
-
-
-def towers_colors(kernel: np.ndarray, towers: int) -> list[tuple[int, int, float]]:
-    """For each tower: how many kernels it has, how many have over half of their energy in colour, the mean share."""
-    return [(len(part), int((part > 0.5).sum()), float(part.mean())) for part in np.split(colorfulness(kernel), towers)]
 
 
 def kernels(kernel: np.ndarray, path: str | Path, towers: int = 2) -> Path:

@@ -23,6 +23,7 @@ VERBS = {  # verb: its module, and what it does
     "summary": ("alexnet_jax.analysis.summary", "what a network costs, layer by layer and device by device"),
     "sweep": ("experiments.sweep", "train a base config and its ablations, over seeds"),
     "report": ("experiments.report.command", "compare runs: tables and curves in one page"),
+    "record": ("experiments.record.command", "keep what runs found in a small file of experiments/records"),
     "benchmark": ("experiments.benchmark.command", "speed and memory on this machine, beside PyTorch's"),
 }
 OVERVIEW = """usage: alexnet VERB [flags]

@@ -12,12 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from alexnet_jax import UserError, one_line
+from alexnet_jax import UserError
 from alexnet_jax.analysis import plots
 from alexnet_jax.files import slug
-from alexnet_jax.runs.run import load_run
+from experiments.record.kernels import read_kernels
 from experiments.report.rows import Curves, Interval, Report, Row
-from experiments.results import Outcome, printable
+from experiments.results import printable
 
 INCHES, DPI = 4.8, 300  # narrow, so that its text can be read on a phone; fine, so that it is sharp on a desk
 ROW = 0.5  # inches: an ablation in the picture of differences
@@ -87,22 +87,6 @@ def _kernels(rows: Sequence[Row], folder: Path) -> tuple[list[Picture], dict[str
         path = plots.kernels(kernel, folder / f"kernels_{index:02}_{slug(row.title)[:40]}.png", towers)
         drawn.append(Picture(path, f"Kernels of conv1: {row.title}, seed {seed}.", f"{row.title}, seed {seed}"))
     return drawn, without
-
-
-def read_kernels(run: Outcome) -> tuple[np.ndarray, int]:
-    """Conv1's kernels at the end of a run, float32 (height, width, 3, n), and the number of its towers.
-
-    Raises UserError if there is no checkpoint that can be read.
-    """
-    if not (run.folder / "checkpoints").is_dir():
-        raise UserError("no checkpoint")
-    try:
-        loaded = load_run(run.folder, "latest")
-        return np.asarray(loaded.params["conv1"]["kernel"]), loaded.config.model.towers
-    except UserError:
-        raise
-    except Exception as error:  # a damaged checkpoint, or one of other code, raises nearly anything
-        raise UserError(f"its checkpoint cannot be read ({one_line(error)})") from error
 
 
 # --- Differences ------------------------------------------------------------------------------------------------------

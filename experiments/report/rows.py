@@ -12,7 +12,8 @@ from scipy import stats
 from alexnet_jax import UserError
 from experiments import results
 from experiments.changes import CHANGES, Change
-from experiments.results import Group, Outcome
+from experiments.record import file
+from experiments.results import Group, Outcome, printable
 
 CONFIDENCE = 0.95
 Curves = dict[int, list[float]]  # by seed: a number for each epoch
@@ -50,6 +51,7 @@ class Row:
     differences: dict[int, float]  # in top-1 error, by the seeds that the base has too
     difference: Interval | None  # their mean; None if there are none, and for the base
     verdict: str
+    is_base: bool
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ def measure(group: Group, base: Group) -> Row:
         differences=differences,
         difference=difference,
         verdict="" if group is base else verdict(difference, change),
+        is_base=group is base,
     )
 
 
@@ -162,6 +165,13 @@ def make_report(paths: Sequence[Path], base: Path | None = None) -> Report:
     base: the folder of the base's runs, if it has another name. Raises UserError if there is no run or no base, or if
     there is more than one sweep.
     """
+    if records := [path for path in paths if path.suffix == ".json" and path.name != results.PLAN]:
+        if len(paths) > 1:
+            raise UserError(f"{records[0]} is a record: report it alone")
+        record = file.read(records[0])
+        groups = file.groups(record, records[0])
+        base_group = results.find_base(groups, base)
+        return _assemble(record.name, printable(record.config), [measure(g, base_group) for g in groups], [])
     folders, sweeps = results.find([*paths, base] if base else paths)
     if len(sweeps) > 1:
         raise UserError(f"{' and '.join(map(str, sweeps))} are different sweeps: report each separately")
@@ -184,11 +194,16 @@ def make_report(paths: Sequence[Path], base: Path | None = None) -> Report:
     base_group = results.find_base(groups, base)
     rows = [measure(group, base_group) for group in groups]
     if not sweeps:
-        config_name = results.printable(base_group.runs[0].settings["name"])
+        config_name = printable(base_group.runs[0].settings["name"])
         rows.sort(key=_order)
+    return _assemble(name or config_name, config_name, rows, others)
+
+
+def _assemble(name: str, config_name: str, rows: list[Row], others: list[tuple[str, Outcome]]) -> Report:
+    """The report of rows, of which one is the base's; others: runs that belong to no row."""
     others = [(r.title, run) for r in rows for run in r.group.runs if run.state != "finished"] + others
-    [base_row] = [r for r in rows if r.group is base_group]
-    return Report(name or config_name, config_name, base_row, [r for r in rows if r is not base_row], others)
+    [base] = [row for row in rows if row.is_base]
+    return Report(name, config_name, base, [row for row in rows if row is not base], others)
 
 
 def _unplanned(folders: Sequence[Path], sweep: Path, groups: Sequence[Group]) -> tuple[list[Path], list[Path]]:

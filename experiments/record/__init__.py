@@ -1,0 +1,1 @@
+"""What finished runs leave in the repository: a small file for each sweep or study, in experiments/records."""

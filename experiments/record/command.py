@@ -1,0 +1,95 @@
+"""Adds finished runs to a record: a small file that stays when the runs' folders are gone.
+
+    alexnet record runs/sweep_small --to ablations            # a sweep: experiments/records/ablations.json
+    alexnet record runs/imagenette --to full                  # one run; its cell is named after its folder
+    alexnet record runs/x --to full --cell source             # or as you say
+
+Runs that failed or are unfinished are recorded as such. Recording a run twice changes nothing, and the records of
+another machine's runs add up. alexnet report experiments/records/ablations.json shows a record as it shows a sweep.
+"""
+
+import re
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+import jax
+
+from alexnet_jax import UserError
+from experiments import results
+from experiments.record import entry, file, kernels
+from experiments.results import Outcome
+
+
+def add_flags(parser: ArgumentParser):
+    """The flags of `alexnet record`."""
+    parser.add_argument("runs", nargs="+", type=Path, help="runs, sweeps, or folders that contain them at any depth")
+    parser.add_argument("--to", required=True, metavar="NAME", help="the record: experiments/records/NAME.json")
+    parser.add_argument("--cell", default="", help="the name of the runs' cell (default: that of the sweep or folder)")
+    says = "where records are kept (default: the checkout's experiments/records)"
+    parser.add_argument("--records", type=Path, default=file.RECORDS, metavar="FOLDER", help=says)
+
+
+def main(flags: Namespace):
+    """Adds the runs to the record. Raises UserError if there are none, or if they contradict it."""
+    jax.config.update("jax_platforms", "cpu")  # kernels are only looked at: accelerators are left to training
+    if not re.fullmatch(r"\w[\w-]*", flags.to):
+        raise UserError(f"--to is '{flags.to}' and must be letters, digits, _ and -: a file gets this name")
+    path = flags.records / f"{flags.to}.json"
+    record = file.read(path) if path.exists() else file.Record(flags.to)
+    done: dict[str, int] = {}
+    for run, cell, title in _found(flags.runs, flags.cell):
+        if run.state not in entry.PROGRESS:
+            if run.state != "missing":
+                print(f"not recorded: {run.folder}: {run.reason}", file=sys.stderr)
+            continue
+        settings = run.settings or _planned_settings(run, record, cell)
+        record.config = record.config or settings["name"]
+        cell = file.add_cell(record, cell, title, settings)
+        seed = _seed(run)
+        word = file.add_run(record, entry.of_run(run, cell, seed))
+        known = record.runs[cell, seed]
+        if "colour" not in known and known["state"] == "finished" and (shares := kernels.colours(run)):
+            known["colour"] = shares
+        done[word] = done.get(word, 0) + 1
+    if not done:
+        raise UserError(f"no run to record in {', '.join(map(str, flags.runs))}: name folders of runs or sweeps")
+    flags.records.mkdir(parents=True, exist_ok=True)
+    file.write(record, path)
+    print(f"{path}: {', '.join(f'{count} {word}' for word, count in sorted(done.items()))}")
+
+
+def _found(paths: list[Path], cell: str) -> list[tuple[Outcome, str, str]]:
+    """Each run with the name and the title of its cell, those of sweeps first. Raises UserError."""
+    folders, sweeps = results.find(paths)
+    found = []
+    planned = set()
+    for sweep in sweeps:
+        for group in results.planned(sweep)[2]:
+            found += [(run, group.name, group.title) for run in group.runs]
+            planned |= {run.folder.resolve() for run in group.runs}
+    for folder in folders:
+        if folder.resolve() not in planned:
+            name = cell or _cell(folder.resolve())
+            found.append((results.read(folder), name, name))
+    return found
+
+
+def _cell(folder: Path) -> str:
+    """The name of a run's cell: that of its folder, or of the folder above if that one names its seed."""
+    return folder.parent.name if re.fullmatch(r"seed\d+", folder.name) else folder.name
+
+
+def _seed(run: Outcome) -> int:
+    """The seed of a run; of one that failed before it had a config, what its folder says."""
+    if run.seed is not None:
+        return run.seed
+    said = re.fullmatch(r"seed(\d+)", run.folder.name)
+    return int(said[1]) if said else 0
+
+
+def _planned_settings(run: Outcome, record: file.Record, cell: str) -> dict:
+    """The settings of a run that failed before it had a config: those of its cell."""
+    if cell not in record.fields:
+        raise UserError(f"{run.folder} has no config.json and no other run of {cell} is recorded: remove it")
+    return record.settings_of(cell) | {"name": record.config}

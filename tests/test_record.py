@@ -1,0 +1,174 @@
+"""Records: small files that say of runs what the runs' folders said, add up, and are never changed by mistake."""
+
+import json
+import math
+
+import pytest
+from helpers.sweeps import fake, plan
+
+from alexnet_jax import UserError
+from alexnet_jax.cli import commands
+from experiments.record import command, entry, file
+from experiments.report import table
+from experiments.report.rows import make_report
+from experiments.results import computes, read
+
+
+def record(folder, *words, to="study"):
+    """`alexnet record` with these flags; the record's path."""
+    words = [*map(str, words), "--to", to, "--records", str(folder / "records")]
+    command.main(commands.parse(command, words))
+    return folder / "records" / f"{to}.json"
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Three seeds of a base and of no dropout, all finished but one, which failed."""
+    plan(tmp_path / "small", {"base": {}, "dropout_off": {"model.dropout": 0.0}})
+    for seed, (base, other) in enumerate([(0.20, 0.23), (0.22, 0.24), (0.24, 0.28)]):
+        fake(tmp_path / f"small/base/seed{seed}", seed, base)
+        fake(tmp_path / f"small/dropout_off/seed{seed}", seed, other, model__dropout=0.0)
+    (tmp_path / "small/dropout_off/seed2/failed.txt").write_text("the loss is nan")
+    return tmp_path / "small"
+
+
+def test_a_record_reports_as_its_sweep(sweep, tmp_path):
+    """Numbers, verdicts and the runs that do not count, but for where they were."""
+    theirs, ours = make_report([sweep]), make_report([record(tmp_path, sweep)])
+    assert table.results_table(ours) == table.results_table(theirs)
+    assert table.runs_table(ours) == table.runs_table(theirs)
+    for mine, row in zip((ours.base, *ours.rows), (theirs.base, *theirs.rows), strict=True):
+        for curves, read_there in (
+            (mine.training_curves, row.training_curves),
+            (mine.validation_curves, row.validation_curves),
+        ):
+            assert curves == {seed: pytest.approx(errors) for seed, errors in read_there.items()}
+    [(title, failed)] = ours.others
+    assert (title, failed.state, failed.reason) == ("DROPOUT_OFF", "failed", "the loss is nan (epoch 4 of 4)")
+    assert ours.config_name == theirs.config_name
+
+
+def test_an_entry_has_what_the_run_left(tmp_path):
+    run = fake(tmp_path / "runs/seed3", 3, 0.2)
+    lines = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:  # 5 steps of 64 images each epoch, at 32 images/s: 10 s
+        line |= {"images_per_second": 32.0} if line["split"] == "train" else {}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = json.loads((run / "config.json").read_text()) | {"batch_size": 64}
+    (run / "config.json").write_text(json.dumps(config))
+    machine = {"CPU": "a CPU", "cores": 2, "devices": "1 x 1 cpu", "jax": "0.1", "processes": 1}
+    data = {"number of training images": 320}
+    (run / "provenance.json").write_text(json.dumps({"data": data, "machines": [{"CPU": "other"}, machine]}))
+    found = file.read(record(tmp_path, run)).runs["runs", 3]
+    assert found.pop("date").startswith("20")
+    assert found == {
+        "cell": "runs", "seed": 3, "state": "finished", "views": 10, "top1": 0.2, "top5": 0.1, "centre_top1": 0.3,
+        "centre_top5": 0.2, "images": [320, 1000], "training": [0.7, 0.6, 0.5, 0.4], "validation": [0.3] * 4,
+        "steps": 20, "points": {"epoch": [1.0, 2.0, 3.0, 4.0], "loss": [1.0] * 4, "top1": [0.7, 0.6, 0.5, 0.4]},
+        "hours": round(40 / 3600, 4), "images_per_second": 32.0,
+        "machine": {name: machine[name] for name in entry.MACHINE},
+    }  # fmt: skip
+
+
+def test_recording_twice_changes_nothing_and_seeds_add_up(sweep, tmp_path):
+    path = record(tmp_path, sweep)
+    before = path.read_bytes()
+    assert record(tmp_path, sweep).read_bytes() == before
+    elsewhere = fake(tmp_path / "elsewhere/dropout_off/seed7", 7, 0.3, model__dropout=0.0)  # another machine's
+    assert len(before.splitlines()) + 1 == len(record(tmp_path, elsewhere).read_text().splitlines())
+    assert sorted(file.read(path).of_cell("dropout_off")) == [0, 1, 7]
+    other_order = record(tmp_path, elsewhere, sweep, to="other").read_text()
+    assert other_order.replace('"name": "other"', '"name": "study"') == path.read_text()
+
+
+def test_a_cell_is_known_by_what_it_computes(sweep, tmp_path):
+    """Not by the name of its folder, nor by a field that computes nothing."""
+    record(tmp_path, sweep)
+    run = fake(tmp_path / "runs/some_name", 9, 0.3, model__dropout=0.0, log_every_steps=3, data__data_dir="/x")
+    path = record(tmp_path, run)
+    assert sorted(file.read(path).of_cell("dropout_off")) == [0, 1, 9]
+    assert "/x" not in path.read_text() and str(tmp_path) not in path.read_text()
+    another = fake(tmp_path / "runs/base", 0, 0.3, model__dropout=0.25)
+    with pytest.raises(UserError, match=r"another cell base \(model.dropout=0.25 here\): name this one with --cell"):
+        record(tmp_path, another)
+    assert file.read(record(tmp_path, another, "--cell", "quarter")).fields["quarter"] == {"model.dropout": 0.25}
+
+
+def test_other_results_of_the_same_run_are_refused(sweep, tmp_path):
+    path = record(tmp_path, sweep)
+    before = path.read_bytes()
+    other = fake(tmp_path / "again/base", 0, 0.21)
+    with pytest.raises(UserError, match="base seed 0 is in the record study with other results") as error:
+        record(tmp_path, other)
+    assert "\n" not in str(error.value) and path.read_bytes() == before
+
+
+def test_a_run_that_comes_further_replaces_itself(tmp_path):
+    """And one that has not come as far does not: another machine may have its older state."""
+    early = fake(tmp_path / "early/base", 0, epochs=2)
+    late = fake(tmp_path / "late/base", 0, 0.2)
+    failed = fake(tmp_path / "failed/base", 0, epochs=1)
+    (failed / "failed.txt").write_text("no disk")
+    for run, state, reason in (
+        (failed, "failed", "no disk (epoch 1 of 4)"),
+        (early, "unfinished", "epoch 2 of 4"),
+        (failed, "unfinished", "epoch 2 of 4"),
+        (late, "finished", None),
+        (early, "finished", None),
+    ):
+        found = file.read(record(tmp_path, run)).runs["base", 0]
+        assert (found["state"], found.get("reason")) == (state, reason)
+
+
+def test_what_failed_before_it_had_a_config_is_listed(sweep, tmp_path):
+    (sweep / "base/seed1/config.json").unlink()
+    (sweep / "base/seed1/failed.txt").write_text("out of memory")
+    found = make_report([record(tmp_path, sweep)])
+    assert found.base.group.finished.keys() == {0, 2}
+    assert ("BASE", "out of memory (no record yet)") in [(title, run.reason) for title, run in found.others]
+
+
+def test_what_cannot_be_recorded_is_named(sweep, tmp_path, capsys):
+    (sweep / "base/seed1/config.json").write_text("{")
+    record(tmp_path, sweep)
+    assert "not recorded" in (said := capsys.readouterr().err) and "seed1" in said
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no run to record in .*empty"):
+        record(tmp_path, tmp_path / "empty")
+    with pytest.raises(UserError, match="--to"):
+        record(tmp_path, sweep, to="../elsewhere")
+    for text in ("{", "[]", '{"name": "x", "config": "", "settings": {}, "cells": {}, "runs": [{"cell": "a"}]}'):
+        (tmp_path / "records/damaged.json").write_text(text)
+        with pytest.raises(UserError, match="damaged.json is damaged"):
+            make_report([tmp_path / "records/damaged.json"])
+
+
+def test_points_are_means_over_neighbours():
+    """450 records of three steps each become 150 means of three; the last, of one step, weighs as one step."""
+    train = [{"step": 3 * i, "epoch": i / 10, "loss": float(i), "top1_error": 0.5} for i in range(1, 451)]
+    train[-1]["step"] = 3 * 449 + 1
+    found = entry.points(train)
+    assert [len(found[name]) for name in ("epoch", "loss", "top1")] == [150] * 3
+    assert found["loss"][0] == 2 and found["epoch"][0] == 0.3 and set(found["top1"]) == {0.5}
+    assert found["loss"][-1] == pytest.approx((3 * 448 + 3 * 449 + 450) / 7, abs=1e-4)
+    assert entry.points([train[0] | {"loss": None}])["loss"] == [None]
+
+
+def test_a_sweep_sees_which_runs_it_has(sweep, tmp_path):
+    path = record(tmp_path, sweep)
+    found = file.finished(path.parent)
+    assert sorted(seed for _, seed, _ in found) == [0, 0, 1, 1, 2] and {where for _, _, where in found} == {path}
+    run = read(sweep / "dropout_off/seed1")
+    assert (computes(run.settings), 1, path) in found
+    assert (computes(run.settings | {"model.dropout": 0.1}), 1, path) not in found
+
+
+def test_a_checkpoints_kernels_are_counted(tiny_run, tmp_path):
+    """A share for each tower: halves of the kernels that the run has."""
+    before = sorted(p.name for p in tiny_run.iterdir())
+    [run] = file.read(record(tmp_path, tiny_run)).runs.values()
+    shares = run["colour"]
+    assert len(shares) == 2 and all(0 <= share <= 1 for share in shares)
+    assert sorted(p.name for p in tiny_run.iterdir()) == before
+    assert run["images"][0] > 0 and run["hours"] > 0 and run["machine"]["jax"]
+    assert math.isclose(run["points"]["epoch"][-1], len(run["training"]))
