@@ -14,11 +14,12 @@ from torch.nn import functional
 from alexnet_jax import UserError, layers, main, optimizer, towers
 from alexnet_jax.cifar import Chain
 from alexnet_jax.cli import verbs
-from alexnet_jax.config import check
+from alexnet_jax.config import check, fields
 from alexnet_jax.evaluate import evaluate_runs, images_for
 from alexnet_jax.metrics import read_metrics
 from alexnet_jax.network import network, parameter_count, shapes
 from alexnet_jax.runs.run import load_run
+from experiments.sweeps import cifar10, cifar10_norm, figure1
 
 PARAMETERS = {
     "cifar10_80sec": 145_578,
@@ -266,6 +267,45 @@ def test_a_decay_for_no_layer_is_refused():
     c.optimizer.layer_decays = (("fc6", 0.1),)
     with pytest.raises(UserError, match="layer_decays is 'fc6' and must name layers out of conv1, "):
         check(c)
+
+
+# --- Their sweeps -----------------------------------------------------------------------------------------------------
+
+
+def changed(sweep, name):
+    """The base of a sweep, and with the change of a cell."""
+    base = sweep.get_config()
+    other = base.copy_and_resolve_references()
+    other.update_from_flattened_dict(sweep.ABLATIONS[name].fields(base))
+    check(other)
+    return base, other
+
+
+@pytest.mark.parametrize("name", cifar10.ABLATIONS)
+def test_a_cell_of_the_four_networks_is_the_preset(name):
+    _, other = changed(cifar10, name)
+    other.name = name
+    assert dict(fields(other)) == dict(fields(preset(name)))
+
+
+def test_without_its_norms_the_11_percent_network_has_the_same_parameters():
+    base, other = changed(cifar10_norm, "norm_off")
+    assert [entry for entry in base.model.layers if entry not in other.model.layers] == [
+        ("norm1", "lrn"), ("norm2", "lrn"),
+    ]  # fmt: skip
+    assert shapes(base.model, 24) == shapes(other.model, 24)
+
+
+def test_figure_1_compares_nothing_but_the_nonlinearity_and_its_rate():
+    base, other = changed(figure1, "tanh")
+    differ = {field for field, value in fields(base) if value != dict(fields(other))[field]}
+    assert differ <= {"model.layers", "optimizer.learning_rate", "epochs"}
+    kinds = [[kind for _, kind, *_ in c.model.layers] for c in (base, other)]
+    assert kinds[0].count("relu") == 3 and kinds[1] == ["tanh" if kind == "relu" else kind for kind in kinds[0]]
+    assert base.optimizer.weight_decay == 0 and not base.optimizer.layer_decays  # section 3.1: no regularization
+    tanh = figure1.get_config("tanh")
+    tanh.name = other.name
+    assert dict(fields(tanh)) == dict(fields(other))
 
 
 # --- Their layers -----------------------------------------------------------------------------------------------------
