@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from alexnet_jax import UserError, model, optimizer
+from alexnet_jax import UserError, cifar, model, network, optimizer
 from alexnet_jax.data import augment
 from alexnet_jax.data.prepare import MAX_SIZE
 from alexnet_jax.data.records import STORED
@@ -113,6 +113,26 @@ def entries(form: str, *rules: Rule) -> Rule:
     return Rule(f"a tuple of entries {form}", lambda v: isinstance(v, (tuple, list)) and all(map(keeps, v)))
 
 
+def chain() -> Rule:
+    """A tuple of entries (name, kind, what cifar.ENTRIES says)."""
+    rules = {"units": whole(0, 2**16), "size": whole(1, 63), "std": STRENGTH}
+
+    def keeps(entry: Any) -> bool:
+        if not isinstance(entry, (tuple, list)) or len(entry) < 2 or not all(isinstance(e, str) for e in entry[:2]):
+            return False
+        name, kind, *rest = entry
+        wanted = [rules[what] for what in cifar.ENTRIES.get(kind, ())]
+        if kind not in cifar.ENTRIES or not name.isidentifier() or len(rest) != len(wanted):
+            return False
+        return all(rule.holds(value) for rule, value in zip(wanted, rest, strict=True))
+
+    return Rule(
+        "a tuple of entries such as ('conv1', 'conv', 32, 5, 0.01), ('pool1', 'max_pool'), ('fc10', 'dense', 0, 0.1), "
+        f"of the kinds {', '.join(cifar.ENTRIES)}",
+        lambda v: isinstance(v, (tuple, list)) and all(map(keeps, v)),
+    )
+
+
 FLAG = one_of(True, False)
 COUNT = whole(1, 2**16)  # images in a batch, copies of the network; no ImageNet training used more than half of it
 EPOCHS = 10**6
@@ -143,6 +163,9 @@ FIELDS = {
     "model.num_classes": Field(0, whole(0, 10**6), SHAPE),  # 0: as many as the data has
     "model.towers": Field(1, whole(1, 2**10), FUNCTION),  # into how many the widths are divided
     "model.exchange": Field(("fc8",), some_of(*model.EXCHANGES), SHAPE),  # layers that read every tower, not their own
+    # A chain of layers instead of AlexNet, as cifar.py takes it; (): AlexNet. Of the network's fields a chain reads
+    # num_classes, towers, pool_size, pool_stride, dtype, and of the norms all but where they are.
+    "model.layers": Field((), chain(), SHAPE, newer=True),
     # Kernels over all towers. A sixth convolution sees the pooled maps of the fifth.
     "model.conv_widths": Field((96, 256, 384, 384, 256), several(whole(1, 2**14), 5, 6), SHAPE),
     "model.conv_sizes": Field((11, 5, 3, 3, 3), several(whole(1, 64), 5, 6), SHAPE, newer=True),  # kernels' sides
@@ -191,6 +214,9 @@ FIELDS = {
     "optimizer.momentum": Field(0.0, number(0, 1, below=True), TRAINING),
     "optimizer.weight_decay": Field(0.0, STRENGTH, TRAINING),
     "optimizer.decay_biases": Field(False, FLAG, TRAINING),
+    "optimizer.layer_decays": Field(  # a layer's own weight decay
+        (), entries("(layer, decay), as in \"(('fc10',0.03),)\"", text(), STRENGTH), TRAINING, newer=True
+    ),
     "optimizer.bias_rate": Field(1.0, STRENGTH, TRAINING),  # biases' learning rate by the weights'
     # Biases' rates fall with the weights' or, "epochs", by factor at the start of each of bias_drop_epochs alone.
     "optimizer.bias_rule": Field("weights", one_of(*optimizer.BIAS_RULES), TRAINING, newer=True),
@@ -246,11 +272,11 @@ FIELDS = {
     #
     # Fine-tuning, see configs/finetune.py: a run that begins with the parameters of another run, its start.
     "start.workdir": Field("", PATH, TRAINING, newer=True),  # a run's, or that of converted weights; "": initial values
-    "start.fresh": Field((), some_of(*LAYERS), TRAINING, newer=True),  # layers that keep their initial values
+    "start.fresh": Field((), several(text()), TRAINING, newer=True),  # layers that keep their initial values
     # Take the network and its inputs from the start's config; False again once they are taken.
     "start.adopt": Field(False, FLAG, FREE, newer=True),
     # Freeze all layers but these and the fresh ones, by optimizer.layer_rates; (): freeze none.
-    "start.learned": Field((), some_of(*LAYERS), FREE, newer=True),
+    "start.learned": Field((), several(text()), FREE, newer=True),
     #
     # Evaluation, devices, and what a run writes.
     "evaluation.every_epochs": Field(1, whole(1, EPOCHS), TRAINING),  # the plateau rule looks at each
@@ -337,7 +363,10 @@ def _misfit(name: str, value: Any, must: str) -> UserError:
 
 def _refuse_misfits(config: ConfigDict):
     """Raises UserError if fields that are each allowed do not fit each other."""
-    _refuse_network(config.model)
+    if config.model.layers:
+        _refuse_chain(config.model)
+    else:
+        _refuse_network(config.model)
     _refuse_start(config)
     d = config.data
     if d.crop > d.size:
@@ -345,7 +374,10 @@ def _refuse_misfits(config: ConfigDict):
     for name, size in (("batch_size", config.batch_size), ("evaluation.batch_size", config.evaluation.batch_size)):
         if size % config.devices.data:
             raise _misfit(name, size, f"must divide over the {config.devices.data} copies of --config.devices.data")
-    optimizer.frozen(config.optimizer, _shapes(config), config.epochs)  # which knows what layer_rates can name
+    layers = _shapes(config)
+    optimizer.frozen(config.optimizer, layers, config.epochs)  # which knows what layer_rates can name
+    if strange := [name for name, _ in config.optimizer.layer_decays if name not in layers]:
+        raise _misfit("optimizer.layer_decays", strange[0], f"must name layers out of {', '.join(layers)}")
 
 
 def _refuse_network(m: ConfigDict):
@@ -377,8 +409,32 @@ def _refuse_network(m: ConfigDict):
             raise UserError(f"--config.model.{name} has no value for {', '.join(lacks)}: add it to the config")
 
 
+def layers_of(m: ConfigDict) -> tuple[str, ...]:
+    """The layers with weights of a `model` section, in order; those that it removes are among them."""
+    if m.layers:
+        return tuple(name for name, kind, *_ in m.layers if cifar.ENTRIES[kind])
+    return (*CONVOLUTIONS[: len(m.conv_widths)], *model.FULLY_CONNECTED)
+
+
+def _refuse_chain(m: ConfigDict):
+    names, kinds = zip(*(entry[:2] for entry in m.layers), strict=True)
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise _misfit("model.layers", names, f"names {twice[0]} twice")
+    if not cifar.ENTRIES[kinds[0]] or kinds[-1] != "dense":
+        raise _misfit("model.layers", kinds, "must begin with a layer with weights, and end with a dense one")
+    units = [rest[0] for _, _, *rest in m.layers if rest]
+    if units[-1] or not all(units[:-1]):
+        raise _misfit("model.layers", m.layers, "must give the last layer 0 units, as many as classes, and no other")
+    if even := [name for name, kind, *rest in m.layers if kind == "local" and rest[1] % 2 == 0]:
+        raise _misfit("model.layers", even[0], "is locally connected, and its size must be odd")
+    if m.towers != 1:
+        raise _misfit("model.towers", m.towers, "must be 1 for a network of model.layers")
+    if m.pool_stride > m.pool_size:
+        raise _misfit("model.pool_stride", m.pool_stride, f"must be at most model.pool_size, {m.pool_size}, there")
+
+
 def _refuse_start(config: ConfigDict):
-    start, layers = config.start, (*CONVOLUTIONS[: len(config.model.conv_widths)], *model.FULLY_CONNECTED)
+    start, layers = config.start, layers_of(config.model)
     for name in ("fresh", "learned"):
         if not set(start[name]) <= set(layers):
             raise _misfit(f"start.{name}", start[name], f"must be out of {', '.join(layers)}")
@@ -390,7 +446,7 @@ def _shapes(config: ConfigDict) -> dict:
     """The parameters' shapes. Raises UserError if images are so small that maps have no pixel left."""
     crop = config.data.crop
     try:
-        shapes = model.shapes(config.model, crop)
+        shapes = network.shapes(config.model, crop)
     except (ValueError, TypeError, ZeroDivisionError) as e:  # jax's own, of maps without a pixel
         raise UserError(
             f"the network does not fit images of {crop} pixels ({' '.join(str(e).split())[:200]}): raise "

@@ -22,7 +22,8 @@ from alexnet_jax import UserError, towers
 from alexnet_jax.data import augment
 from alexnet_jax.data.batches import filled
 from alexnet_jax.data.images import Batch, Images
-from alexnet_jax.model import AlexNet, fc6_side, shapes
+from alexnet_jax.model import AlexNet, fc6_side
+from alexnet_jax.network import shapes
 from alexnet_jax.runs.run import Run
 
 LOGS = "log_probabilities"  # the name of the network's answer, beside the layers' names
@@ -112,7 +113,12 @@ def make_forward(
 
 
 def dense_apply(run: Run) -> Callable:
-    """The run's network, its fully connected layers sliding over whole images: logits are maps (b, h, w, classes)."""
+    """The run's network, its fully connected layers sliding over whole images: logits are maps (b, h, w, classes).
+
+    Raises UserError if it is a chain of layers.
+    """
+    if run.config.model.layers:
+        raise UserError(f"{run.workdir} is no AlexNet, and only AlexNet slides: evaluate it with --views")
     net = AlexNet(FrozenConfigDict(run.config.model), dense=fc6_side(run.config.model, run.params))
     return towers.split(net, run.mesh)
 

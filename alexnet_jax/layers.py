@@ -146,10 +146,28 @@ def _product_backward(saved, g):
 _product.defvjp(_product_forward, _product_backward)
 
 
-def max_pool(x: jax.Array, *, size: int, stride: int, groups: int = 1) -> jax.Array:
+def local(x: jax.Array, kernel: jax.Array, *, size: int) -> jax.Array:
+    """A convolution with a kernel of its own at every place, which cuda-convnet calls a local layer.
+
+    Args:
+      x: (b, h, w, c), which zeros surround. kernel: (h, w, size x size x c, features); its rows are ordered by row and
+        column of the window, then by map. size: odd.
+    Returns: (b, h, w, features).
+    """
+    b, h, w, c = x.shape
+    half = size // 2
+    padded = jnp.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
+    shifted = [padded[:, i : i + h, j : j + w] for i in range(size) for j in range(size)]
+    seen = jnp.stack(shifted, axis=3).reshape(b, h * w, size**2 * c)
+    made = jnp.einsum("bpk,pkf->bpf", seen, kernel.reshape(h * w, size**2 * c, -1))
+    return made.reshape(b, h, w, -1)
+
+
+def max_pool(x: jax.Array, *, size: int, stride: int, groups: int = 1, ceil: bool = False) -> jax.Array:
     """Max pooling over size x size windows every stride (section 3.4); overlapping where stride < size.
 
-    Args: x (b, h, w, c). Returns: (b, h', w', c), h' = (h - size) // stride + 1. `groups` changes the speed alone.
+    Args: x (b, h, w, c). Returns: (b, h', w', c), h' = (h - size) // stride + 1, rounded up with `ceil`: the last
+    window may then hang over the edge, as in cuda-convnet and Caffe. `groups` changes the speed alone.
 
     If places tie for the maximum, the first one, row by row, gets the whole gradient, as in PyTorch
     and cuDNN; the 2012 code gave the whole gradient to each of them (kLocalMaxUndo). Where a window is all 0 the ReLU
@@ -159,6 +177,8 @@ def max_pool(x: jax.Array, *, size: int, stride: int, groups: int = 1) -> jax.Ar
     """
     if min(x.shape[1:3]) < size:
         raise ValueError(f"a {x.shape[1]}x{x.shape[2]} map is too small for {size}x{size} pooling")
+    if ceil and any(over := [-(n - size) % stride for n in x.shape[1:3]]):
+        x = jnp.pad(x, ((0, 0), (0, over[0]), (0, over[1]), (0, 0)), constant_values=-np.inf)
     return by_tower(lambda x: _max_pool(x, size, stride), x, groups=groups)
 
 
@@ -237,10 +257,32 @@ def average_pool(x: jax.Array, side: int) -> jax.Array:
     return jnp.einsum("iy,jx,byxc->bijc", rows, columns, x)
 
 
+def average_pool_windows(x: jax.Array, *, size: int, stride: int) -> jax.Array:
+    """Average pooling as in cuda-convnet: the last window may hang over the edge, and counts only the places inside.
+
+    (conv_util.cuh:165.) Args: x (b, h, w, c). Returns: (b, h', w', c), h' = (h - size) / stride + 1, rounded up.
+    """
+    if min(x.shape[1:3]) < size:
+        raise ValueError(f"a {x.shape[1]}x{x.shape[2]} map is too small for {size}x{size} pooling")
+    rows, columns = (window_averages(n, size, stride).astype(x.dtype) for n in x.shape[1:3])
+    return jnp.einsum("iy,jx,byxc->bijc", rows, columns, x)
+
+
+def window_averages(n: int, size: int, stride: int) -> np.ndarray:
+    """The matrix (windows, n) that averages n places over each window: `size` of them every `stride`, cut off at n."""
+    start = np.arange(-(-(n - size) // stride) + 1) * stride
+    return _averages(n, start, np.minimum(start + size, n))
+
+
 def averages(n: int, side: int) -> np.ndarray:
     """Returns average_pool along one axis of n places as a matrix, float32 (side, n)."""
-    edges, places = np.arange(side + 1) * n, np.arange(n)
-    start, stop = edges[:-1] // side, -(-edges[1:] // side)
+    edges = np.arange(side + 1) * n
+    return _averages(n, edges[:-1] // side, -(-edges[1:] // side))
+
+
+def _averages(n: int, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+    """float32 (windows, n): averages over the places from `start` up to `stop`."""
+    places = np.arange(n)
     inside = (start[:, None] <= places) & (places < stop[:, None])
     return (inside / (stop - start)[:, None]).astype(np.float32)
 

@@ -28,7 +28,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from alexnet_jax import UserError, checkpoint, model, one_line, towers
+from alexnet_jax import UserError, checkpoint, network, one_line, towers
 from alexnet_jax.analysis import figures
 from alexnet_jax.cli import commands, stopping
 from alexnet_jax.config import check
@@ -210,7 +210,7 @@ def check_against_data(config: ConfigDict, prepared: Prepared, mesh: Mesh) -> No
 def introduce(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> None:
     """Says what is about to run, and where things go."""
     steps = steps_in_epoch(len(prepared.train), config.batch_size)
-    parameters = model.parameter_count(model.shapes(config.model, config.data.crop))
+    parameters = network.parameter_count(network.shapes(config.model, config.data.crop))
     kind = mesh.devices.flat[0].device_kind
     start = ""
     if config.start.workdir:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import ConfigDict
 
 from alexnet_jax import layers
 
@@ -200,18 +200,7 @@ class AlexNet(nn.Module):
         return logits, out
 
 
-def shapes(config: ConfigDict, crop: int) -> dict:
-    """The parameters' shapes and dtypes, {layer: {"kernel", "bias"}}, without computing anything."""
-    model = AlexNet(FrozenConfigDict(config))
-    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, crop, crop, 3)))["params"]
-
-
 def fc6_side(config: ConfigDict, params) -> int:
     """The side of the maps that fc6 was made for, from a parameter tree or its shapes: 6 for the paper's network."""
     groups = 1 if "fc6" in config.exchange else config.towers
     return math.isqrt(params["fc6"]["kernel"].shape[0] * groups // config.conv_widths[-1])
-
-
-def parameter_count(params) -> int:
-    """The number of weights and biases in a parameter tree or its shapes: 60,965,224 for the paper's network."""
-    return sum(p.size for p in jax.tree.leaves(params))

@@ -7,7 +7,9 @@ down. The momentum of torch and optax multiplies by the rate outside and slows d
 only between epochs, so the host computes it and passes it to the compiled step as an argument.
 """
 
-from collections.abc import Collection
+import operator
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,7 +30,8 @@ def update_rule(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
     """Returns the update above for optax. Its `update` takes the keyword `rates`, a tree of learning rates like params.
 
     Weights decay; biases only do with config.decay_biases (weights.cu:147, layer.cu:565). A leaf whose rate is 0 does
-    not change at all: it does not decay or coast, and its velocity is kept (weights.cu:148).
+    not change at all: it does not decay or coast, and its velocity is kept (weights.cu:148). A layer named in
+    config.layer_decays has a weight decay of its own.
 
     With config.algorithm "sgd" the rate multiplies the velocity instead, as in torch.optim.SGD and optax.sgd. With
     "adam" (Kingma and Ba, 2015) it is PyTorch's Adam: the decay is part of the gradient, and the rate multiplies the
@@ -38,19 +41,21 @@ def update_rule(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
     config: the config's `optimizer` section.
     """
 
-    def decayed(params):
+    def decayed(decay: float, applies: Callable[[str], bool]) -> optax.GradientTransformation:
         def decays(path, _):
-            return config.decay_biases or path[-1].key == "kernel"
+            return applies(path[0].key) and (config.decay_biases or path[-1].key == "kernel")
 
-        return jax.tree_util.tree_map_with_path(decays, params)
+        return optax.add_decayed_weights(decay, mask=partial(jax.tree_util.tree_map_with_path, decays))
 
-    decay = optax.add_decayed_weights(config.weight_decay, mask=decayed)
+    own = dict(config.layer_decays)
+    decays = [decayed(config.weight_decay, lambda layer: layer not in own)]
+    decays += [decayed(decay, partial(operator.eq, layer)) for layer, decay in own.items()]
     if config.algorithm == "adam":
-        chain = optax.chain(decay, _leaf_by_leaf(optax.scale_by_adam()), _scale_by_rates())
+        chain = optax.chain(*decays, _leaf_by_leaf(optax.scale_by_adam()), _scale_by_rates())
     elif config.algorithm == "sgd":
-        chain = optax.chain(decay, _velocity(config.momentum), _scale_by_rates())
+        chain = optax.chain(*decays, _velocity(config.momentum), _scale_by_rates())
     else:
-        chain = optax.chain(decay, _scale_by_rates(), _velocity(config.momentum))
+        chain = optax.chain(*decays, _scale_by_rates(), _velocity(config.momentum))
 
     def update(gradients, state, params, *, rates):
         updates, new = chain.update(gradients, state, params, rates=rates)

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from jax.sharding import Mesh
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import ConfigDict
 
 from alexnet_jax import UserError, checkpoint, inference, metrics, optimizer, towers
 from alexnet_jax.cli.stopping import Stop
@@ -22,7 +23,7 @@ from alexnet_jax.data.batches import resident_batches, steps_in_epoch, train_bat
 from alexnet_jax.data.images import SplitImages
 from alexnet_jax.data.records import Prepared, Split
 from alexnet_jax.evaluate import Member, evaluate
-from alexnet_jax.model import AlexNet, shapes
+from alexnet_jax.network import network, shapes
 from alexnet_jax.runs.finetune import parameters as inherited
 from alexnet_jax.runs.run import Run
 
@@ -66,7 +67,7 @@ def train_step(
     return {"step": state["step"] + 1, "params": params, "velocity": velocity}, sums
 
 
-def new_state(model: AlexNet, rule, crop: int, seed: int, frozen: frozenset) -> dict:
+def new_state(model: nn.Module, rule, crop: int, seed: int, frozen: frozenset) -> dict:
     """The state before the first step: the config's initial values, and zero velocity for all but frozen layers."""
     params = model.init(jax.random.key(seed), jnp.zeros((1, crop, crop, 3)))["params"]
     velocity = rule.init({name: layer for name, layer in params.items() if name not in frozen})
@@ -85,7 +86,7 @@ class Program:
 
 def program(config: ConfigDict, mesh: Mesh) -> Program:
     """The network, the training step and the first state, as train() runs them; needs no data."""
-    model = AlexNet(FrozenConfigDict(config.model))
+    model = network(config.model)
     apply = towers.split(model, mesh)
     rule = optimizer.update_rule(config.optimizer)
     frozen = optimizer.frozen(config.optimizer, shapes(config.model, config.data.crop), config.epochs)

@@ -54,7 +54,8 @@ def smoke(config: ConfigDict, named: bool):
         d.eval_split += "[:256]"
     m.conv_widths = tuple(_narrow(w, 8, m.towers) for w in m.conv_widths)
     m.fc_widths = tuple(_narrow(w, 32, m.towers) for w in m.fc_widths)
-    d.size, d.crop = 96, 80
+    if not m.layers:
+        d.size, d.crop = 96, 80
     config.batch_size = config.evaluation.batch_size = 32
     config.epochs = 2
     config.log_every_steps = 1

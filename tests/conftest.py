@@ -24,7 +24,7 @@ import pytest
 from PIL import Image
 
 from alexnet_jax import main
-from alexnet_jax.model import shapes
+from alexnet_jax.network import shapes
 from configs import paper
 
 jax.config.update("jax_num_cpu_devices", 8)

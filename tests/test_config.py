@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from alexnet_jax import UserError, config, main, model
+from alexnet_jax import UserError, config, main, network
 from alexnet_jax.config import FIELDS, FREE, FUNCTION, INPUT, OPTIONAL, SHAPE, check, default, fields, fields_of
 from configs import paper
 
@@ -58,7 +58,17 @@ def test_what_may_change_when_a_run_resumes_and_what_makes_another_function():
         "checkpoint_every_steps", "log_every_steps", "start.adopt", "start.learned",
     }  # fmt: skip
     model = {name.removeprefix("model.") for name in FIELDS if name.startswith("model.") and ".init_" not in name}
-    other = {"num_classes", "conv_widths", "conv_sizes", "fc_widths", "exchange", "dropout", "dropout_before", "init"}
+    other = {
+        "num_classes",
+        "conv_widths",
+        "conv_sizes",
+        "fc_widths",
+        "exchange",
+        "dropout",
+        "dropout_before",
+        "init",
+        "layers",
+    }
     assert {name.removeprefix("model.") for name in fields_of(FUNCTION)} == model - other - {"dtype"}
     assert fields_of(INPUT) == {"data.size", "data.mean", "data.mean_value", "data.deviation"}
 
@@ -86,7 +96,7 @@ def test_nonsense_of_every_type_is_refused_by_name_or_makes_a_network(field):
             assert "\n" not in str(e) and len(str(e)) < 500
             assert any(name in str(e) for name in (field, *BLAMED.get(field, ()))), (value, str(e))
         else:
-            model.shapes(c.model, c.data.crop)
+            network.shapes(c.model, c.data.crop)
     assert refused >= 15
 
 

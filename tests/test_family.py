@@ -13,7 +13,8 @@ from torch import nn
 
 from alexnet_jax.config import check
 from alexnet_jax.data import augment
-from alexnet_jax.model import AlexNet, fc6_side, parameter_count, shapes
+from alexnet_jax.model import AlexNet, fc6_side
+from alexnet_jax.network import parameter_count, shapes
 from alexnet_jax.runs.finetune import resolved
 from alexnet_jax.runs.run import read_config
 from configs import half_width, one_weird_trick, paper

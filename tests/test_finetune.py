@@ -18,7 +18,7 @@ from PIL import Image
 from alexnet_jax import UserError, main, optimizer, towers
 from alexnet_jax.analysis import cost as step_cost
 from alexnet_jax.config import check, flat
-from alexnet_jax.model import shapes
+from alexnet_jax.network import shapes
 from alexnet_jax.runs import finetune
 from alexnet_jax.runs.run import load_run
 from alexnet_jax.train import program

@@ -18,7 +18,7 @@ FLOORS = [
         "data.host", "data.records", "data.photos", "data.glyphs", "data.sources", "data.prepare", "data.augment",
         "data.batches", "data.images",
     ],
-    ["layers", "towers", "model", "optimizer", "config", "metrics", "checkpoint"],
+    ["layers", "towers", "model", "cifar", "network", "optimizer", "config", "metrics", "checkpoint"],
     ["runs.run", "runs.provenance", "runs.claims", "runs.finetune", "inference", "evaluate", "train"],
     [
         "analysis.specialisation", "analysis.plots", "analysis.curves", "analysis.features", "analysis.predict",

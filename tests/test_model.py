@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from ml_collections import ConfigDict
 
-from alexnet_jax.model import AlexNet, shapes
+from alexnet_jax.model import AlexNet
+from alexnet_jax.network import shapes
 from alexnet_jax.towers import compiler_options, make_mesh, split
 from configs import paper
 

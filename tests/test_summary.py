@@ -62,9 +62,9 @@ def test_what_the_exchanges_move(config):
         moved = {e["layer"]: e["bytes"] for e in found if e["direction"] == way}
         assert moved == {name: halves[name] for name in names}
     sums = [e for e in found if e["direction"] == "update"]
-    params = summary.model.shapes(config.model, 64)
-    fc8 = summary.model.parameter_count(params["fc8"])
-    own = (summary.model.parameter_count(params) - fc8) // 2 + fc8
+    params = summary.network.shapes(config.model, 64)
+    fc8 = summary.network.parameter_count(params["fc8"])
+    own = (summary.network.parameter_count(params) - fc8) // 2 + fc8
     assert sum(e["bytes"] for e in sums) == pytest.approx(own * 4, abs=64)  # twice half, and the metrics
 
 

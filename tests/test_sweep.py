@@ -15,7 +15,7 @@ from alexnet_jax import UserError
 from alexnet_jax.cli import commands
 from alexnet_jax.config import check
 from alexnet_jax.data.batches import steps_in_epoch
-from alexnet_jax.model import parameter_count, shapes
+from alexnet_jax.network import parameter_count, shapes
 from alexnet_jax.runs.run import flat
 from configs import paper, source
 from experiments import jobs, results, sweep

@@ -18,9 +18,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import ConfigDict
 
-from alexnet_jax import UserError, model, one_line, towers
+from alexnet_jax import UserError, network, one_line, towers
 from alexnet_jax.analysis import cost
 from alexnet_jax.cli import commands
 from alexnet_jax.config import check
@@ -45,8 +45,8 @@ def layer_costs(config: ConfigDict, mesh: Mesh) -> list[dict]:
     device activation_bytes, and parameter_bytes, which include the velocities.
     """
     m, crop = config.model, config.data.crop
-    net = model.AlexNet(FrozenConfigDict(m))
-    parameters = model.shapes(m, crop)
+    net = network.network(m)
+    parameters = network.shapes(m, crop)
     names: list[str] = []
 
     def forward(params: dict, images: jax.Array) -> dict[str, jax.Array]:
@@ -65,7 +65,7 @@ def layer_costs(config: ConfigDict, mesh: Mesh) -> list[dict]:
         if name in parameters:
             kernel = parameters[name]["kernel"].shape
             row["kernel"] = kernel
-            row["parameters"] = model.parameter_count(parameters[name])
+            row["parameters"] = network.parameter_count(parameters[name])
             row["macs"] = math.prod(kernel) * math.prod(shape[:-1])
         row["activation_bytes"] = config.batch_size // data * math.prod(shape) * dtype.itemsize // share
         row["parameter_bytes"] = 2 * 4 * row["parameters"] // share

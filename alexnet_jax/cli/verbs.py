@@ -24,6 +24,7 @@ VERBS = {  # verb: its module, and what it does
     "sweep": ("experiments.sweep", "train a base config and its ablations, over seeds"),
     "report": ("experiments.report.command", "compare runs: tables and curves in one page"),
     "record": ("experiments.record.command", "keep what runs found in a small file of experiments/records"),
+    "claims": ("experiments.claims.command", "write what the records say of the paper's claims"),
     "benchmark": ("experiments.benchmark.command", "speed and memory on this machine, beside PyTorch's"),
 }
 OVERVIEW = """usage: alexnet VERB [flags]

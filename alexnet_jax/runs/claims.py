@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import UserError, checkpoint, optimizer
 from alexnet_jax.config import FREE, fields_of, flat, refuse_wrong_values
 from alexnet_jax.files import replacing
-from alexnet_jax.model import shapes
+from alexnet_jax.network import shapes
 from alexnet_jax.runs import provenance
 from alexnet_jax.runs.run import CONFIG, STATISTICS, read_config
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from alexnet_jax import UserError, checkpoint
-from alexnet_jax.config import FIELDS, FUNCTION, INPUT, VIEW, fields, fields_of, flat, refuse_wrong_values
-from alexnet_jax.model import shapes
+from alexnet_jax.config import FIELDS, FUNCTION, INPUT, VIEW, fields, fields_of, flat, layers_of, refuse_wrong_values
+from alexnet_jax.network import shapes
 from alexnet_jax.runs.run import read_config, read_statistics
 
 
@@ -53,10 +53,9 @@ def _adopt(config: ConfigDict, theirs: ConfigDict, given: Collection[str]):
 def _frozen_entries(config: ConfigDict) -> list[tuple[int, str, float]]:
     """Entries of optimizer.layer_rates that freeze the layers neither learned nor fresh; those that it lacks yet."""
     m, start = config.model, config.start
-    layers = [f"conv{i}" for i in range(1, len(m.conv_widths) + 1)] + ["fc6", "fc7", "fc8"]
     kept = {*m.removed, *start.learned, *start.fresh}
     there = {tuple(entry) for entry in config.optimizer.layer_rates}
-    return [(0, layer, 0.0) for layer in layers if layer not in kept and (0, layer, 0.0) not in there]
+    return [(0, layer, 0.0) for layer in layers_of(m) if layer not in kept and (0, layer, 0.0) not in there]
 
 
 def _read_start(config: ConfigDict) -> ConfigDict:

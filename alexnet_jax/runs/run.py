@@ -12,12 +12,12 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import ConfigDict
 
 from alexnet_jax import UserError, checkpoint, one_line, towers
 from alexnet_jax.config import FIELDS, OPTIONAL, flat, unflat, wrong
 from alexnet_jax.data import augment
-from alexnet_jax.model import AlexNet, shapes
+from alexnet_jax.network import network, shapes
 
 CONFIG, STATISTICS = "config.json", "statistics.npz"
 
@@ -77,7 +77,7 @@ def load_run(workdir: str | Path, which: str = "best", data: int = 1, tower: int
         towers.shardings(parameters, mesh),
     )
     step, params = checkpoint.read_params(workdir, like, which)
-    apply = towers.split(AlexNet(FrozenConfigDict(config.model)), mesh)
+    apply = towers.split(network(config.model), mesh)
     return Run(workdir, step, config, mesh, apply, params, statistics, classes)
 
 

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from alexnet_jax import UserError, model
+from alexnet_jax import UserError, network
 from alexnet_jax.cli import commands, config_file
 from alexnet_jax.config import check
 from alexnet_jax.runs import claims
@@ -138,8 +138,10 @@ def _main_to(flags: Namespace, workdir: Path) -> None:
     if out.suffix not in target.suffixes and not out.is_dir():
         raise UserError(f"--to {flags.target} writes {' or '.join(target.suffixes)}, and --out is {out.name}")
     run = load_run(workdir, flags.which)
+    if flags.target != "stablehlo":  # a program, whatever the network
+        _refuse_chain(run.config, str(workdir))
     target.write(run, out)
-    print(f"{out}: {model.parameter_count(run.params):,} parameters, step {run.step} of {run.workdir}")
+    print(f"{out}: {network.parameter_count(run.params):,} parameters, step {run.step} of {run.workdir}")
 
 
 def import_weights(
@@ -152,21 +154,27 @@ def import_weights(
       mean: Caffe's mean image. names: a file with the names of the classes.
     Returns: lines that describe the run.
     Raises UserError, and leaves no workdir behind, if the file cannot be read, is of another network than the config's,
-    or contains NaN or infinity; if the mean or the names do not fit the config; if the workdir is not empty or cannot
-    be written.
+    or contains NaN or infinity; if the config is of no AlexNet; if the mean or the names do not fit it; if the workdir
+    is not empty or cannot be written.
     """
     if workdir.exists() and not _is_empty_folder(workdir):
         raise UserError(f"{workdir} is not empty: name another --workdir, or remove it")
     check(config)
+    _refuse_chain(config, config.name)
     params = _read_params(origin, weights, config)
     statistics, source_of_mean = ilsvrc.statistics(config.data, mean)
     classes = ilsvrc.class_names(config.model.num_classes, names)
     _write_run(workdir, config, statistics, classes, params, _about(origin, weights))
     return [
-        f"{workdir}: {model.parameter_count(params):,} parameters of {weights}, the network of {config.name}",
+        f"{workdir}: {network.parameter_count(params):,} parameters of {weights}, the network of {config.name}",
         f"  mean:    {source_of_mean}",
         f"  classes: {classes[0]} ... {classes[-1]}",
     ]
+
+
+def _refuse_chain(config: ConfigDict, name: str) -> None:
+    if config.model.layers:
+        raise UserError(f"{name} is no AlexNet but a chain of layers, and no other framework's file holds those")
 
 
 def _is_empty_folder(path: Path) -> bool:
@@ -181,7 +189,7 @@ def _read_params(origin: str, path: Path, config: ConfigDict) -> Arrays:
     read, layout, _ = ORIGINS[origin]
     arrays = read(path)
     refuse_other_network(arrays, layout, path, config)
-    maps = fc6_maps(config.model, model.shapes(config.model, config.data.crop))
+    maps = fc6_maps(config.model, network.shapes(config.model, config.data.crop))
     params = to_ours(arrays, layout, maps)
     for layer, p in params.items():
         if not all(np.isfinite(array).all() for array in p.values()):
@@ -234,7 +242,7 @@ def refuse_other_network(arrays: Arrays, layout: Layout, path: Path, config: Con
 
 def network_shapes(config: ConfigDict) -> Shapes:
     """The shapes of the parameters of a config's network."""
-    shapes = model.shapes(config.model, config.data.crop)
+    shapes = network.shapes(config.model, config.data.crop)
     return {layer: {kind: p[kind].shape for kind in ("kernel", "bias")} for layer, p in shapes.items()}
 
 

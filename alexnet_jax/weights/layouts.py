@@ -96,7 +96,7 @@ def plain(array: np.ndarray) -> np.ndarray:
 def fc6_maps(config: ConfigDict, params: dict) -> int:
     """How many maps an output of fc6 reads: 256 in the paper's network.
 
-    Args: config: the `model` section of a config; params: its parameters, or their shapes as model.shapes gives them.
+    Args: config: the `model` section of a config; params: its parameters, or their shapes as network.shapes gives them.
     """
     return params["fc6"]["kernel"].shape[0] // model.fc6_side(config, params) ** 2
 

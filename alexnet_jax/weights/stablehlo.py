@@ -12,11 +12,10 @@ from pathlib import Path
 import jax
 import jax.export
 import numpy as np
-from ml_collections import FrozenConfigDict
 
 from alexnet_jax.data import augment
 from alexnet_jax.files import replacing
-from alexnet_jax.model import AlexNet
+from alexnet_jax.network import network
 from alexnet_jax.runs.run import Run
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -28,13 +27,13 @@ def write(run: Run, path: Path) -> None:
     Its call takes images float32 (b, crop, crop, 3) and returns logits float32 (b, classes).
     Raises UserError if the file cannot be written.
     """
-    network = AlexNet(FrozenConfigDict(run.config.model))
+    apply = network(run.config.model).apply
     params = jax.tree.map(np.asarray, run.params)
     mean, deviation = mean_and_deviation(run)
     crop = run.config.data.crop
 
     def logits(images: jax.Array) -> jax.Array:
-        return network.apply({"params": params}, (images - mean) / deviation)[0]
+        return apply({"params": params}, (images - mean) / deviation)[0]
 
     images = jax.ShapeDtypeStruct(jax.export.symbolic_shape(f"b, {crop}, {crop}, 3"), np.float32)
     exported = jax.export.export(jax.jit(logits), platforms=PLATFORMS)(images)

@@ -30,7 +30,7 @@ def epochs_to(run: Run, level: float = LEVEL, over: float = 0.5) -> float | None
     return None
 
 
-def figure1(records: Records) -> Found | None:
+def measure(records: Records) -> Found | None:
     """How many times as many epochs the tanh network takes to 25 % training error as the ReLU one."""
     record = records.get("figure1")
     relu, tanh = first_cell(record, RELU), first_cell(record, TANH)

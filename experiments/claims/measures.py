@@ -62,16 +62,19 @@ def percent(fraction: float | None) -> float | None:
 # --- Differences ------------------------------------------------------------------------------------------------------
 
 
-def difference(study: str, cell: str, of: Values = error, *, sign: int = 1, base: Sequence[str] = ("base",)) -> Measure:
-    """A cell's difference to the base, which the paper says is positive, or negative with sign -1."""
+def difference(study: str, cell: str, of: Values = error, *, noise: bool = False) -> Measure:
+    """A cell's difference to the base, which the paper says is positive.
+
+    noise: the number of 2012 compares two single runs and is too small for its sign to mean anything.
+    """
 
     def measure(records: Records) -> Found | None:
-        pairs, values, count = paired(records, study, cell, base, of)
+        pairs, values, count = paired(records, study, cell, of)
         found = interval(values, count)
         if found is None:
             return None
-        scale = scale_of(records[study], cell)
-        return Found(points(found), found.n, judge(found, sign, detectable(values, count)), scale, pairs, found)
+        verdict = "2012's number is within noise" if noise else judge(found, seen=detectable(values, count))
+        return Found(points(found), found.n, verdict, scale_of(records[study], "base"), pairs, found)
 
     return measure
 
@@ -80,8 +83,8 @@ def overfitting(study: str, cell: str) -> Measure:
     """Overfitting without a cell's remedy: the training error is lower, and the error is higher."""
 
     def measure(records: Records) -> Found | None:
-        pairs, errors, count = paired(records, study, cell, ("base",), error)
-        _, trainings, _ = paired(records, study, cell, ("base",), training)
+        pairs, errors, count = paired(records, study, cell, error)
+        _, trainings, _ = paired(records, study, cell, training)
         found, trained = interval(errors, count), interval(trainings, count)
         if found is None or trained is None:
             return None
@@ -89,20 +92,15 @@ def overfitting(study: str, cell: str) -> Measure:
         order = ("too few seeds", "contradicts", "not significant", "agrees")
         verdict = next(word for word in order if word in verdicts)
         ours = f"error {points(found)}; training error {points(trained)}"
-        return Found(ours, found.n, verdict, scale_of(records[study], cell), pairs, found)
+        return Found(ours, found.n, verdict, scale_of(records[study], "base"), pairs, found)
 
     return measure
 
 
-def paired(
-    records: Records, study: str, cell: str, base: Sequence[str], of: Values
-) -> tuple[list[Run], list[float], int]:
-    """(the runs of a cell and of the base with the same seeds, their differences, how many cells are compared).
-
-    base: the names that the base may have; the first that is recorded counts.
-    """
+def paired(records: Records, study: str, cell: str, of: Values) -> tuple[list[Run], list[float], int]:
+    """(the runs of a cell and of the base with the same seeds, their differences, how many cells are compared)."""
     record = records.get(study)
-    theirs = first_cell(record, base)
+    theirs = first_cell(record, ("base",))
     if record is None or not theirs:
         return [], [], 1
     runs, values = [], []
@@ -111,16 +109,8 @@ def paired(
         if a is not None and b is not None:
             runs += [run, theirs[seed]]
             values.append(a - b)
-    return runs, values, comparisons(record, base)
-
-
-def comparisons(record: Record, base: Sequence[str]) -> int:
-    """How many cells have at least two seeds in common with the base; 1 of a study whose base is not named base."""
-    theirs = first_cell(record, base)
-    if base != ("base",):
-        return 1
-    others = [cell for cell in record.fields if cell not in base]
-    return max(1, sum(len(theirs.keys() & record.of_cell(cell).keys()) > 1 for cell in others))
+    several = [name for name in record.fields if len(theirs.keys() & record.of_cell(name).keys()) > 1]
+    return runs, values, max(1, len(set(several) - {"base"}))
 
 
 def first_cell(record: Record | None, names: Sequence[str]) -> dict[int, Run]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from scipy import stats
 
+from alexnet_jax.analysis.specialisation import chance
 from experiments.claims.measures import (
     Found,
     Measure,
@@ -121,7 +122,7 @@ def towers(study: str, cell: str) -> Measure:
         kernels = record.settings_of(cell)["model.conv_widths"][0] // 2
         shares = [sorted(run["colour"]) for run in runs]
         blind = sum(low <= OWN and high > OTHER for low, high in shares)
-        apart = sum(_by_chance(low, high, kernels) < CHANCE for low, high in shares)
+        apart = sum(chance(kernels, round(low * kernels), round(high * kernels)) < CHANCE for low, high in shares)
         low, high = (sum(share[i] for share in shares) / len(shares) for i in (0, 1))
         text = (
             f"one tower colour-blind in {blind} of {len(runs)} runs; apart beyond chance in {apart}; "
@@ -135,36 +136,38 @@ def towers(study: str, cell: str) -> Measure:
     return measure
 
 
-def _by_chance(low: float, high: float, kernels: int) -> float:
-    """The probability that two towers differ as much if the same kernels were dealt at random (Fisher's exact test)."""
-    a, b = round(low * kernels), round(high * kernels)
-    return float(stats.fisher_exact([[a, kernels - a], [b, kernels - b]]).pvalue)
-
-
 # --- The first steps --------------------------------------------------------------------------------------------------
 
 
-def first_steps(cell: str, *, sooner: bool = False) -> Measure:
-    """At which step the paper's network with one change stops guessing; sooner than as written, if the claim holds.
+def first_steps(cell: str, *, later: bool = False) -> Measure:
+    """At which step the paper's network, as written or with one change, stops guessing.
 
-    cell: "base" is the network as written; the claim is then that it learns at all.
+    later: the paper says that with the change it is later than as written; otherwise, that it learns.
     """
 
     def measure(records: Records) -> Found | None:
         record = records.get("start")
         runs, as_written = first_cell(record, (cell,)), first_cell(record, ("base",))
-        if record is None or not runs or not as_written:
+        if record is None or not runs or (later and not as_written):
             return None
-        found, theirs = _when(runs), _when(as_written)
-        holds = found is not None and (cell == "base" or not sooner or theirs is None or found < theirs)
-        last = min(run["steps"] for run in runs.values())
-        text = f"still at ln 10 after {last} steps" if found is None else f"leaves ln 10 after {found} steps"
-        if cell != "base":
-            text += "; as written " + ("it does not" if theirs is None else f"after {theirs}")
-        verdict = ("agrees" if holds else "contradicts") + (", one seed" if len(runs) == 1 else "")
+        found, last = _when(runs), min(run["steps"] for run in runs.values())
+        text = f"still guesses after {last} steps" if found is None else f"stops guessing after {found} steps"
+        verdict = f"not within {last} steps" if found is None else "agrees"
+        if later:
+            theirs = _when(as_written)
+            text += "; as written " + (f"not within {last}" if theirs is None else f"after {theirs}")
+            verdict = _later(found, theirs)
+        if len(runs) == 1:
+            verdict += ", one seed"
         return Found(text, len(runs), verdict, scale_of(record, cell), list(runs.values()))
 
     return measure
+
+
+def _later(found: int | None, as_written: int | None) -> str:
+    if found == as_written:
+        return "not significant: neither stops" if found is None else "not significant"
+    return "agrees" if found is None or (as_written is not None and found > as_written) else "contradicts"
 
 
 def _when(runs: dict[int, Run]) -> int | None:

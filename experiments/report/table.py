@@ -229,7 +229,7 @@ def markdown(report: Report) -> str:
     """The two main tables in Markdown, with their notes and the runs that are not in it."""
 
     def line(cells: Iterable[str]) -> str:
-        return f"| {' | '.join(map(_escaped, cells))} |"
+        return f"| {' | '.join(map(escaped, cells))} |"
 
     lines = []
     for table in (results_table(report), certainty_table(report)):
@@ -237,9 +237,9 @@ def markdown(report: Report) -> str:
         lines += [line(table.headings), f"|{rule}|", *map(line, table.rows), ""]
     lines.pop()
     for note in notes(report):
-        lines += ["", _escaped(note)]
+        lines += ["", escaped(note)]
     if report.others:
-        lines += ["", "Not in these numbers:", "", *(f"- {_escaped(other)}" for other in _other_lines(report))]
+        lines += ["", "Not in these numbers:", "", *(f"- {escaped(other)}" for other in _other_lines(report))]
     return "\n".join(lines) + "\n"
 
 
@@ -247,7 +247,7 @@ def _other_lines(report: Report) -> list[str]:
     return [f"{state}: {title}, {folder}: {reason}" for title, state, reason, folder in others_table(report).rows]
 
 
-def _escaped(cell: str) -> str:
+def escaped(cell: str) -> str:
     """Text that Markdown shows as it is."""
     cell = cell.replace("&", "&amp;").replace("<", "&lt;")
     return "".join(f"\\{c}" if c in "\\`*_[]|~#" else c for c in cell)

@@ -1,0 +1,50 @@
+"""Writes what the records say of the paper's claims: experiments/CLAIMS.md, the README's table, docs/claims.png.
+
+    alexnet claims
+
+Everything is made from experiments/records, which alexnet record adds runs to. docs/figure1.png, the paper's Figure 1,
+is drawn if its runs are recorded.
+"""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from alexnet_jax import UserError
+from alexnet_jax.files import replacing
+from experiments.claims import page, pictures
+from experiments.claims.measures import Records
+from experiments.record import file
+
+ROOT = Path(__file__).parents[2]
+
+
+def add_flags(parser: ArgumentParser):
+    """The flags of `alexnet claims`."""
+    says = "where the records are (default: the checkout's experiments/records)"
+    parser.add_argument("--records", type=Path, default=file.RECORDS, metavar="FOLDER", help=says)
+    parser.add_argument("--out", type=Path, default=ROOT / "experiments/CLAIMS.md", help="the page to write")
+    says = "the file with <!-- claims --> and <!-- /claims -->, between which the main rows go"
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help=says)
+    parser.add_argument("--pictures", type=Path, default=ROOT / "docs", metavar="FOLDER", help="where pictures go")
+
+
+def main(flags: Namespace):
+    """Writes the page, the README's block and the pictures. Raises UserError if a record or a file cannot be used."""
+    records = read(flags.records)
+    try:
+        readme = flags.readme.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {flags.readme} ({error.strerror}): name another --readme") from error
+    written = {flags.out: page.page(records), flags.readme: page.with_block(readme, records, str(flags.readme))}
+    for path, text in written.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+    flags.pictures.mkdir(parents=True, exist_ok=True)
+    drawn = pictures.draw(records, flags.pictures)
+    print(f"{len(records)} records: {', '.join(map(str, [*written, *drawn]))}")
+
+
+def read(folder: Path) -> Records:
+    """The records of a folder, by name. Raises UserError if one is damaged."""
+    return {path.stem: file.read(path) for path in sorted(folder.glob("*.json"))}

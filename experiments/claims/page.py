@@ -1,0 +1,150 @@
+"""The claims as Markdown: experiments/CLAIMS.md, and the README's ten rows. Everything in them is from the records."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from alexnet_jax import UserError
+from experiments.claims.claims import CLAIMS, Claim
+from experiments.claims.measures import Found, Records
+from experiments.report.table import escaped
+
+BEGIN, END = "<!-- claims -->", "<!-- /claims -->"  # around the README's block
+Row = tuple[Claim, Found | None]
+
+INTRO = """# The paper's claims, rerun
+
+    alexnet claims        # writes this page, the README's table and the pictures from experiments/records
+
+Each claim of the paper, and of the notes in its code, with its number and ours. Nothing here is typed by hand: the
+numbers are computed from the [records](records) of the runs, and a test compares this page with what they give.
+
+- **2012**: the number of the paper, on ImageNet unless the row says otherwise. Ours are at the scale that the second
+  table names, so that the verdict compares the signs; how large an effect is may well depend on the scale.
+- **Ours**: differences are in percentage points of top-1 error, mean over n seeds, paired by seed, above zero where the
+  change hurts. In brackets are 95 % intervals, by Student's t over seeds. Those of one study's ablations hold all at
+  once (Bonferroni), so they are wider than each would be alone; the others stand alone.
+- **agrees, contradicts**: the interval excludes zero, and the sign is the paper's, or is not. **not significant**: it
+  includes zero; behind it is the smallest difference that so many seeds would have seen with probability 0.8.
+  **too few seeds**: there is no interval.
+- Training errors are those of the last epoch's crops: with augmentation and with dropout, where the network has them.
+- **not measured**: no finished run is recorded. **out of reach**: it cannot be measured here, and the second table says
+  what it would take.
+- Published networks for CIFAR-10: ours is the mean ± standard deviation. It agrees if the published error, which is
+  rounded, is where one more run of ours would be with 95 % probability.
+"""
+
+
+def rows(records: Records) -> list[Row]:
+    """Every claim with what the records say of it."""
+    return [(claim, claim.measure(records) if claim.measure else None) for claim in CLAIMS]
+
+
+def page(records: Records) -> str:
+    """The text of CLAIMS.md."""
+    found = rows(records)
+    parts = [INTRO, _counts(found), "## Claims", _claims(found), "## How each is measured", _measured(found)]
+    parts += ["## Runs", _studies(records), *_failures(records)]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def block(records: Records) -> str:
+    """The README's rows, between their markers."""
+    chosen = [(claim, found) for claim, found in rows(records) if claim.main]
+    body = [[claim.section, claim.says, claim.paper, found.ours if found else "", _n(found), verdict(claim, found)]
+            for claim, found in chosen]  # fmt: skip
+    table = _table(("section", "claim", "2012", "ours, points of top-1 error", "n", "verdict"), body)
+    return f"{BEGIN}\n{table}\n{END}"
+
+
+def with_block(text: str, records: Records, path: str) -> str:
+    """A README with a new block between its markers. Raises UserError if it does not have them."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise UserError(f"{path} has no {BEGIN} with {END} after it: add both where the table belongs")
+    return before + block(records) + after
+
+
+def verdict(claim: Claim, found: Found | None) -> str:
+    """The verdict of a row; what was not measured says so."""
+    if found:
+        return found.verdict
+    return "not measured" if claim.measure else "out of reach"
+
+
+# --- Tables -----------------------------------------------------------------------------------------------------------
+
+
+def _claims(found: Sequence[Row]) -> str:
+    body = [
+        [str(i), claim.section, claim.says, claim.paper, there.ours if there else "", _n(there), verdict(claim, there)]
+        for i, (claim, there) in enumerate(found, start=1)
+    ]
+    return _table(("row", "section", "claim", "2012", "ours", "n", "verdict"), body)
+
+
+def _measured(found: Sequence[Row]) -> str:
+    body = []
+    for i, (claim, there) in enumerate(found, start=1):
+        command = claim.command.replace("{seeds}", str(there.n if there else 8))
+        scale = there.scale if there else f"needs {claim.takes}" if claim.takes else "not run"
+        body.append([str(i), scale, f"`{command}`" if command else "", _hours(there.runs) if there else ""])
+    return _table(("row", "scale", "command", "hours of training"), body, code=2)
+
+
+def _studies(records: Records) -> str:
+    body = []
+    for name, record in sorted(records.items()):
+        runs = list(record.runs.values())
+        states = Counter(run["state"] for run in runs)
+        machines = {
+            f"{m['CPU'].split(' avx')[0]}, {m['cores']} core{'s' if m['cores'] != 1 else ''}, jax {m['jax']}"
+            for run in runs
+            if (m := run.get("machine")) and all(m.get(field) for field in ("CPU", "cores", "jax"))
+        }
+        dates = sorted(run["date"] for run in runs if run.get("date"))
+        span = " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else ""
+        counts = [str(states[state]) for state in ("finished", "unfinished", "failed")]
+        body.append([name, str(len(record.fields)), *counts, _hours(runs), "; ".join(sorted(machines)), span])
+    heads = ("record", "cells", "finished", "unfinished", "failed", "hours of training", "machines", "dates")
+    return _table(heads, body) if body else "No run is recorded yet."
+
+
+def _failures(records: Records) -> list[str]:
+    """A list of the runs that failed or are unfinished: they are in no number above."""
+    lines = []
+    for name, record in sorted(records.items()):
+        for (cell, seed), run in sorted(record.runs.items()):
+            if run["state"] != "finished":
+                lines.append(escaped(f"{run['state']}: {name}, {cell}, seed {seed}: {run.get('reason', '')}"))
+    return ["In no number above:", "\n".join(f"- {line}" for line in lines)] if lines else []
+
+
+def _counts(found: Sequence[Row]) -> str:
+    """How many claims have which verdict."""
+    counts = Counter(_short(verdict(claim, there)) for claim, there in found)
+    return f"The {len(found)} rows: " + ", ".join(f"{word} {count}" for word, count in counts.most_common()) + "."
+
+
+def _short(word: str) -> str:
+    known = ("agrees", "contradicts", "not significant", "not measured", "out of reach", "too few seeds")
+    return next((k for k in known if word.startswith(k)), "other")
+
+
+def _hours(runs: Iterable[dict]) -> str:
+    hours = sum(run.get("hours", 0) for run in runs)
+    return f"{hours:.1f}" if hours >= 1 else f"{hours:.2f}"
+
+
+def _n(found: Found | None) -> str:
+    return str(found.n) if found else ""
+
+
+def _table(heads: Sequence[str], body: Sequence[Sequence[str]], code: int | None = None) -> str:
+    """A table in Markdown; `code` is the column that is Markdown already."""
+    shown = [[c if i == code else escaped(c) for i, c in enumerate(cells)] for cells in body]
+    return "\n".join([_line(heads), "|" + "---|" * len(heads), *map(_line, shown)])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,119 @@
+"""The pictures of the claims: ours beside the paper's numbers, and the paper's Figure 1 drawn again. Each is a PNG."""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from alexnet_jax.analysis import plots
+from experiments.claims import figure1
+from experiments.claims.measures import Records, Run, first_cell
+from experiments.claims.page import Row, rows
+
+WIDTH, DPI = 7.2, 200  # inches; pixels per inch
+ROW = 0.36  # inches
+LABELS = 0.5  # the part of the width that they take
+BLUE, ORANGE = plots.COLORS[:2]
+OURS: dict[str, Any] = {"marker": "o", "color": BLUE, "ms": 6, "lw": 2}
+THEIRS: dict[str, Any] = {"marker": "D", "color": ORANGE, "ms": 6, "lw": 0, "mfc": "none", "mew": 1.5}
+
+
+def draw(records: Records, folder: Path) -> list[Path]:
+    """Draws what there is: claims.png always, figure1.png if its runs are recorded."""
+    drawn = [draw_claims(rows(records), folder / "claims.png")]
+    record = records.get("figure1")
+    relu, tanh = first_cell(record, figure1.RELU), first_cell(record, figure1.TANH)
+    if relu and tanh:
+        drawn.append(draw_figure1(list(relu.values()), list(tanh.values()), folder / "figure1.png"))
+    return drawn
+
+
+# --- Claims -----------------------------------------------------------------------------------------------------------
+
+
+def draw_claims(found: Sequence[Row], path: Path) -> Path:
+    """Draws each claim that has a number: ours with its interval, the paper's as a diamond.
+
+    Differences are above, errors of published networks below. What was not measured has only its diamond.
+    """
+    differences = [row for row in found if row[0].unit == "points" and row[0].number is not None]
+    errors = [row for row in found if row[0].unit == "percent" and row[0].number is not None]
+    top, gap, bottom = 0.45, 0.75, 0.55  # inches
+    height = top + (len(differences) + len(errors)) * ROW + gap + bottom
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI)
+
+    def axes(above: float, count: int) -> Axes:
+        low = 1 - (above + count * ROW) / height
+        return figure.add_axes((LABELS, low, 0.98 - LABELS, count * ROW / height))
+
+    upper = axes(top, len(differences))
+    _draw_rows(upper, differences, "difference in top-1 error, percentage points")
+    upper.axvline(0, color="#444444", lw=1, zorder=1)
+    lower = axes(top + len(differences) * ROW + gap, len(errors))
+    _draw_rows(lower, errors, "test error on CIFAR-10, %")
+    names = {"ours, mean with its 95 % interval": OURS, "published": THEIRS}
+    handles = [Line2D([], [], label=name, **style) for name, style in names.items()]
+    figure.legend(handles=handles, loc="upper center", ncols=2, fontsize=8.5, frameon=False)
+    return plots.save(figure, path)
+
+
+def _draw_rows(axes: Axes, found: Sequence[Row], label: str):
+    """One claim below the other, each with its words to the left."""
+    axes.set(ylim=(len(found) - 0.5, -0.5), yticks=[])
+    for y, (claim, there) in enumerate(found):
+        if y:
+            axes.axhline(y - 0.5, color="#e4e4e4", lw=0.6, zorder=0)
+        axes.plot(claim.number, y, zorder=4, **THEIRS)
+        words = f"{claim.section.partition(',')[0]}  {claim.says}"
+        if there is None or there.interval is None:
+            words += " (not measured)"
+        else:
+            mean, low, high = there.interval[1:]
+            axes.plot(mean, y, **OURS)
+            if low is not None and high is not None:
+                axes.plot((low, high), (y, y), color=BLUE, lw=2, solid_capstyle="butt", marker="|", ms=8)
+        lines = textwrap.wrap(words, 56, max_lines=2, placeholder=" ...")
+        color = plots.GREY if there is None else "black"
+        axes.annotate(
+            "\n".join(lines), (0, y), (-6, 0), ("axes fraction", "data"), "offset points",
+            ha="right", va="center", size=8, color=color, parse_math=False,
+        )  # fmt: skip
+    axes.set_xlabel(label, size=8.5)
+    axes.tick_params(labelsize=8.5)
+    axes.margins(x=0.06)
+    axes.spines[["left", "top", "right"]].set_visible(False)
+
+
+# --- Figure 1 ---------------------------------------------------------------------------------------------------------
+
+
+def draw_figure1(relu: Sequence[Run], tanh: Sequence[Run], path: Path) -> Path:
+    """Draws training error over epochs, ReLU solid, tanh dashed, as in the paper; seeds are thin, their mean thick."""
+    figure = Figure(figsize=(5.4, 3.8), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    for runs, color, style, name in ((relu, BLUE, "-", "ReLU"), (tanh, ORANGE, "--", "tanh")):
+        curves = [
+            (run["points"]["epoch"], [np.nan if e is None else 100 * e for e in run["points"]["top1"]]) for run in runs
+        ]
+        for epochs, errors in curves:
+            axes.plot(epochs, errors, style, color=color, lw=0.6, alpha=0.5)
+        common = min((epochs for epochs, _ in curves), key=len)
+        mean = np.mean([np.interp(common, epochs, errors) for epochs, errors in curves], axis=0)
+        seeds = f"{len(runs)} seed{'s' if len(runs) > 1 else ''}"
+        axes.plot(common, mean, style, color=color, lw=2.2, label=f"{name}, mean of {seeds}")
+    axes.axhline(100 * figure1.LEVEL, color="#444444", lw=0.8)
+    axes.annotate(
+        "25 %", (1, 100 * figure1.LEVEL), (-2, 3), ("axes fraction", "data"), "offset points", ha="right", size=8.5
+    )
+    axes.set_xlabel("epochs", size=9)
+    axes.set_ylabel("training error on CIFAR-10, %", size=9)
+    axes.set(xlim=(0, None), ylim=(0, None))
+    axes.tick_params(labelsize=8.5)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8.5, frameon=False)
+    return plots.save(figure, path)

@@ -1,0 +1,257 @@
+"""The claims: each is measured from records as by hand, and the committed page is what the records give."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from alexnet_jax import UserError
+from alexnet_jax.cli import commands
+from alexnet_jax.config import flat
+from configs import quickstart
+from experiments.claims import command, figure1, measures, page, studies
+from experiments.claims.claims import CLAIMS
+from experiments.record import file
+from experiments.report.intervals import interval
+from experiments.results import computes
+
+
+def entry(cell, seed, top1=0.3, **more):
+    """A finished run of four epochs: its training error falls to 0.2, its centre crop is worse by a point."""
+    found = {
+        "cell": cell, "seed": seed, "state": "finished", "views": 10, "top1": top1, "top5": top1 / 2,
+        "centre_top1": top1 + 0.01, "centre_top5": top1 / 2 + 0.01, "images": [2841, 3925],
+        "training": [0.5, 0.4, 0.3, 0.2], "validation": [None, None, None, top1], "steps": 40, "hours": 0.5,
+        "points": {"epoch": [1.0, 2.0, 3.0, 4.0], "loss": [2.0, 1.5, 1.0, 0.5], "top1": [0.5, 0.4, 0.3, 0.2]},
+        "machine": {"CPU": "A CPU avx2", "cores": 1, "devices": "1 x 1 cpu", "jax": "0.1"}, "date": "2026-01-02",
+    }  # fmt: skip
+    return found | more
+
+
+def study(name, *entries, settings=None):
+    """A record of some entries; what their cells change does not matter here."""
+    config = quickstart.get_config()
+    config.epochs = 4
+    record = file.Record(name, name, computes(flat(json.loads(config.to_json()))) | (settings or {}))
+    for run in entries:
+        record.fields.setdefault(run["cell"], {})
+        record.titles[run["cell"]] = run["cell"]
+        file.add_run(record, run)
+    return record
+
+
+def pairs(cell, differences, of="top1"):
+    """Runs of a base and of a cell that differ so, in points."""
+    found = []
+    for seed, difference in enumerate(differences):
+        found += [entry("base", seed, 0.3 + seed / 100), entry(cell, seed, 0.3 + seed / 100 + difference / 100)]
+    return found
+
+
+# --- Measures ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_difference_is_paired_and_its_interval_allows_for_the_others():
+    values = [1.4, 1.9, 1.2, 1.7]
+    records = {"ablations": study("ablations", *pairs("lrn_off", values))}
+    found = measures.difference("ablations", "lrn_off")(records)
+    assert found.interval == pytest.approx(interval(values)) and (found.n, found.verdict) == (4, "agrees")
+    assert found.ours == "+1.55 (+1.06 to +2.04)" and len(found.runs) == 8
+    others = [entry(f"other{k}", seed, 0.3) for k in range(9) for seed in range(4)]
+    records = {"ablations": study("ablations", *pairs("lrn_off", values), *others)}
+    assert measures.difference("ablations", "lrn_off")(records).interval == pytest.approx(interval(values, 10))
+    assert measures.difference("ablations", "tanh")(records) is None
+    assert measures.difference("elsewhere", "lrn_off")(records) is None
+
+
+def test_verdicts_are_in_plain_words():
+    def of(values, **more):
+        return measures.difference("a", "x", **more)({"a": study("a", *pairs("x", values))}).verdict
+
+    assert of([-1.4, -1.6, -1.5]) == "contradicts"
+    assert of([-1.4, 1.6, -1.5]).startswith("not significant: ") and of([-1.4, 1.6, -1.5]).endswith("have been seen")
+    assert of([1.0]) == "too few seeds"
+    assert of([1.4, 1.6, 1.5], noise=True) == "2012's number is within noise"
+
+
+def test_runs_that_failed_count_for_nothing():
+    runs = pairs("lrn_off", [1.4, 1.9, 1.2])
+    failed = {"cell": "lrn_off", "seed": 3, "state": "failed", "reason": "the loss is nan (epoch 1 of 4)"}
+    records = {"ablations": study("ablations", *runs, entry("base", 3), failed)}
+    assert measures.difference("ablations", "lrn_off")(records).n == 3
+    assert "- failed: ablations, lrn\\_off, seed 3: the loss is nan (epoch 1 of 4)" in page.page(records)
+
+
+def test_overfitting_needs_both_errors():
+    """A lower training error, and a higher error."""
+
+    def of(errors, trainings):
+        runs = pairs("crops_off", errors)
+        for run, training in zip(runs[1::2], trainings, strict=True):
+            run["training"] = [0.5, 0.4, 0.3, 0.2 + training / 100]
+        return measures.overfitting("ablations", "crops_off")({"ablations": study("ablations", *runs)})
+
+    assert of([3, 3.1, 3.2], [-9, -9.1, -9.2]).verdict == "agrees"
+    assert of([3, -3.1, 3.2], [-9, -9.1, -9.2]).verdict == "not significant"
+    assert of([-3, -3.1, -3.2], [-9, -9.1, -9.2]).verdict == "contradicts"
+    assert of([3, 3.1, 3.2], [9, 9.1, 9.2]).verdict == "contradicts"
+    assert "training error −9.10" in of([3, 3.1, 3.2], [-9, -9.1, -9.2]).ours
+
+
+def falling(epochs, until, seed=0):
+    """Ten records an epoch of a training error that falls in a straight line to zero at `until`, with noise."""
+    ends = [i / 10 for i in range(1, 10 * epochs + 1)]
+    noise = np.random.default_rng(seed).normal(0, 0.002, len(ends))
+    errors = [max(0.0, 1 - (end - 0.05) / until) + e for end, e in zip(ends, noise, strict=True)]
+    return {"epoch": ends, "loss": errors, "top1": errors}
+
+
+def test_epochs_to_a_training_error():
+    """A straight line from 1 to 0 in eight epochs is at 25 % after six."""
+    assert figure1.epochs_to({"points": falling(8, 8)}) == pytest.approx(6, abs=0.05)
+    assert figure1.epochs_to({"points": falling(4, 8)}) is None
+    assert figure1.epochs_to({"points": {"epoch": [1.0, 2.0], "top1": [0.4, 0.2]}}) == pytest.approx(1.25)
+    assert figure1.epochs_to({"points": {"epoch": [1.0, 2.0], "top1": [None, None]}}) is None
+
+
+def test_figure_1_is_a_ratio_of_epochs():
+    def of(slower, tanh_epochs, seeds=3):
+        runs = [entry("base", s, points=falling(8, 2 + 0.1 * s, s)) for s in range(seeds)]
+        runs += [entry("tanh", s, points=falling(tanh_epochs, slower * (2 + 0.1 * s), s)) for s in range(seeds)]
+        return figure1.measure({"figure1": study("figure1", *runs)})
+
+    found = of(6, 14)
+    assert found.interval.mean == pytest.approx(6, rel=0.03) and found.interval.low < found.interval.mean
+    assert of(3, 14).verdict == "agrees that ReLU is faster, but not 6 times"
+    assert of(1, 14).verdict in ("not significant", "contradicts") and of(6, 14, 1).verdict == "too few seeds"
+    bound = of(6, 6)
+    assert bound.ours.startswith("more than 3.") and bound.verdict == "agrees: ReLU is faster"
+    assert figure1.measure({}) is None
+
+
+def test_a_published_error_is_compared_with_another_run_of_ours():
+    def of(*errors, theirs=18):
+        runs = [entry("cifar10_18pct", seed, e / 100, views=1) for seed, e in enumerate(errors)]
+        return studies.published("cifar10", ("cifar10_18pct",), theirs)({"cifar10": study("cifar10", *runs)})
+
+    assert of(18.2, 18.4, 18.1).verdict == "agrees"  # 17.5 to 18.5 is 18
+    assert of(19.2, 19.3, 19.25).verdict == "higher, within 1.2 points"
+    assert of(16.2, 16.3, 16.25).verdict == "lower, within 1.8 points"
+    assert of(18.3).verdict == "one seed: within 0.3 points" and of(18.3).ours == "18.3 %, one view"
+    assert of(18.2, 18.4, 18.1).ours == "18.23 ± 0.15 %, one view"
+
+
+def test_views_and_gaps():
+    records = {
+        "full": study("full", *[entry("imagenette", s, 0.2, centre_top1=0.2 + g) for s, g in enumerate((0.01, 0.02))]),
+        "cifar10": study("cifar10", entry("a", 0, 0.13), entry("b", 0, 0.11), entry("b", 1, 0.2)),
+    }
+    assert studies.views_gain("full", "imagenette")(records).interval.mean == pytest.approx(1.5)
+    assert studies.gap("cifar10", ("a",), ("b",))(records).interval == (1, pytest.approx(2), None, None)
+
+
+def test_towers_specialise_in_every_run_or_not():
+    def of(*shares):
+        runs = [entry("base", seed, colour=list(share)) for seed, share in enumerate(shares)]
+        kernels = {"model.conv_widths": [96, 64, 96, 96, 64], "model.towers": 2}
+        return studies.towers("towers", "base")({"towers": study("towers", *runs, settings=kernels)})
+
+    caffes = (39 / 48, 5 / 48)
+    assert of(caffes, caffes[::-1]).verdict == "agrees"
+    some = of(caffes, (0.5, 0.5))
+    assert some.verdict == "contradicts: not in every run"
+    assert some.ours == (
+        "one tower colour-blind in 1 of 2 runs; apart beyond chance in 1; 66 % and 30 % of 48 on average"
+    )
+    assert of(caffes).verdict == "one seed: yes"
+    assert studies.towers("towers", "base")({"towers": study("towers", entry("base", 0, colour=[0.5]))}) is None
+
+
+def test_the_first_steps():
+    """Fifty steps of ten classes: one loss falls after step 20, the other stays at ln 10."""
+
+    def of(*losses):
+        ends = [(i + 1) / 10 for i in range(len(losses))]
+        return {"epoch": ends, "loss": list(losses), "top1": [0.9] * len(losses)}
+
+    flat_loss, falls = of(*[math.log(10)] * 10), of(*[math.log(10)] * 4, *[1.0] * 6)
+    steps = {"steps": 50}
+    runs = [entry("base", 0, points=flat_loss, **steps), entry("biases_0", 0, points=falls, **steps)]
+    records = {"start": study("start", *runs)}
+    assert studies.first_steps("base")(records).verdict == "not within 50 steps, one seed"
+    found = studies.first_steps("biases_0")(records)
+    assert (found.verdict, found.ours) == ("agrees, one seed", "stops guessing after 25 steps")
+    found = studies.first_steps("biases_0", later=True)(records)
+    assert found.verdict == "contradicts, one seed" and found.ours.endswith("as written not within 50")
+    assert studies.first_steps("std")(records) is None
+
+
+def test_dropout_takes_more_epochs():
+    """With dropout it ends at 0.2 after four epochs; without, it is there after two."""
+    runs = pairs("dropout_off", [3, 3, 3])
+    for run in runs[1::2]:
+        run["training"] = [0.4, 0.2, 0.1, 0.05]
+    found = studies.epochs_of_dropout({"ablations": study("ablations", *runs)})
+    assert found.interval == (3, pytest.approx(2), pytest.approx(2), pytest.approx(2)) and found.verdict == "agrees"
+
+
+# --- Page -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_committed_page_is_what_the_records_give():
+    """Of experiments/CLAIMS.md and the README's block, byte for byte: if not, run alexnet claims."""
+    records = command.read(file.RECORDS)
+    assert (command.ROOT / "experiments/CLAIMS.md").read_text() == page.page(records)
+    readme = (command.ROOT / "README.md").read_text()
+    assert page.with_block(readme, records, "README.md") == readme
+
+
+def test_without_records_nothing_is_measured():
+    text = page.page({})
+    assert all(f"| {i} |" in text for i in range(1, len(CLAIMS) + 1)) and "No run is recorded yet." in text
+    assert {page.verdict(claim, found) for claim, found in page.rows({})} == {"not measured", "out of reach"}
+    assert all(found is None for _, found in page.rows({}))
+
+
+def test_every_claim_has_what_its_row_needs():
+    for claim in CLAIMS:
+        assert claim.section and claim.says and claim.paper
+        assert bool(claim.command) == (claim.measure is not None), claim.says
+        assert claim.measure or claim.takes
+        assert not claim.unit or claim.number is None or claim.measure
+    assert sum(claim.main for claim in CLAIMS) == 10
+
+
+def test_the_command_writes_page_block_and_pictures(tmp_path):
+    """With records of every study, and twice the same."""
+    nets = [(cell, seed, until) for cell, until in (("base", 2), ("tanh", 9)) for seed in (0, 1)]
+    runs = {
+        "ablations": pairs("lrn_off", [1.4, 1.9, 1.2]),
+        "cifar10": [entry("cifar10_18pct", seed, 0.18) for seed in range(3)],
+        "figure1": [entry(cell, seed, points=falling(8, until, seed)) for cell, seed, until in nets],
+    }
+    (tmp_path / "records").mkdir()
+    for name, entries in runs.items():
+        file.write(study(name, *entries), tmp_path / f"records/{name}.json")
+    (tmp_path / "README.md").write_text("before\n<!-- claims -->\nold\n<!-- /claims -->\nafter\n")
+    flags = ["--records", "records", "--out", "CLAIMS.md", "--readme", "README.md", "--pictures", "docs"]
+    flags = commands.parse(command, [word if word.startswith("--") else str(tmp_path / word) for word in flags])
+    command.main(flags)
+    readme, claims = (tmp_path / "README.md").read_text(), (tmp_path / "CLAIMS.md").read_text()
+    assert readme.startswith("before\n") and readme.endswith("<!-- /claims -->\nafter\n") and "old" not in readme
+    assert (
+        "+1.50" in readme
+        and "+1.50" in claims
+        and "18.00 ± 0.00 %" in claims
+        and "| A CPU, 1 core, jax 0.1 |" in claims
+    )
+    assert sorted(path.name for path in (tmp_path / "docs").iterdir()) == ["claims.png", "figure1.png"]
+    command.main(flags)
+    assert (readme, claims) == ((tmp_path / "README.md").read_text(), (tmp_path / "CLAIMS.md").read_text())
+    for lines in (claims.split("\n\n"), readme.split("\n\n")):
+        for table in (part.splitlines() for part in lines if part.startswith("|")):
+            assert len({line.replace("\\|", "").count("|") for line in table}) == 1
+    (tmp_path / "README.md").write_text("no markers")
+    with pytest.raises(UserError, match="has no <!-- claims -->"):
+        command.main(flags)
