@@ -12,7 +12,7 @@ Each cell of the sweep is a run: ablation NAME with seed S trains in DIR/NAME/se
 sweep small. Locally the cells run one after the other, or --at-once N of them, each on its share of the cores; under
 SLURM each is a job. A cell that fails does not stop the others: it is named at the end, and the reason is in its
 folder, in failed.txt. A stopped or killed sweep is resumed by the same command. The same command, started twice on one
-machine, shares the cells.
+machine, shares the cells. With --skip-recorded it leaves out runs that are in experiments/records already.
 """
 
 import json
@@ -21,6 +21,7 @@ import statistics
 import sys
 import time
 from argparse import ArgumentParser, Namespace
+from collections import Counter
 from pathlib import Path
 
 from flax.traverse_util import flatten_dict
@@ -38,13 +39,14 @@ from experiments import results
 from experiments.benchmark.stepper import stepper
 from experiments.changes import Change
 from experiments.jobs import Cell, launch, make_executor
+from experiments.record import file
 
 SWEEPS = Path(__file__).parent / "sweeps"
 
 
 def add_flags(parser: ArgumentParser):
     """The flags of `alexnet sweep`."""
-    says = "paper, small, smoke, finetune, or a file; the config's argument follows a colon"
+    says = "ablations, start, towers, finetune, paper, ... or a file; the config's argument follows a colon"
     parser.add_argument("--sweep", required=True, metavar="NAME[:ARG]", help=says)
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N - 1 (default: 3)")
     says = "ablations, comma-separated, lrn for all of lrn_*; the base always runs (default: all)"
@@ -56,6 +58,8 @@ def add_flags(parser: ArgumentParser):
     parser.add_argument("--at-once", type=int, default=1, metavar="N", help=says)
     says = "an option of sbatch; repeat it for more"
     parser.add_argument("--slurm", action="append", default=[], metavar="KEY=VALUE", help=says)
+    says = "leave out the finished runs in experiments/records, from whichever sweep (see alexnet record)"
+    parser.add_argument("--skip-recorded", action="store_true", help=says)
     parser.add_argument("--dry-run", action="store_true", help="print the cells and their cost, and train nothing")
 
 
@@ -70,6 +74,8 @@ def main(flags: Namespace) -> int:
     stem = Path(flags.sweep).stem.replace(":", "_")
     workdir = Path(flags.workdir or f"runs/sweep_{stem}").expanduser()
     cells = make_cells(base, ablations, flags.seeds, workdir)
+    if flags.skip_recorded:
+        cells = unrecorded(cells)
     if flags.dry_run:
         print_plan(cells, base, ablations)
         return 0
@@ -163,6 +169,22 @@ def _changed(base: ConfigDict, change: Change | None, seed: int) -> ConfigDict:
     return config
 
 
+def unrecorded(cells: list[Cell], folder: Path = file.RECORDS) -> list[Cell]:
+    """The cells whose run is not in the records of a folder; says on standard error how many are, and where."""
+    known = file.finished(folder)
+    left, found = [], Counter[Path]()
+    for cell in cells:
+        computes = results.computes(results.completed(cell.config.to_dict()))
+        at = next((path for settings, seed, path in known if seed == cell.seed and settings == computes), None)
+        if at is None:
+            left.append(cell)
+        else:
+            found[at] += 1
+    where = "".join(f", {count} of them in {path}" for path, count in found.items())
+    print(f"{len(cells) - len(left)} of {len(cells)} cells are recorded{where}", file=sys.stderr)
+    return left
+
+
 def record(workdir: Path, sweep: str, base: ConfigDict, ablations: dict[str, Change], seeds: int):
     """Writes the plan, sweep.json, for the report, or adds to it.
 
@@ -192,9 +214,9 @@ def record(workdir: Path, sweep: str, base: ConfigDict, ablations: dict[str, Cha
 
 def print_plan(cells: list[Cell], base: ConfigDict, ablations: dict[str, Change]):
     """Prints the cells and what they will cost."""
-    width = max(len(c.name) for c in cells)
+    width = max(map(len, ("base", *ablations)))
     for name in ("base", *ablations):
-        progress = [c.epochs_done() / base.epochs for c in cells if c.name == name]
+        progress = [c.epochs_done() / c.config.epochs for c in cells if c.name == name]
         marks = "".join(map(_mark, progress))
         what = base.name
         if name != "base":
@@ -202,10 +224,11 @@ def print_plan(cells: list[Cell], base: ConfigDict, ablations: dict[str, Change]
         print(f"{name:{width}}  {marks}  {what}")
     print("one mark for each seed: x finished, ~ started, - not started")
     seconds = run_seconds(base)
-    left = sum(1 - c.epochs_done() / base.epochs for c in cells)
+    left = sum(1 - c.epochs_done() / c.config.epochs for c in cells)
+    epochs = sum(c.config.epochs - c.epochs_done() for c in cells)
     print(
         f"a run of the base takes about {_time(seconds)} here; the {left:.1f} runs that remain take "
-        f"{_time(left * seconds)}, one after the other, if the others cost as much"
+        f"{_time(epochs / base.epochs * seconds)}, one after the other, if their epochs cost as much"
     )
 
 

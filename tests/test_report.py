@@ -456,7 +456,8 @@ def test_runs_of_earlier_versions_compare_with_todays():
 ORDER = [
     "changes", "results", "record.kernels", "record.entry", "record.file", "record.command",
     "benchmark.stepper", "jobs", "sweep",
-    "sweeps.paper", "sweeps.small", "sweeps.smoke", "sweeps.finetune",
+    "sweeps.paper", "sweeps.small", "sweeps.smoke", "sweeps.finetune", "sweeps.ablations", "sweeps.ablation_rates",
+    "sweeps.start", "sweeps.towers",
     "benchmark.worker", "benchmark.limits", "benchmark.ours", "benchmark.peer", "benchmark.turns", "benchmark.machine",
     "benchmark.steps", "benchmark.table", "benchmark.split", "benchmark.scaling", "benchmark.input_pipeline",
     "benchmark.command", "benchmark.__main__",

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import fisher_exact
 
-from alexnet_jax.analysis.specialisation import color_blindness, colorfulness, colour_share, towers_colors
+from alexnet_jax.analysis.specialisation import chance, color_blindness, colorfulness, colour_share, towers_colors
 
 WEIGHTS = Path(os.environ.get("TFDS_DATA_DIR", "nowhere")).parent / "weights" / "alexnet_bvlc_conv1.npz"
 
@@ -73,9 +74,15 @@ def test_noise_is_mostly_colour():
 )
 def test_one_tower_is_color_blind(colored, towers, answer):
     lines = color_blindness(grey_and_colored(colored), towers).splitlines()
-    assert len(lines) == towers + 1 and lines[-1].endswith(f"? {answer}")
+    assert len(lines) == towers + 1 + (towers == 2) and lines[-1].endswith(f"? {answer}")
     own = len(colored) // towers
     assert lines[0].startswith(f"tower 1: {sum(colored[:own])} of {own} kernels")
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 0), (5, 5), (4, 5), (3, 0), (0, 4), (1, 5), (5, 0)])
+def test_chance_is_fishers(first, second):
+    expected = fisher_exact([[first, 5 - first], [second, 5 - second]]).pvalue
+    assert chance(5, first, second) == chance(5, second, first) == pytest.approx(expected)
 
 
 @pytest.mark.real_data
@@ -84,3 +91,4 @@ def test_caffes_towers_have_39_and_5_colour_kernels_of_48():
     with np.load(WEIGHTS, allow_pickle=False) as held:
         kernel = held["conv1_w"][:, ::-1].transpose(2, 3, 1, 0)  # (96, 3, 11, 11), blue first
     assert colour_share(kernel, 2) == [39 / 48, 5 / 48]
+    assert "with probability 1.3e-12" in color_blindness(kernel, 2)

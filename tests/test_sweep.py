@@ -14,12 +14,14 @@ from helpers.runs import records
 from alexnet_jax import UserError
 from alexnet_jax.cli import commands
 from alexnet_jax.config import check
+from alexnet_jax.data.batches import steps_in_epoch
 from alexnet_jax.network import parameter_count, shapes
 from alexnet_jax.runs.run import flat
-from configs import source
-from experiments import jobs, sweep
+from configs import paper, source
+from experiments import jobs, results, sweep
 from experiments.changes import CHANGES, Change
-from experiments.sweeps import ablations
+from experiments.record import file
+from experiments.sweeps import ablations, start
 
 ROOT = Path(__file__).parents[1]
 FILE = """
@@ -319,6 +321,66 @@ def test_ablations_have_the_changes_of_their_names(tmp_path):
         assert flat(cell.config) != flat(base)
 
 
+def test_each_start_changes_one_thing_of_the_paper(tmp_path):
+    """All else is that of configs/paper.py. The three of "code" are those of configs/source.py."""
+    base, changes = sweep.read_sweep("start")
+    as_written = flat(paper.get_config("imagenette"))
+    only_here = {"name", "epochs", "log_every_steps", "data.eval_split", "evaluation.every_epochs", "evaluation.views"}
+    assert {f for f, value in flat(base).items() if value != as_written[f]} == only_here
+    assert steps_in_epoch(9_469, base.batch_size) * base.epochs == 146
+    found = {c.name: {f: v for f, v in flat(c.config).items() if v != flat(base)[f]}
+             for c in sweep.make_cells(base, changes, 1, tmp_path)[1:]}  # fmt: skip
+    conv = {f"model.init_std.conv{i}": 0.03 for i in (3, 4, 5)}
+    biases = [f"model.init_bias.{layer}" for layer in ("conv2", "conv4", "conv5", "fc6", "fc7")]
+    assert found["std"] == conv
+    assert found["biases_0"] == dict.fromkeys(biases, 0.0) and found["biases_01"] == dict.fromkeys(biases, 0.1)
+    assert found["fc_std"] == {"model.init_std.fc6": 0.005, "model.init_std.fc7": 0.005}
+    assert found["alpha"] == {"model.lrn.divide_by_size": True}
+    assert found["norm"] == {"model.lrn.before_activation": ["conv1"]}
+    assert found["bias_rate"] == {"optimizer.bias_rate": 2.0}
+    assert found["rate_half"] == {"optimizer.learning_rate": 0.005}
+    assert found["rate_double"] == {"optimizer.learning_rate": 0.02}
+    assert found["code"] == conv | found["norm"] | found["bias_rate"]
+    theirs = flat(source.get_config())
+    assert {f: theirs[f] for f in found["code"]} == found["code"]
+    kernels = shapes(base.model, base.data.crop)
+    inputs = {
+        layer: parameter_count(kernels[layer]["kernel"]) / kernels[layer]["kernel"].shape[-1] for layer in kernels
+    }
+    he = {f"model.init_std.{layer}": (2 / n) ** 0.5 for layer, n in inputs.items() if layer not in ("conv1", "fc8")}
+    assert found["he"] == pytest.approx(he) and len(found) == len(changes) == 11
+
+
+def test_when_a_loss_leaves_chance():
+    """The first step that ends at least 20 steps whose mean loss is below ln 10 - 0.05 = 2.2526."""
+    level = [(step, 2.30) for step in range(5, 101, 5)]
+    assert start.leaves_chance(level) is None and start.leaves_chance([]) is None
+    falls = level + [(step, 2.20) for step in range(105, 201, 5)]
+    assert start.leaves_chance(falls) == 110  # two low records of four: a mean of 2.25
+    assert start.leaves_chance(reversed(falls)) == 110
+    assert start.leaves_chance(falls, over=5) == 105
+    assert start.leaves_chance(falls, classes=9) is None  # ln 9 = 2.197
+    assert start.leaves_chance([(50, 2.3), (100, 2.3), (150, 2.2)]) == 150  # a record may be longer than 20 steps
+    assert start.leaves_chance([(1, 0.5), (10, 0.5)]) is None  # too few steps so far
+    assert start.leaves_chance([(20, 9.0), (40, 2.2)]) == 40  # what was before the fall does not matter
+    assert start.leaves_chance([(20, 2.2), (40, 2.2), (20, 2.3), (40, 2.3)]) is None  # a resumed run's second records
+
+
+def test_towers_differ_in_what_could_make_them_specialise(tmp_path):
+    base, changes = sweep.read_sweep("towers")
+    found = {c.name: {f: v for f, v in flat(c.config).items() if v != flat(base)[f]}
+             for c in sweep.make_cells(base, changes, 1, tmp_path)[1:]}  # fmt: skip
+    assert found == {
+        "lrn_across": {"model.lrn.per_tower": False},
+        "lrn_off": {"model.lrn.layers": []},
+        "exchange_conv2": {"model.exchange": ["conv2", "conv3", "fc6", "fc7", "fc8"]},
+        "no_exchange_narrow": {"model.exchange": ["fc8"]},
+        "long": {"epochs": 24, "optimizer.drop_epochs": [18, 22]},
+    }
+    assert base.model.conv_widths == (96, 64, 96, 96, 64) and base.model.init_std.conv2 == 0.01
+    assert base.model.lrn.per_tower and base.model.towers == 2
+
+
 def test_cells_go_seed_by_seed(config, tmp_path):
     cells = sweep.make_cells(config, {"pooling": CHANGES["pooling"]}, 2, tmp_path)
     assert [(c.name, c.seed) for c in cells] == [("base", 0), ("pooling", 0), ("base", 1), ("pooling", 1)]
@@ -328,6 +390,44 @@ def test_cells_go_seed_by_seed(config, tmp_path):
     broken = {"pooling": CHANGES["pooling"], "none": Change("nothing", lambda base: {"model.nothing": 1})}
     with pytest.raises(UserError, match="ablation none makes no valid config"):
         sweep.make_cells(config, broken, 1, tmp_path)
+
+
+def test_recorded_runs_are_left_out_if_asked(config, tmp_path, capsys):
+    """Those that are finished and compute the same, under any name; not another seed, and not an unfinished one."""
+    cells = sweep.make_cells(config, {"pooling": CHANGES["pooling"]}, 3, tmp_path)
+    record, settings = file.Record("earlier"), results.completed(cells[0].config.to_dict())
+    for cell, change in (("first", {}), ("second", {"model.pool_size": 2, "model.pool_stride": 2})):
+        file.add_cell(record, cell, cell, settings | change | {"name": "other", "log_every_steps": 99})
+    for cell, seed, state in (("first", 0, "finished"), ("second", 2, "finished"), ("first", 1, "unfinished")):
+        record.runs[cell, seed] = {"cell": cell, "seed": seed, "state": state}
+    file.write(record, tmp_path / "earlier.json")
+    left = sweep.unrecorded(cells, tmp_path)
+    assert [(c.name, c.seed) for c in left] == [("pooling", 0), ("base", 1), ("pooling", 1), ("base", 2)]
+    assert f"2 of 6 cells are recorded, 2 of them in {tmp_path}/earlier.json" in capsys.readouterr().err
+    assert sweep.unrecorded(cells, tmp_path / "empty") == cells
+
+
+def test_a_sweep_skips_what_is_recorded(mine, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "unrecorded", lambda cells: [c for c in cells if c.seed])
+    monkeypatch.setattr(sweep, "run_seconds", lambda base: 60.0)
+    flags = ("--sweep", mine, "--seeds", 2, "--workdir", tmp_path / "runs", "--dry-run")
+    for more, says in (
+        ((), "6.0 runs that remain take 6 min"),
+        (("--skip-recorded",), "3.0 runs that remain take 3 min"),
+    ):
+        assert run(*flags, *more) == 0
+        assert says in capsys.readouterr().out
+
+
+def test_the_plan_counts_epochs(config, tmp_path, monkeypatch, capsys):
+    """A run of three times the base's epochs costs three runs of it."""
+    config.epochs = 2
+    ablations = {"long": Change("long", lambda base: {"epochs": 6})}
+    monkeypatch.setattr(sweep, "run_seconds", lambda base: 600.0)
+    monkeypatch.setattr(jobs.Cell, "epochs_done", lambda cell: 6.0 if cell.seed == 0 and cell.name == "long" else 0.0)
+    sweep.print_plan(sweep.make_cells(config, ablations, 2, tmp_path), config, ablations)
+    said = capsys.readouterr().out
+    assert "long  x-" in said and "3.0 runs that remain take 50 min" in said
 
 
 def test_only_takes_families():
@@ -352,7 +452,7 @@ def test_a_workdir_of_another_base_is_refused(config, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--sweep", "nothing"], "there are ablation_rates, ablations, finetune, paper, small, smoke"),
+        (["--sweep", "nothing"], "there are ablation_rates, ablations, finetune, paper, small, smoke, start, towers"),
         (["--sweep", "smoke", "--seeds", "0"], "--seeds"),
         (["--sweep", "smoke", "--at-once", "0"], "--at-once is 0"),
         (["--sweep", "ablations:imagenette"], "ablations takes none"),

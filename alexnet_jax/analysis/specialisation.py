@@ -10,6 +10,8 @@ A kernel before training is noise, and noise is mostly colour: two of its three 
 something only once the kernels have changed far more than they were at the start.
 """
 
+import math
+
 import numpy as np
 
 MOSTLY = 0.5  # of a kernel's energy
@@ -44,6 +46,19 @@ def colour_share(kernel: np.ndarray, towers: int) -> list[float]:
     return [mostly / kernels for kernels, mostly, _ in towers_colors(kernel, towers)]
 
 
+def chance(kernels: int, first: int, second: int) -> float:
+    """The probability that two towers differ as much in colour, or more, if the same kernels were dealt at random.
+
+    This is Fisher's exact test, two-sided: below a few percent the towers have specialised. kernels: of each tower;
+    first, second: how many of them are of colour.
+    """
+    colored = first + second
+    deals = range(max(0, colored - kernels), min(kernels, colored) + 1)  # of colour kernels to the first tower
+    as_far = [i for i in deals if abs(2 * i - colored) >= abs(first - second)]
+    ways = sum(math.comb(kernels, i) * math.comb(kernels, colored - i) for i in as_far)
+    return ways / math.comb(2 * kernels, colored)
+
+
 def color_blindness(kernel: np.ndarray, towers: int) -> str:
     """Lines that say how much of conv1 is colour, and whether one tower is colour-blind (section 6.1, figure 3).
 
@@ -60,4 +75,8 @@ def color_blindness(kernel: np.ndarray, towers: int) -> str:
     shares = colour_share(kernel, towers)
     blind = [f"tower {i}" for i, share in enumerate(shares, start=1) if share <= 1 / 4 and max(shares) > 1 / 2]
     answer = f"yes, {' and '.join(blind)}" if blind else "no"
+    if towers == 2:
+        (own, first, _), (_, second, _) = found
+        probability = chance(own, first, second)
+        lines.append(f"kernels dealt to the towers at random would differ as much with probability {probability:.2g}")
     return "\n".join([*lines, f"is one tower colour-blind (a quarter at most, another more than half)? {answer}"])
