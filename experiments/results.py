@@ -318,8 +318,9 @@ def find_base(groups: Sequence[Group], base: Path | None) -> Group:
 
 
 def find_change(group: Group, base: Group) -> Change | None:
-    """The entry of CHANGES that a group makes to the base, if it is one of them."""
+    """The entry of CHANGES that a group makes to the base, if it is one of them, also at a learning rate of its own."""
     fields = {f: group.settings.get(f) for f in differing(group.settings, base.settings)}
+    at_its_rate = {f: value for f, value in fields.items() if f != "optimizer.learning_rate"}
     config = ConfigDict(unflatten_dict(base.settings, sep="."))
     for change in CHANGES.values():
         try:
@@ -327,6 +328,6 @@ def find_change(group: Group, base: Group) -> Change | None:
         except (AttributeError, KeyError, TypeError, ValueError):  # an older base without the fields that it changes
             continue
         effect = {f: v for f, v in changed.items() if f not in base.settings or base.settings[f] != v}
-        if effect and effect == fields:
+        if effect and effect in (fields, at_its_rate):
             return change
     return None

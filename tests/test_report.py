@@ -18,7 +18,8 @@ from alexnet_jax.config import FIELDS, flat, unflat
 from configs import caffenet, quickstart, six_conv
 from experiments.changes import CHANGES, Change
 from experiments.report import command, page, pictures, table
-from experiments.report.rows import interval, make_report, verdict
+from experiments.report.intervals import detectable, holm, interval, p_value
+from experiments.report.rows import make_report, verdict
 from experiments.results import completed, differing, read, training_errors
 
 
@@ -51,10 +52,12 @@ def test_equals_a_table_made_by_hand(sweep):
     assert row.difference == pytest.approx((3, 3, 3 - half, 3 + half), abs=1e-3)
     assert (row.title, row.fields, found.others) == ("DROPOUT_OFF", "model.dropout=0.0", [])
     assert table.results_table(found).rows == [
-        ["BASE", "3", "22.00 ± 2.00", "40.00 ± 0.00", "", "", "", "", ""],
-        ["DROPOUT_OFF", "3", "25.00 ± 2.65", "40.00 ± 0.00", "+3.00", "+0.52 to +5.48", "", "no number to compare",
-         "substantial overfitting; section 4.2"],
+        ["BASE", "3", "22.00 ± 2.00", "40.00 ± 0.00", "", "", "", ""],
+        ["DROPOUT_OFF", "3", "25.00 ± 2.65", "40.00 ± 0.00", "+3.00", "+0.52 to +5.48", "", "no number to compare"],
     ]  # fmt: skip
+    [[*cells, words]] = table.certainty_table(found).rows
+    assert cells == ["DROPOUT_OFF", "+3.00", "+0.52 to +5.48", "0.035", f"{detectable([3, 2, 4]):.2f}"]
+    assert words == "substantial overfitting; section 4.2"
 
 
 def test_interval_equals_scipys_paired_test():
@@ -63,6 +66,69 @@ def test_interval_equals_scipys_paired_test():
     found = interval([a - b for a, b in zip(ours, theirs, strict=True)])
     assert found[2:] == pytest.approx(tuple(reference.confidence_interval(0.95)))
     assert interval([2.5]) == (1, 2.5, None, None) and interval([]) is None
+
+
+def test_intervals_of_several_hold_at_once():
+    """By simulation: of 400 tables of six differences that are all zero, seeds shared, about one in twenty errs."""
+    generator = np.random.default_rng(0)
+    errs = {1: 0, 6: 0}
+    for _ in range(400):
+        base = generator.normal(0, 1, 5)
+        rows = [list(generator.normal(0, 1, 5) - base) for _ in range(6)]
+        for comparisons in errs:
+            errs[comparisons] += any(interval(row, comparisons).excludes_zero for row in rows)
+    assert errs[6] <= 30 < errs[1]  # 20 expected at most; 1 - 0.95^6 of 400 would be 106 if they were independent
+    ours, wider = interval([3.1, 2.0, 4.7], 4), stats.ttest_1samp([3.1, 2.0, 4.7], 0).confidence_interval(1 - 0.05 / 4)
+    assert ours[2:] == pytest.approx(tuple(wider))
+
+
+def test_p_values_equal_scipys_and_holms():
+    """Holm's example by hand: the smallest times 4, the next times 3, and none below the one before it."""
+    values = [3.1, 2.0, 4.7, -1.0]
+    assert p_value(values) == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+    assert (p_value([1.0]), p_value([2.0, 2.0]), p_value([0.0, 0.0])) == (None, 0, 1)
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1, 1] and holm([]) == []
+
+
+@pytest.mark.parametrize(("n", "comparisons"), [(3, 1), (8, 12)])
+def test_what_so_many_seeds_would_have_seen(n, comparisons):
+    """By simulation: a true difference of this size is found in four of five cases."""
+    spread_out = [float(x) for x in np.linspace(-1, 1, n)]  # their standard deviation is that of the simulated ones
+    size = detectable(spread_out, comparisons)
+    generator = np.random.default_rng(1)
+    cases = generator.normal(size, np.std(spread_out, ddof=1), (1000, n))
+    seen = np.mean([interval(list(case), comparisons).excludes_zero for case in cases])
+    assert seen == pytest.approx(0.8, abs=0.04)
+    assert detectable([1.0]) is None and detectable([2.0, 2.0]) == 0
+
+
+def test_a_verdict_allows_for_the_other_rows(tmp_path):
+    """A difference that is significant alone is not among ten; its row says both."""
+    for seed, error in ((0, 0.20), (1, 0.22), (2, 0.24)):
+        fake(tmp_path / f"base/{seed}", seed, error)
+        fake(tmp_path / f"column/{seed}", seed, error + 0.03 + (seed - 1) * 0.008, model__lrn__layers=())
+    [alone] = make_report([tmp_path]).rows
+    assert alone.simultaneous == alone.difference and alone.verdict == "agrees"
+    for k in range(9):
+        for seed in (0, 1, 2):
+            fake(tmp_path / f"k{k}/{seed}", seed, 0.2 + 0.01 * seed * k, model__lrn__k=3.0 + k)
+    found = make_report([tmp_path])
+    among = found.rows[0]
+    assert found.comparisons == 10 and among.difference == alone.difference and among.verdict == "not significant"
+    assert not among.simultaneous.excludes_zero and among.difference.excludes_zero and among.p > 0.05
+    assert among.detectable > alone.detectable
+    assert "all 10 differences" in " ".join(table.notes(found)) and "one difference" not in table.markdown(found)
+
+
+def test_caffenets_numbers_have_a_column_where_there_are_any(tmp_path):
+    fake(tmp_path / "base", 0, 0.2)
+    fake(tmp_path / "dropout", 0, 0.25, model__dropout=0.0)
+    assert "CaffeNet, 128 px" not in table.results_table(make_report([tmp_path])).headings
+    fake(tmp_path / "pooling", 0, 0.25, model__pool_size=2, model__pool_stride=2)
+    shown = table.results_table(make_report([tmp_path]))
+    numbers = {row[0]: row[shown.headings.index("CaffeNet, 128 px")] for row in shown.rows}
+    assert numbers == {"base": "", CHANGES["pooling"].title: "\u22121.3", CHANGES["dropout_off"].title: ""}
 
 
 def test_seeds_are_paired_and_the_others_do_not_count(tmp_path):
@@ -229,9 +295,12 @@ def test_every_change_is_recognised(tmp_path, name):
     base = {"data__color_noise": 0.1, "data__flip": True}
     fields = CHANGES[name].fields(quickstart.get_config())
     fake(tmp_path / "base/0", **base)
-    fake(tmp_path / "changed", **base | {field.replace(".", "__"): value for field, value in fields.items()})
-    [row] = make_report([tmp_path]).rows
-    assert row.change is CHANGES[name]
+    changed = {field.replace(".", "__"): value for field, value in fields.items()}
+    fake(tmp_path / "changed", **base | changed)
+    fake(tmp_path / "rate", **base | changed | {"optimizer__learning_rate": 0.123})
+    rows = make_report([tmp_path]).rows
+    assert [row.change for row in rows] == [CHANGES[name]] * 2
+    assert [row.title.removeprefix(CHANGES[name].title) for row in rows] == ["", ", optimizer.learning_rate=0.123"]
 
 
 def test_the_base_is_named(tmp_path):
@@ -345,7 +414,7 @@ def test_the_page_is_one_file_that_runs_nothing(hostile, tmp_path, capsys):
     assert all(link["href"].startswith(("data:", "#")) for link in read_page.all("a") + read_page.all("link"))
     assert read_page.all("html") == [{"lang": "en"}] and len(read_page.all("title")) == 1
     assert all(cell["scope"] in ("col", "row") for cell in read_page.all("th"))
-    assert len(read_page.all("caption")) == len(read_page.all("table")) == 3
+    assert len(read_page.all("caption")) == len(read_page.all("table")) == 4
     assert "<script>alert('1')</script>" in read_page.text and "no checkpoint" in read_page.text
     markdown, terminal = (tmp_path / "out/table.md").read_text(), capsys.readouterr().out
     assert "<script" not in markdown and "<b>" not in markdown and "\x1b" not in text + markdown + terminal
@@ -358,9 +427,13 @@ def test_the_page_shows_the_table_and_what_is_not_in_it(sweep, tmp_path):
     (sweep / "dropout_off/seed2/failed.txt").write_text("out of memory")
     found = make_report([sweep])
     (tmp_path / "out").mkdir()
-    results, runs, others = Page(page.html(found, pictures.draw(found, tmp_path / "out"), "the command")).tables
+    results, certainty, runs, others = Page(
+        page.html(found, pictures.draw(found, tmp_path / "out"), "the command")
+    ).tables
     shown = table.results_table(found)
     assert results == [shown.headings, *shown.rows]
+    sure = table.certainty_table(found)
+    assert certainty == [sure.headings, *sure.rows]
     assert runs[1:] == [
         ["BASE", "", "20.00", "22.00", "24.00"],
         ["DROPOUT_OFF", "model.dropout=0.0", "23.00", "24.00", ""],
@@ -461,7 +534,7 @@ ORDER = [
     "benchmark.worker", "benchmark.limits", "benchmark.ours", "benchmark.peer", "benchmark.turns", "benchmark.machine",
     "benchmark.steps", "benchmark.table", "benchmark.split", "benchmark.scaling", "benchmark.input_pipeline",
     "benchmark.command", "benchmark.__main__",
-    "report.rows", "report.table", "report.pictures", "report.page", "report.command",
+    "report.intervals", "report.rows", "report.table", "report.pictures", "report.page", "report.command",
     "torture.processes", "torture.cases", "torture.compare", "torture.trials", "torture.kills", "torture.disk",
     "torture.fields", "torture.images", "torture.files", "torture.__main__",
 ]  # fmt: skip

@@ -37,6 +37,7 @@ def html(report: Report, pictures: Pictures, command: str) -> str:
         what_was_run=_what_was_run(report),
         views=table.views(report),
         results=table.results_table(report),
+        certainty=table.certainty_table(report),
         runs=table.runs_table(report),
         others=table.others_table(report),
         notes=table.notes(report),

@@ -16,7 +16,8 @@ from alexnet_jax import UserError
 from alexnet_jax.analysis import plots
 from alexnet_jax.files import slug
 from experiments.record.kernels import read_kernels
-from experiments.report.rows import Curves, Interval, Report, Row
+from experiments.report.intervals import Interval
+from experiments.report.rows import Curves, Report, Row
 from experiments.results import printable
 
 INCHES, DPI = 4.8, 300  # narrow, so that its text can be read on a phone; fine, so that it is sharp on a desk
@@ -60,7 +61,10 @@ def _differences(report: Report, folder: Path) -> Picture | None:
         return None
     said = "; ".join(f"{title}: {mean:+.2f}" for title, mean in means.items())
     alt = f"Differences to the base in top-1 error, in percentage points, with their intervals. {said}."
-    caption = "Above zero, the change hurts. An arrow marks what lies outside the picture."
+    caption = (
+        "Above zero, the change hurts. A bar is the interval of one difference alone, its whisker that for all at "
+        "once. An arrow marks what lies outside the picture."
+    )
     rows = [row for row in report.rows if row.difference]
     return Picture(draw_differences(rows, folder / "differences.png"), alt, caption)
 
@@ -93,7 +97,9 @@ def _kernels(rows: Sequence[Row], folder: Path) -> tuple[list[Picture], dict[str
 
 
 def draw_differences(rows: Sequence[Row], path: Path) -> Path:
-    """Draws a dot with a whisker for each ablation, small dots below for its seeds, a diamond for the number of 2012.
+    """Draws each ablation: a dot for the mean, small dots below for its seeds, a diamond for the number of 2012.
+
+    A bar is its interval alone, with whiskers to the ends of the one for all at once.
 
     A value so large that it would squeeze all others together is outside the picture: an arrow at the edge stands for
     it, and next to the arrow the mean, as a number, if that is outside too. rows: those with a difference.
@@ -111,7 +117,7 @@ def draw_differences(rows: Sequence[Row], path: Path) -> Path:
         axes.text(low, y - 0.24, label, size=8, va="center", parse_math=False)
         axes.plot((0, 0), (y - 0.06, y + 0.5), color="#444444", lw=1, zorder=1)  # zero, below the label
         _draw_difference(axes, row, y + 0.12, low, high)
-    names = {"mean, with its 95 % interval": MEAN | {"lw": 1.8}, "one seed": SEED, "2012, on ImageNet": NUMBER_OF_2012}
+    names = {"mean, 95 % interval": MEAN | {"lw": 3}, "one seed": SEED, "2012, on ImageNet": NUMBER_OF_2012}
     handles = [Line2D([], [], label=name, **style) for name, style in names.items()]
     figure.legend(handles=handles, loc="upper center", ncols=3, fontsize=7.5, frameon=False, columnspacing=1.2)
     axes.set_xlabel("difference to the base in top-1 error, points", size=8)
@@ -130,7 +136,7 @@ def _range(rows: Sequence[Row]) -> tuple[float, float]:
     most = max(1, 4 * np.quantile(np.abs(means), 0.75, method="lower"), *map(abs, then))
     shown = [*means, *then]
     for row in rows:
-        shown += [*row.differences.values(), *_ends(row.difference)]
+        shown += [*row.differences.values(), *_ends(row.simultaneous)]
     within = np.clip(shown, -most, most)
     low, high = min(0, *within), max(0, *within)
     width = (high - low) or 1.0
@@ -141,11 +147,12 @@ def _range(rows: Sequence[Row]) -> tuple[float, float]:
 def _draw_difference(axes: Axes, row: Row, y: float, low: float, high: float):
     """One ablation at the height y, between the edges low and high."""
     found = row.difference
-    ends = _ends(found)
+    ends = _ends(row.simultaneous)
     if ends:
-        axes.plot(np.clip(ends, low, high), (y, y), color=BLUE, lw=1.8, solid_capstyle="butt")
+        axes.plot(np.clip(_ends(found), low, high), (y, y), color=BLUE, lw=3, solid_capstyle="butt")
+        axes.plot(np.clip(ends, low, high), (y, y), color=BLUE, lw=1, solid_capstyle="butt")
         for end in ends:
-            axes.plot(end, y, color=BLUE, marker="|", ms=8, mew=1.8)  # not drawn outside the axes
+            axes.plot(end, y, color=BLUE, marker="|", ms=8, mew=1)  # not drawn outside the axes
     if min([found.mean, *ends]) < low:
         _leads_out(axes, low, y, "<", found.mean if found.mean < low else None)
     if max([found.mean, *ends]) > high:
@@ -156,9 +163,9 @@ def _draw_difference(axes: Axes, row: Row, y: float, low: float, high: float):
         axes.plot(row.change.top1, y, zorder=4, **NUMBER_OF_2012)
 
 
-def _ends(found: Interval) -> list[float]:
+def _ends(found: Interval | None) -> list[float]:
     """The two ends of an interval; none of one seed."""
-    return [] if found.low is None or found.high is None else [found.low, found.high]
+    return [] if found is None or found.low is None or found.high is None else [found.low, found.high]
 
 
 def _leads_out(axes: Axes, edge: float, y: float, arrow: str, mean: float | None):

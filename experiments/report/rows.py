@@ -1,38 +1,18 @@
 """The numbers of a report: each ablation's mean error, and its difference to the base with a confidence interval."""
 
-import math
-import statistics
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
-
-from scipy import stats
 
 from alexnet_jax import UserError
 from experiments import results
 from experiments.changes import CHANGES, Change
 from experiments.record import file
+from experiments.report.intervals import Interval, Spread, detectable, holm, interval, p_value, spread
 from experiments.results import Group, Outcome, printable
 
-CONFIDENCE = 0.95
 Curves = dict[int, list[float]]  # by seed: a number for each epoch
-
-
-class Spread(NamedTuple):
-    """The mean and standard deviation of a number over seeds."""
-
-    mean: float
-    std: float | None  # of the sample (n - 1); None for one seed
-
-
-class Interval(NamedTuple):
-    """A mean and its confidence interval."""
-
-    n: int
-    mean: float
-    low: float | None  # None for one seed
-    high: float | None
 
 
 @dataclass(frozen=True)
@@ -50,8 +30,12 @@ class Row:
     training: Spread | None
     differences: dict[int, float]  # in top-1 error, by the seeds that the base has too
     difference: Interval | None  # their mean; None if there are none, and for the base
-    verdict: str
     is_base: bool
+    # Known once all rows are measured, see compare:
+    simultaneous: Interval | None = None  # the difference with the interval that holds for all rows at once
+    p: float | None = None  # Holm's; None for fewer than two seeds
+    detectable: float | None = None  # the smallest difference that these seeds would have seen with probability 0.8
+    verdict: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,6 +49,11 @@ class Report:
     others: list[tuple[str, Outcome]]  # runs that are not in the numbers, each with the title of its row if it has one
 
     @property
+    def comparisons(self) -> int:
+        """How many differences have an interval, and share its confidence."""
+        return sum(row.p is not None for row in self.rows)
+
+    @property
     def finished(self) -> int:
         """How many runs are in the numbers."""
         return sum(len(row.group.finished) for row in (self.base, *self.rows))
@@ -75,36 +64,21 @@ class Report:
         return sorted({seed for row in (self.base, *self.rows) for seed in row.group.finished})
 
 
-# --- Statistics -------------------------------------------------------------------------------------------------------
-
-
-def spread(values: Sequence[float]) -> Spread | None:
-    """Mean and sample standard deviation; None without values, or if one is nan."""
-    if not values or any(map(math.isnan, values)):
-        return None
-    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
-
-
-def interval(values: Sequence[float]) -> Interval | None:
-    """Mean and its 95 % interval by Student's t with n - 1 degrees of freedom; None without values."""
-    if not values:
-        return None
-    n, mean = len(values), statistics.fmean(values)
-    if n == 1:
-        return Interval(n, mean, None, None)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * statistics.stdev(values) / n**0.5
-    return Interval(n, mean, mean - half, mean + half)
+# --- Verdicts ---------------------------------------------------------------------------------------------------------
 
 
 def verdict(difference: Interval | None, change: Change | None) -> str:
-    """How a measured difference compares with the number of 2012, in words."""
+    """How a measured difference compares with the number of 2012, in words.
+
+    difference: with its simultaneous interval, if it is one of several.
+    """
     if change is None or change.top1 is None:
         return "no number to compare"
     if change.noise:
         return "2012's number is within noise"
     if difference is None or difference.low is None or difference.high is None:
         return "too few seeds"
-    if difference.low <= 0 <= difference.high:
+    if not difference.excludes_zero:
         return "not significant"
     same_sign = (difference.mean > 0) == (change.top1 > 0)
     return "agrees" if same_sign else "contradicts"
@@ -122,7 +96,6 @@ def measure(group: Group, base: Group) -> Row:
     if group is not base:
         theirs = _final(base, "top1_error")
         differences = {seed: error - theirs[seed] for seed, error in top1.items() if seed in theirs}
-    difference = interval(list(differences.values()))
     training = _curves(group, results.training_errors)
     return Row(
         title=group.title or _title(group, base, change, fields),
@@ -135,16 +108,40 @@ def measure(group: Group, base: Group) -> Row:
         top5=spread(list(_final(group, "top5_error").values())),
         training=spread([curve[-1] for curve in training.values()]),
         differences=differences,
-        difference=difference,
-        verdict="" if group is base else verdict(difference, change),
+        difference=interval(list(differences.values())),
         is_base=group is base,
     )
+
+
+def compare(rows: Sequence[Row]) -> list[Row]:
+    """The rows with what depends on how many of them are compared with the base: those of at least two seeds."""
+    several = [row for row in rows if len(row.differences) > 1]
+    adjusted = holm([p for row in several if (p := p_value(list(row.differences.values()))) is not None])
+    p_values = dict(zip(map(id, several), adjusted, strict=True))
+    count = max(1, len(several))
+    compared = []
+    for row in rows:
+        differences = list(row.differences.values())
+        simultaneous = interval(differences, count)
+        compared.append(
+            dataclasses.replace(
+                row,
+                simultaneous=simultaneous,
+                p=p_values.get(id(row)),
+                detectable=detectable(differences, count),
+                verdict="" if row.is_base else verdict(simultaneous, row.change),
+            )
+        )
+    return compared
 
 
 def _title(group: Group, base: Group, change: Change | None, fields: str) -> str:
     if group is base:
         return "base"
-    return change.title if change else fields
+    if change is None:
+        return fields
+    own_rate = {"optimizer.learning_rate"} & set(results.differing(group.settings, base.settings))
+    return ", ".join(filter(None, (change.title, results.values(own_rate, group.settings))))
 
 
 def _final(group: Group, name: str) -> dict[int, float]:
@@ -202,6 +199,7 @@ def make_report(paths: Sequence[Path], base: Path | None = None) -> Report:
 def _assemble(name: str, config_name: str, rows: list[Row], others: list[tuple[str, Outcome]]) -> Report:
     """The report of rows, of which one is the base's; others: runs that belong to no row."""
     others = [(r.title, run) for r in rows for run in r.group.runs if run.state != "finished"] + others
+    rows = compare(rows)
     [base] = [row for row in rows if row.is_base]
     return Report(name, config_name, base, [row for row in rows if row is not base], others)
 

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
-from experiments.report.rows import Report, Row, Spread
+from experiments.report.intervals import LEVEL, Interval, Spread
+from experiments.report.rows import Report, Row
 from experiments.results import printable
 
 Kind = Literal["name", "number", "words", "short", "code"]  # short: a few words
@@ -39,23 +40,51 @@ def results_table(report: Report) -> Table:
         Column("top-5 error, %", "number"),
         Column("training error, %", "number"),
         Column("difference, points", "number"),
-        Column("95 % interval", "number"),
+        Column("95 % interval, all at once", "number"),
         Column("2012", "number"),
+        Column("CaffeNet, 128 px", "number"),
         Column("verdict", "short"),
-        Column("2012 in words, and source", "words"),
     ]
     rows = [
         [
             row.title, _count(row), _spread(row.top1), _spread(row.top5), _spread(row.training), _difference(row),
-            _interval(row), _number_of_2012(row), row.verdict, _words_of_2012(row),
+            _interval(row), signed(row.change and row.change.top1, "g"),
+            signed(row.change and row.change.caffenet, "g"), row.verdict,
         ]
         for row in (report.base, *report.rows)
     ]  # fmt: skip
     if report.base.group.settings["model.num_classes"] <= 10:  # the top-5 error of so few classes says little
-        at = [column.heading for column in columns].index("top-5 error, %")
-        for cells in (columns, *rows):
-            del cells[at]
+        _without("top-5 error, %", columns, rows)
+    if not any(row.change and row.change.caffenet is not None for row in report.rows):
+        _without("CaffeNet, 128 px", columns, rows)
     return Table(columns, rows)
+
+
+def certainty_table(report: Report) -> Table:
+    """How sure each difference is, and what 2012 says of it in words."""
+    columns = [
+        Column("ablation", "name"),
+        Column("difference, points", "number"),
+        Column("95 % interval, alone", "number"),
+        Column("Holm's p", "number"),
+        Column("seen with probability 0.8, points", "number"),
+        Column("2012 in words, and source", "words"),
+    ]
+    rows = [
+        [
+            row.title, _difference(row), _ends(row.difference), "" if row.p is None else f"{row.p:.2g}",
+            "" if row.detectable is None else f"{row.detectable:.2f}", _words_of_2012(row),
+        ]
+        for row in report.rows
+    ]  # fmt: skip
+    return Table(columns, rows)
+
+
+def _without(heading: str, columns: list[Column], rows: list[list[str]]):
+    """Removes a column."""
+    at = [column.heading for column in columns].index(heading)
+    for cells in (columns, *rows):
+        del cells[at]
 
 
 def runs_table(report: Report) -> Table:
@@ -102,12 +131,37 @@ def notes(report: Report) -> list[str]:
         f"Errors are those on the validation split ({views(report)}) after the last epoch: mean ± standard deviation "
         "over n seeds. The training error is that of the last epoch's training crops, with augmentation and dropout.",
         "A difference is in percentage points of top-1 error, between runs with the same seed. Above zero, the change "
-        "hurts. The interval is Student's t over seeds: it says what other seeds would give, not what other images "
-        "would. Where a change has no effect, one interval in twenty still excludes zero by chance.",
+        "hurts. Intervals are Student's t over seeds: they say what other seeds would give, not what other images "
+        f"would. {_at_once(report)}",
+        "Seen with probability 0.8: the smallest true difference that would have made its interval exclude zero with "
+        "this probability, if the differences spread as much as measured. A smaller one may be there and not be seen.",
         "2012: what the change costs in top-1 error on ImageNet, according to the paper or a note in its code. These "
-        f"runs are on {data(report)}. The verdict compares only the signs, and only if the interval excludes zero; "
-        "otherwise the difference is not significant. 2012's number is within noise where it is the difference of two "
-        "single runs, a tenth of a point or so.",
+        f"runs are on {data(report)}. The verdict compares only the signs, and only if the interval for all at once "
+        "excludes zero; otherwise the difference is not significant. 2012's number is within noise where it is the "
+        "difference of two single runs, a tenth of a point or so.",
+        *_second_reference(report),
+    ]
+
+
+def _at_once(report: Report) -> str:
+    """What the intervals of several differences promise."""
+    count = report.comparisons
+    if count < 2:
+        return "There is one difference, so its interval for all at once is that of it alone."
+    alone = f"{100 - 100 * LEVEL / count:.2f} %"
+    return (
+        f"The intervals of all {count} differences hold at once with 95 % confidence (Bonferroni: each alone has "
+        f"{alone}). Holm's p allows for their number too, loses less, and may be below 0.05 where the "
+        "interval just includes zero. Of intervals that are 95 % each alone, one in twenty excludes zero by chance."
+    )
+
+
+def _second_reference(report: Report) -> list[str]:
+    if not any(row.change and row.change.caffenet is not None for row in report.rows):
+        return []
+    return [
+        "CaffeNet, 128 px: the same change to Caffe's variant of the network on ImageNet at 128 pixels, centre crop, "
+        "one run each (ducha-aiki/caffenet-benchmark, top-1 accuracy turned into error). No verdict depends on it."
     ]
 
 
@@ -123,30 +177,32 @@ def _spread(found: Spread | None) -> str:
 
 
 def _difference(row: Row) -> str:
-    return _signed(row.difference.mean) if row.difference else ""
+    return signed(row.difference.mean) if row.difference else ""
 
 
 def _interval(row: Row) -> str:
     n = len(row.group.finished)
-    if row.difference is None:
+    if row.simultaneous is None:
         return "no seed in common" if row.verdict and n else ""
-    if row.difference.low is None or row.difference.high is None:
+    if row.simultaneous.low is None:
         return "one seed only" if n == 1 else "one pair only"
-    pairs = "" if row.difference.n == n else f" ({row.difference.n} pairs)"
-    return f"{_signed(row.difference.low)} to {_signed(row.difference.high)}{pairs}"
+    pairs = "" if row.simultaneous.n == n else f" ({row.simultaneous.n} pairs)"
+    return f"{_ends(row.simultaneous)}{pairs}"
 
 
-def _number_of_2012(row: Row) -> str:
-    return _signed(row.change.top1, "g") if row.change and row.change.top1 is not None else ""
+def _ends(found: Interval | None) -> str:
+    if found is None or found.low is None:
+        return ""
+    return f"{signed(found.low)} to {signed(found.high)}"
 
 
 def _words_of_2012(row: Row) -> str:
     return "; ".join(filter(None, (row.change.says, row.change.source))) if row.change else ""
 
 
-def _signed(value: float, form: str = ".2f") -> str:
-    """A number with its sign, and a minus instead of a hyphen."""
-    return format(value, f"+z{form}").replace("-", "\u2212")
+def signed(value: float | None, form: str = ".2f") -> str:
+    """A number with its sign, and a minus instead of a hyphen; nothing for None."""
+    return "" if value is None else format(value, f"+z{form}").replace("-", "\u2212")
 
 
 # --- A terminal and Markdown ------------------------------------------------------------------------------------------
@@ -170,14 +226,16 @@ def text(report: Report) -> str:
 
 
 def markdown(report: Report) -> str:
-    """The main table in Markdown, with its notes and the runs that are not in it."""
+    """The two main tables in Markdown, with their notes and the runs that are not in it."""
 
     def line(cells: Iterable[str]) -> str:
         return f"| {' | '.join(map(_escaped, cells))} |"
 
-    table = results_table(report)
-    rule = "|".join("---:" if column.kind == "number" else "---" for column in table.columns)
-    lines = [line(table.headings), f"|{rule}|", *map(line, table.rows)]
+    lines = []
+    for table in (results_table(report), certainty_table(report)):
+        rule = "|".join("---:" if column.kind == "number" else "---" for column in table.columns)
+        lines += [line(table.headings), f"|{rule}|", *map(line, table.rows), ""]
+    lines.pop()
     for note in notes(report):
         lines += ["", _escaped(note)]
     if report.others:

@@ -1,0 +1,164 @@
+"""The claims, section by section: what the paper says, and from which runs it is checked.
+
+Numbers are the paper's (NIPS 2012), those of the notes in its code (layers/layer-params-N.cfg in
+computerhistory/AlexNet-Source-Code) or cuda-convnet's. Differences are in percentage points of top-1 error.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from experiments.claims import figure1, studies
+from experiments.claims.measures import Measure, difference, overfit, overfitting, training
+
+IMAGENET = "ImageNet: 1.2 million images, 90 epochs of the full network"
+SWEEP = "alexnet sweep --sweep ablations --seeds {seeds} --only {only}"
+CIFAR = "alexnet train --config configs/{name}.py --config.seed=0"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim."""
+
+    section: str  # of the paper, or whose note it is
+    says: str
+    paper: str  # its number, as it is printed
+    measure: Measure | None = None  # None: out of reach here
+    command: str = ""  # with {seeds}
+    takes: str = ""  # to measure it
+    number: float | None = None  # the paper's, in the unit of the measure's interval: for the picture
+    unit: Literal["points", "percent", ""] = ""  # a difference or an error
+    main: bool = False  # among the ten of the README
+
+
+def _ablation(section: str, says: str, paper: str, cell: str, number: float | None = None, **more) -> Claim:
+    """A claim about the error that a change of the ablations costs."""
+    more = {"measure": difference("ablations", cell), "unit": "points"} | more
+    command = SWEEP.replace("{only}", cell)
+    return Claim(section, says, paper, command=command, takes="the command", number=number, **more)
+
+
+def _unreachable(section: str, says: str, paper: str, takes: str, **more) -> Claim:
+    return Claim(section, says, paper, takes=takes, **more)
+
+
+def _cifar(name: str, percent: int, what: str, **more) -> Claim:
+    cells = (name, "base") if name == "cifar10_80sec" else (name,)
+    measure = studies.published("cifar10", cells, percent)
+    command = CIFAR.replace("{name}", name)
+    return Claim(
+        "cuda-convnet", f"CIFAR-10, {what}", f"{percent} %", measure, command, "the command, once for each seed", percent,
+        "percent", **more,
+    )  # fmt: skip
+
+
+def _start(section: str, says: str, paper: str, cell: str, measure: Measure, **more) -> Claim:
+    return Claim(section, says, paper, measure, "alexnet sweep --sweep start --seeds {seeds}", "the command", **more)
+
+
+def _views(study: str, cell: str, config: Callable[[], str] | str, **more) -> Claim:
+    return Claim(
+        "4.1", f"ten views instead of the centre crop: {study}", "1.5 (39.0 to 37.5 %)",
+        studies.views_gain(study, cell), str(config), "the command", 1.5, "points", **more,
+    )  # fmt: skip
+
+
+CLAIMS = (
+    _ablation("1", "removing any convolution hurts: conv3", "worse", "conv3_removed"),
+    _ablation("1", "the same: conv4", "worse", "conv4_removed"),
+    _ablation("1", "the same: conv3 and conv4 at once", "worse", "conv34_removed"),
+    Claim(
+        "3.1, figure 1", "a ReLU network reaches 25 % training error sooner than a tanh network, CIFAR-10", "6 times",
+        figure1.measure, "alexnet sweep --sweep figure1 --seeds {seeds}", "the command", main=True,
+    ),
+    _ablation("3.1", "tanh instead of ReLU raises the error", "not given", "tanh"),
+    _ablation("3.2", "one column of half the kernels raises the error", "1.7", "one_column", 1.7, main=True),
+    _unreachable(
+        "3.2", "two GPUs train a little faster than the one column on one GPU", "slightly less time",
+        "two accelerators of the same kind",
+    ),
+    _ablation("3.2, note #150", "towers without exchange before the classifier raise the error", "1.17", "no_exchange", 1.17),
+    _ablation("3.5, notes #132, #133", "exchange at conv4 instead of conv3 is worse", "worse", "exchange_conv4"),
+    _ablation("3.3", "no response normalization raises the error", "1.4", "lrn_off", 1.4, main=True),
+    Claim(
+        "3.3", "CIFAR-10: the network with normalization has a lower error (two published networks)", "2 (13 to 11 %)",
+        studies.gap("cifar10", ("cifar10_13pct",), ("cifar10_11pct",)), CIFAR.replace("{name}", "cifar10_11pct"),
+        "both networks with the same seeds", 2.0, "points",
+    ),
+    Claim(
+        "3.3", "CIFAR-10: the same network, norms off against on", "not given",
+        difference("cifar10", "norm_off", base=("cifar10_18pct",)), CIFAR.replace("{name}", "cifar10_18pct"),
+        "cifar10_18pct with and without its norms, with the same seeds", unit="points", main=True,
+    ),
+    _ablation(
+        "3.3, notes #120, #131", "normalizing conv1 after its pool changes little", "0.11, one run each", "lrn_after_pool",
+        0.11,
+    ),
+    _unreachable("3.3, notes #131, #135", "k = 1 instead of 2 changes little", "-0.14, one run each", "a sweep with lrn_caffe"),
+    _unreachable("3.3, note #166", "both norms before or after the ReLU: no gain", "0", "a sweep with lrn_before_relu"),
+    _ablation("3.4", "pooling without overlap raises the error", "0.4", "pooling", 0.4, main=True),
+    _ablation(
+        "3.4", "and overfits a little more: error minus training error", "slightly more", "pooling",
+        measure=difference("ablations", "pooling", overfit), unit="",
+    ),
+    _ablation(
+        "4.1", "without crops and flips the network overfits", "substantial", "crops_off",
+        measure=overfitting("ablations", "crops_off"), main=True,
+    ),
+    _ablation("4.1", "no colour noise raises the error", "over 1", "noise_off", 1.0, main=True),
+    _views("ablations", "base", "alexnet sweep --sweep ablations --seeds {seeds}", main=True),
+    _views("full", "imagenette", "alexnet train --config configs/imagenette.py"),
+    _views("full", "imagenette_small", "alexnet train --config configs/imagenette_small.py"),
+    _ablation(
+        "4.2", "without dropout the network overfits", "substantial", "dropout_off",
+        measure=overfitting("ablations", "dropout_off"), main=True,
+    ),
+    _ablation(
+        "4.2", "dropout about doubles the epochs (to the training error that it ends with)", "2 times", "dropout_off",
+        measure=studies.epochs_of_dropout, unit="",
+    ),
+    _ablation(
+        "5", "weight decay lowers the training error too: without it", "higher training error", "decay_off",
+        measure=difference("ablations", "decay_off", training), unit="",
+    ),
+    _start("5", "the network as written starts to learn", "it does", "base", studies.first_steps("base")),
+    _start(
+        "5", "biases of 1 make it learn sooner: with biases of 0 it is later", "1 is sooner", "biases_0",
+        studies.first_steps("biases_0", later=True),
+    ),
+    _start("the code", "N(0, 0.03) in conv3 to conv5 starts to learn", "0.03", "std", studies.first_steps("std")),
+    _start("Caffe", "biases of 0.1 start to learn", "0.1", "biases_01", studies.first_steps("biases_01")),
+    _ablation("5", "the paper's initial values instead of the code's", "the paper's own", "paper_init", unit=""),
+    _unreachable("6, table 1", "ILSVRC-2010, top-1 and top-5 error", "37.5 and 17.0 %", IMAGENET),
+    _unreachable("6, table 2", "ILSVRC-2012, one network", "40.7 and 18.2 %", IMAGENET),
+    _unreachable("6, table 2", "five networks averaged", "38.1 %: 2.6 less", f"{IMAGENET}, five times"),
+    _unreachable(
+        "6, table 2", "a sixth convolution, pretrained on 22,000 classes", "39.0 %: 1.7 less",
+        "ImageNet's Fall 2011 release, 15 million images, then ILSVRC-2012",
+    ),
+    _unreachable("6, table 2", "seven networks, two of them pretrained", "36.7 %", "both of the above"),
+    _unreachable("6", "Fall 2009, 10,184 classes", "67.4 and 40.9 %", "ImageNet's Fall 2009 release, 8.9 million images"),
+    Claim(
+        "6.1, figure 3", "one tower takes the colour, the other the grey, in every run (96 kernels)",
+        "every run; 39 and 5 of 48 in Caffe's network", studies.towers("towers", "base"),
+        "alexnet sweep --sweep towers --seeds {seeds}", "the command", main=True,
+    ),
+    Claim(
+        "6.1, figure 3", "the same in the base of the ablations (24 kernels)", "every run",
+        studies.towers("ablations", "base"), "alexnet sweep --sweep ablations --seeds {seeds}", "the command",
+    ),
+    Claim(
+        "6.1, figure 3", "the same at full width", "every run", studies.towers("full", "imagenette"),
+        "alexnet train --config configs/imagenette.py", "the command",
+    ),
+    _unreachable(
+        "6.1, figure 4", "nearest neighbours by fc7 show the same objects", "a picture",
+        "a judge: alexnet figures draws the picture, and nothing scores it",
+    ),
+    _ablation("7", "removing a middle layer costs about 2 %: conv3", "about 2", "conv3_removed", 2.0),
+    _ablation("7", "the same: conv4", "about 2", "conv4_removed", 2.0, main=True),
+    _cifar("cifar10_80sec", 26, "80 seconds"),
+    _cifar("cifar10_18pct", 18, "norms within maps, no augmentation"),
+    _cifar("cifar10_13pct", 13, "locally connected layers, crops and flips"),
+    _cifar("cifar10_11pct", 11, "the same with norms across maps"),
+)  # fmt: skip

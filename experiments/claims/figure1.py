@@ -1,0 +1,64 @@
+"""Figure 1: how many times as many epochs the tanh network takes to 25 % training error as the ReLU network."""
+
+from experiments.claims.measures import Found, Records, Run, first_cell, ratio, scale_of, times
+from experiments.report.intervals import Interval, spread
+
+RELU, TANH = ("relu", "base"), ("tanh",)  # the cells of the record figure1: the first that has runs
+LEVEL = 0.25  # training error
+
+
+def epochs_to(run: Run, level: float = LEVEL, over: float = 0.5) -> float | None:
+    """The epoch at which the training error falls to a level; None if it does not.
+
+    The training error is the mean over the last `over` epochs and counts for their middle; between two such means it
+    is taken to be a straight line.
+    """
+    ends, errors = run["points"]["epoch"], run["points"]["top1"]
+    before: tuple[float, float] | None = None
+    for i, end in enumerate(ends):
+        first = next(j for j in range(i + 1) if ends[j] > end - over + 1e-6)
+        begin = ends[first - 1] if first else 0.0
+        window = [(errors[j], ends[j] - (ends[j - 1] if j else 0.0)) for j in range(first, i + 1)]
+        if end < over - 1e-6 or any(e is None for e, _ in window):
+            continue
+        mean, middle = sum(e * w for e, w in window) / sum(w for _, w in window), (begin + end) / 2
+        if mean <= level:
+            if before is None or before[1] == mean:
+                return middle
+            return before[0] + (middle - before[0]) * (before[1] - level) / (before[1] - mean)
+        before = middle, mean
+    return None
+
+
+def figure1(records: Records) -> Found | None:
+    """How many times as many epochs the tanh network takes to 25 % training error as the ReLU one."""
+    record = records.get("figure1")
+    relu, tanh = first_cell(record, RELU), first_cell(record, TANH)
+    seeds = sorted(relu.keys() & tanh.keys())
+    if record is None or not seeds:
+        return None
+    runs = [net[seed] for seed in seeds for net in (relu, tanh)]
+    ours = [epochs_to(relu[seed]) for seed in seeds]
+    theirs = [epochs_to(tanh[seed]) for seed in seeds]
+    scale = scale_of(record, TANH[0])
+    reached = [epochs for epochs in ours if epochs is not None]
+    if len(reached) < len(seeds):
+        return Found("25 % is not reached with ReLU", len(seeds), "not measured: longer runs", scale, runs)
+    relu_epochs = f"{spread(reached).mean:.1f} epochs with ReLU"
+    if any(epochs is None for epochs in theirs):
+        least = min(tanh[seed]["points"]["epoch"][-1] for seed in seeds)
+        text = f"more than {least / max(reached):.1f} times: {relu_epochs}, tanh not there after {least:g}"
+        return Found(text, len(seeds), "agrees: ReLU is faster", scale, runs)
+    found = ratio([b / a for a, b in zip(reached, theirs, strict=True)])
+    text = f"{times(found)}: {relu_epochs}, {spread(theirs).mean:.1f} with tanh"
+    return Found(text, found.n, _faster(found, 6), scale, runs, found)
+
+
+def _faster(found: Interval, then: float) -> str:
+    if found.low is None:
+        return "too few seeds"
+    if found.low <= 1 <= found.high:
+        return "not significant"
+    if found.mean < 1:
+        return "contradicts"
+    return "agrees" if found.low <= then <= found.high else f"agrees that ReLU is faster, but not {then:g} times"

@@ -1,0 +1,181 @@
+"""What the records say of a claim: each function returns a measure, which reads the records and finds a number or None.
+
+    measure = difference("ablations", "lrn_off")
+    found = measure({"ablations": record})       # None if nothing is recorded of it
+
+Differences are paired by seed. Those of one record hold at once: their intervals are wider by the number of cells that
+are compared with the base (see report/intervals.py).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from experiments.record.file import Record
+from experiments.report.intervals import Interval, detectable, interval
+from experiments.report.table import signed
+
+Records = dict[str, Record]
+Run = dict  # an entry of a record, see record/entry.py
+Values = Callable[[Run], float | None]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found."""
+
+    ours: str  # in words and numbers
+    n: int  # seeds
+    verdict: str
+    scale: str  # on what: the data, its size, the network's width, the epochs
+    runs: Sequence[Run]  # that it is computed from
+    interval: Interval | None = None  # for the picture
+
+
+Measure = Callable[[Records], Found | None]
+
+
+# --- Values of a run, in percent --------------------------------------------------------------------------------------
+
+
+def error(run: Run) -> float | None:
+    """The top-1 error in the views of its config."""
+    return percent(run.get("top1"))
+
+
+def training(run: Run) -> float | None:
+    """The top-1 training error of the last epoch."""
+    return percent((run.get("training") or [None])[-1])
+
+
+def overfit(run: Run) -> float | None:
+    """How much higher the error is than the training error."""
+    test, train = error(run), training(run)
+    return None if test is None or train is None else test - train
+
+
+def percent(fraction: float | None) -> float | None:
+    return None if fraction is None else 100 * fraction
+
+
+# --- Differences ------------------------------------------------------------------------------------------------------
+
+
+def difference(study: str, cell: str, of: Values = error, *, sign: int = 1, base: Sequence[str] = ("base",)) -> Measure:
+    """A cell's difference to the base, which the paper says is positive, or negative with sign -1."""
+
+    def measure(records: Records) -> Found | None:
+        pairs, values, count = paired(records, study, cell, base, of)
+        found = interval(values, count)
+        if found is None:
+            return None
+        scale = scale_of(records[study], cell)
+        return Found(points(found), found.n, judge(found, sign, detectable(values, count)), scale, pairs, found)
+
+    return measure
+
+
+def overfitting(study: str, cell: str) -> Measure:
+    """Overfitting without a cell's remedy: the training error is lower, and the error is higher."""
+
+    def measure(records: Records) -> Found | None:
+        pairs, errors, count = paired(records, study, cell, ("base",), error)
+        _, trainings, _ = paired(records, study, cell, ("base",), training)
+        found, trained = interval(errors, count), interval(trainings, count)
+        if found is None or trained is None:
+            return None
+        verdicts = {judge(found, 1), judge(trained, -1)}
+        order = ("too few seeds", "contradicts", "not significant", "agrees")
+        verdict = next(word for word in order if word in verdicts)
+        ours = f"error {points(found)}; training error {points(trained)}"
+        return Found(ours, found.n, verdict, scale_of(records[study], cell), pairs, found)
+
+    return measure
+
+
+def paired(
+    records: Records, study: str, cell: str, base: Sequence[str], of: Values
+) -> tuple[list[Run], list[float], int]:
+    """(the runs of a cell and of the base with the same seeds, their differences, how many cells are compared).
+
+    base: the names that the base may have; the first that is recorded counts.
+    """
+    record = records.get(study)
+    theirs = first_cell(record, base)
+    if record is None or not theirs:
+        return [], [], 1
+    runs, values = [], []
+    for seed, run in record.of_cell(cell).items():
+        a, b = of(run), of(theirs[seed]) if seed in theirs else None
+        if a is not None and b is not None:
+            runs += [run, theirs[seed]]
+            values.append(a - b)
+    return runs, values, comparisons(record, base)
+
+
+def comparisons(record: Record, base: Sequence[str]) -> int:
+    """How many cells have at least two seeds in common with the base; 1 of a study whose base is not named base."""
+    theirs = first_cell(record, base)
+    if base != ("base",):
+        return 1
+    others = [cell for cell in record.fields if cell not in base]
+    return max(1, sum(len(theirs.keys() & record.of_cell(cell).keys()) > 1 for cell in others))
+
+
+def first_cell(record: Record | None, names: Sequence[str]) -> dict[int, Run]:
+    """The finished runs of the first of some cells that has any, by seed."""
+    return next((runs for name in names if record and (runs := record.of_cell(name))), {})
+
+
+# --- Ratios ----------------------------------------------------------------------------------------------------------
+
+
+def ratio(values: Sequence[float]) -> Interval:
+    """The geometric mean of ratios and its 95 % interval, that of their logarithms."""
+    logs = interval([math.log(value) for value in values])
+    assert logs is not None
+    ends = (None, None) if logs.low is None else (math.exp(logs.low), math.exp(logs.high))
+    return Interval(logs.n, math.exp(logs.mean), *ends)
+
+
+def times(found: Interval) -> str:
+    """A ratio in words."""
+    ends = "" if found.low is None else f" ({found.low:.1f} to {found.high:.1f})"
+    return f"{found.mean:.1f} times{ends}"
+
+
+# --- In words ---------------------------------------------------------------------------------------------------------
+
+
+def points(found: Interval) -> str:
+    """A difference in percentage points with its interval."""
+    text = signed(found.mean)
+    if found.low is not None:
+        text += f" ({signed(found.low)} to {signed(found.high)})"
+    return text
+
+
+def judge(found: Interval, sign: int = 1, seen: float | None = None) -> str:
+    """A verdict on a difference that the paper says is positive, or negative with sign -1.
+
+    seen: the smallest difference that these seeds would have seen with probability 0.8.
+    """
+    if found.low is None:
+        return "too few seeds"
+    if not found.excludes_zero:
+        return "not significant" + (f": {seen:.1f} would have been seen" if seen is not None else "")
+    return "agrees" if found.mean * sign > 0 else "contradicts"
+
+
+def scale_of(record: Record, cell: str) -> str:
+    """What the runs of a cell were trained on and how long, and the network's width."""
+    settings, runs = record.settings_of(cell), record.of_cell(cell)
+    images = next((run["images"][0] for run in runs.values() if run.get("images", [None])[0]), None)
+    words = [settings["data.name"].partition("/")[0]]
+    if images:
+        words.append(f"{images:,} images")
+    if not settings.get("model.layers"):
+        width = Fraction(settings["model.conv_widths"][1], 256)
+        words.append("full width" if width == 1 else f"{width} of the width")
+    return ", ".join([*words, f"{settings['epochs']} epochs"])

@@ -1,0 +1,181 @@
+"""Measures that are not differences to a base: views, published errors, towers, the epochs of dropout, first steps."""
+
+from collections.abc import Sequence
+
+from scipy import stats
+
+from experiments.claims.measures import (
+    Found,
+    Measure,
+    Records,
+    Run,
+    first_cell,
+    judge,
+    percent,
+    points,
+    ratio,
+    scale_of,
+    times,
+)
+from experiments.report.intervals import Interval, interval, spread
+from experiments.sweeps.start import leaves_chance
+
+OWN, OTHER = 1 / 4, 1 / 2  # at most this share of colour in one tower and more than that in another: it is colour-blind
+CHANCE = 0.05
+
+
+# --- Views and errors -------------------------------------------------------------------------------------------------
+
+
+def views_gain(study: str, cell: str, name: str = "top1") -> Measure:
+    """How much higher the centre crop's error is than that of all views, in the same runs."""
+
+    def measure(records: Records) -> Found | None:
+        record = records.get(study)
+        runs = [r for r in first_cell(record, (cell,)).values() if r["views"] > 1 and r[f"centre_{name}"] is not None]
+        found = interval([100 * (r[f"centre_{name}"] - r[name]) for r in runs])
+        if record is None or found is None:
+            return None
+        return Found(points(found), found.n, judge(found), scale_of(record, cell), runs, found)
+
+    return measure
+
+
+def published(study: str, cells: Sequence[str], theirs: float) -> Measure:
+    """The error of a network beside a published one, which is rounded to a percent.
+
+    It agrees if another run of ours could well have given it: if it is within the 95 % prediction interval.
+    """
+
+    def measure(records: Records) -> Found | None:
+        record = records.get(study)
+        cell = next((c for c in cells if record and record.of_cell(c)), "")
+        if record is None or not cell:
+            return None
+        runs = list(record.of_cell(cell).values())
+        found = spread([100 * run["top1"] for run in runs])
+        away = f"within {max(abs(found.mean - theirs), 0.05):.1f} points"
+        views = f"{runs[0]['views']} views" if runs[0]["views"] > 1 else "one view"
+        if found.std is None:
+            only = Interval(1, found.mean, None, None)
+            return Found(f"{found.mean:.1f} %, {views}", 1, f"one seed: {away}", scale_of(record, cell), runs, only)
+        n = len(runs)
+        half = float(stats.t.ppf(0.975, n - 1)) * found.std * (1 + 1 / n) ** 0.5
+        inside = found.mean - half <= theirs + 0.5 and theirs - 0.5 <= found.mean + half
+        verdict = "agrees" if inside else f"{'higher' if found.mean > theirs else 'lower'}, {away}"
+        text = f"{found.mean:.2f} ± {found.std:.2f} %, {views}"
+        return Found(text, n, verdict, scale_of(record, cell), runs, interval([100 * run["top1"] for run in runs]))
+
+    return measure
+
+
+def gap(study: str, worse: Sequence[str], better: Sequence[str]) -> Measure:
+    """How much lower the error of one network is than that of another, seed by seed."""
+
+    def measure(records: Records) -> Found | None:
+        record = records.get(study)
+        a, b = first_cell(record, worse), first_cell(record, better)
+        seeds = sorted(a.keys() & b.keys())
+        found = interval([100 * (a[seed]["top1"] - b[seed]["top1"]) for seed in seeds])
+        if record is None or found is None:
+            return None
+        runs = [net[seed] for seed in seeds for net in (a, b)]
+        cell = next(name for name in better if record.of_cell(name))
+        return Found(points(found), found.n, judge(found), scale_of(record, cell), runs, found)
+
+    return measure
+
+
+# --- Dropout ----------------------------------------------------------------------------------------------------------
+
+
+def epochs_of_dropout(records: Records) -> Found | None:
+    """How many times as many epochs training takes with dropout, to the training error that it ends with."""
+    record = records.get("ablations")
+    base, other = first_cell(record, ("base",)), first_cell(record, ("dropout_off",))
+    found, runs = [], []
+    for seed in sorted(base.keys() & other.keys()):
+        end, curve = base[seed]["training"][-1], other[seed]["training"]
+        reached = next((i for i, e in enumerate(curve, 1) if None not in (e, end) and e <= end), None)
+        if reached:
+            found.append(len(curve) / reached)
+            runs += [base[seed], other[seed]]
+    if record is None or not found:
+        return None
+    result = ratio(found)
+    verdict = "too few seeds" if result.low is None else "agrees" if result.low > 1 else "not significant"
+    return Found(times(result), result.n, verdict, scale_of(record, "dropout_off"), runs, result)
+
+
+# --- Towers -----------------------------------------------------------------------------------------------------------
+
+
+def towers(study: str, cell: str) -> Measure:
+    """In how many runs one tower takes the colour and the other the grey."""
+
+    def measure(records: Records) -> Found | None:
+        record = records.get(study)
+        runs = [run for run in first_cell(record, (cell,)).values() if len(run.get("colour", ())) == 2]
+        if record is None or not runs:
+            return None
+        kernels = record.settings_of(cell)["model.conv_widths"][0] // 2
+        shares = [sorted(run["colour"]) for run in runs]
+        blind = sum(low <= OWN and high > OTHER for low, high in shares)
+        apart = sum(_by_chance(low, high, kernels) < CHANCE for low, high in shares)
+        low, high = (sum(share[i] for share in shares) / len(shares) for i in (0, 1))
+        text = (
+            f"one tower colour-blind in {blind} of {len(runs)} runs; apart beyond chance in {apart}; "
+            f"{percent(high):.0f} % and {percent(low):.0f} % of {kernels} on average"
+        )
+        verdict = "agrees" if blind == len(runs) else "contradicts: not in every run"
+        if len(runs) == 1:
+            verdict = f"one seed: {'yes' if blind else 'no'}"
+        return Found(text, len(runs), verdict, scale_of(record, cell), runs)
+
+    return measure
+
+
+def _by_chance(low: float, high: float, kernels: int) -> float:
+    """The probability that two towers differ as much if the same kernels were dealt at random (Fisher's exact test)."""
+    a, b = round(low * kernels), round(high * kernels)
+    return float(stats.fisher_exact([[a, kernels - a], [b, kernels - b]]).pvalue)
+
+
+# --- The first steps --------------------------------------------------------------------------------------------------
+
+
+def first_steps(cell: str, *, sooner: bool = False) -> Measure:
+    """At which step the paper's network with one change stops guessing; sooner than as written, if the claim holds.
+
+    cell: "base" is the network as written; the claim is then that it learns at all.
+    """
+
+    def measure(records: Records) -> Found | None:
+        record = records.get("start")
+        runs, as_written = first_cell(record, (cell,)), first_cell(record, ("base",))
+        if record is None or not runs or not as_written:
+            return None
+        found, theirs = _when(runs), _when(as_written)
+        holds = found is not None and (cell == "base" or not sooner or theirs is None or found < theirs)
+        last = min(run["steps"] for run in runs.values())
+        text = f"still at ln 10 after {last} steps" if found is None else f"leaves ln 10 after {found} steps"
+        if cell != "base":
+            text += "; as written " + ("it does not" if theirs is None else f"after {theirs}")
+        verdict = ("agrees" if holds else "contradicts") + (", one seed" if len(runs) == 1 else "")
+        return Found(text, len(runs), verdict, scale_of(record, cell), list(runs.values()))
+
+    return measure
+
+
+def _when(runs: dict[int, Run]) -> int | None:
+    """The step at which the last of some runs leaves the loss of guessing; None if one of them does not."""
+    steps = [leaves(run) for run in runs.values()]
+    return None if None in steps else max(step for step in steps if step is not None)
+
+
+def leaves(run: Run) -> int | None:
+    """The step at which a run's loss leaves that of guessing among ten classes; None if it does not."""
+    epochs, losses = run["points"]["epoch"], run["points"]["loss"]
+    of_epoch = run["steps"] / epochs[-1]
+    recorded = [(round(e * of_epoch), loss) for e, loss in zip(epochs, losses, strict=True) if loss is not None]
+    return leaves_chance(recorded)
