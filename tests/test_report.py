@@ -530,7 +530,7 @@ ORDER = [
     "changes", "results", "record.kernels", "record.entry", "record.file", "record.command",
     "benchmark.stepper", "jobs", "sweep",
     "sweeps.paper", "sweeps.small", "sweeps.smoke", "sweeps.finetune", "sweeps.ablations", "sweeps.ablation_rates",
-    "sweeps.start", "sweeps.towers", "sweeps.figure1", "sweeps.cifar10", "sweeps.cifar10_norm",
+    "sweeps.start", "sweeps.towers", "sweeps.cifar10", "sweeps.cifar10_norm", "sweeps.figure1",
     "benchmark.worker", "benchmark.limits", "benchmark.ours", "benchmark.peer", "benchmark.turns", "benchmark.machine",
     "benchmark.steps", "benchmark.table", "benchmark.split", "benchmark.scaling", "benchmark.input_pipeline",
     "benchmark.command", "benchmark.__main__",
