@@ -151,6 +151,16 @@ def test_views_and_gaps():
     assert studies.gap("cifar10", ("a",), ("b",))(records).interval == (1, pytest.approx(2), None, None)
 
 
+def test_networks_averaged():
+    runs = [entry("base", seed, 0.30 + seed / 100) for seed in range(3)]
+    records = {"ablations": study("ablations", *runs)}
+    assert studies.together("ablations", "base", 3)(records) is None
+    records["ablations"].together = [{"cell": "base", "seeds": [0, 1, 2], "views": 10, "top1": 0.28, "top5": 0.1}]
+    found = studies.together("ablations", "base", 3)(records)
+    assert (found.ours, found.verdict) == ("+3.00: 28.00 % against 31.00 % alone", "one set: agrees")
+    assert studies.together("ablations", "base", 5)(records) is None
+
+
 def test_towers_specialise_in_every_run_or_not():
     def of(*shares):
         runs = [entry("base", seed, colour=list(share)) for seed, share in enumerate(shares)]

@@ -8,7 +8,7 @@ from helpers.sweeps import fake, plan
 
 from alexnet_jax import UserError
 from alexnet_jax.cli import commands
-from experiments.record import command, entry, file
+from experiments.record import command, entry, file, together
 from experiments.report import table
 from experiments.report.rows import make_report
 from experiments.results import computes, read
@@ -172,3 +172,21 @@ def test_a_checkpoints_kernels_are_counted(tiny_run, tmp_path):
     assert sorted(p.name for p in tiny_run.iterdir()) == before
     assert run["images"][0] > 0 and run["hours"] > 0 and run["machine"]["jax"]
     assert math.isclose(run["points"]["epoch"][-1], len(run["training"]))
+
+
+def test_runs_together_are_evaluated_as_one(tiny_run, tmp_path):
+    """A run with itself has its own error; it is written once, and other records are left as they are."""
+    [alone] = file.read(record(tmp_path, tiny_run)).runs.values()
+    found = together.of_runs("base", [read(tiny_run), read(tiny_run)])
+    assert found == {"cell": "base", "seeds": [alone["seed"]] * 2, "views": alone["views"]} | {
+        name: pytest.approx(alone[name], abs=1e-6) for name in ("top1", "top5")
+    }
+    kept = file.read(tmp_path / "records/study.json")
+    before = (tmp_path / "records/study.json").read_bytes()
+    for _ in range(2):
+        file.add_together(kept, found)
+    file.write(kept, tmp_path / "records/study.json")
+    assert file.read(tmp_path / "records/study.json").together == [found]
+    assert (tmp_path / "records/study.json").read_bytes().startswith(before[:-3])
+    record(tmp_path, tiny_run)
+    assert file.read(tmp_path / "records/study.json").together == [found]

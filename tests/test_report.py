@@ -527,7 +527,8 @@ def test_runs_of_earlier_versions_compare_with_todays():
 
 # A file imports only files above it. Below sweep are the configs that it loads, the benchmarks and the report.
 ORDER = [
-    "changes", "results", "record.kernels", "record.entry", "record.file", "record.command",
+    "changes", "results", "record.kernels", "record.together", "record.entry", "record.file",
+    "record.command",
     "benchmark.stepper", "jobs", "sweep",
     "sweeps.paper", "sweeps.small", "sweeps.smoke", "sweeps.finetune", "sweeps.ablations", "sweeps.ablation_rates",
     "sweeps.start", "sweeps.towers", "sweeps.cifar10", "sweeps.cifar10_norm", "sweeps.figure1",

@@ -87,6 +87,26 @@ def gap(study: str, worse: Sequence[str], better: Sequence[str]) -> Measure:
     return measure
 
 
+def together(study: str, cell: str, count: int) -> Measure:
+    """How much lower the error of several runs is, their probabilities averaged, than their mean error."""
+
+    def measure(records: Records) -> Found | None:
+        record = records.get(study)
+        kept = record.together if record else []
+        averaged = next((e for e in kept if e["cell"] == cell and len(e["seeds"]) == count), None)
+        members = first_cell(record, (cell,))
+        if record is None or averaged is None or not members.keys() >= set(averaged["seeds"]):
+            return None
+        runs = [members[seed] for seed in averaged["seeds"]]
+        alone = spread([100 * run["top1"] for run in runs]).mean
+        gain = Interval(1, alone - 100 * averaged["top1"], None, None)
+        text = f"{points(gain)}: {100 * averaged['top1']:.2f} % against {alone:.2f} % alone"
+        verdict = f"one set: {'agrees' if gain.mean > 0 else 'contradicts'}"
+        return Found(text, 1, verdict, scale_of(record, cell), runs, gain)
+
+    return measure
+
+
 # --- Dropout ----------------------------------------------------------------------------------------------------------
 
 

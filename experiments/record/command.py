@@ -3,6 +3,7 @@
     alexnet record runs/sweep_small --to ablations            # a sweep: experiments/records/ablations.json
     alexnet record runs/imagenette --to full                  # one run; its cell is named after its folder
     alexnet record runs/x --to full --cell source             # or as you say
+    alexnet record runs/sweep_small/base --to ablations --together 5    # also five runs averaged, which takes minutes
 
 Runs that failed or are unfinished are recorded as such. Recording a run twice changes nothing, and the records of
 another machine's runs add up. alexnet report experiments/records/ablations.json shows a record as it shows a sweep.
@@ -17,7 +18,7 @@ import jax
 
 from alexnet_jax import UserError
 from experiments import results
-from experiments.record import entry, file, kernels
+from experiments.record import entry, file, kernels, together
 from experiments.results import Outcome
 
 
@@ -26,6 +27,8 @@ def add_flags(parser: ArgumentParser):
     parser.add_argument("runs", nargs="+", type=Path, help="runs, sweeps, or folders that contain them at any depth")
     parser.add_argument("--to", required=True, metavar="NAME", help="the record: experiments/records/NAME.json")
     parser.add_argument("--cell", default="", help="the name of the runs' cell (default: that of the sweep or folder)")
+    says = "evaluate the first N finished runs of each cell as one, their probabilities averaged"
+    parser.add_argument("--together", type=int, default=0, metavar="N", help=says)
     says = "where records are kept (default: the checkout's experiments/records)"
     parser.add_argument("--records", type=Path, default=file.RECORDS, metavar="FOLDER", help=says)
 
@@ -38,6 +41,7 @@ def main(flags: Namespace):
     path = flags.records / f"{flags.to}.json"
     record = file.read(path) if path.exists() else file.Record(flags.to)
     done: dict[str, int] = {}
+    finished: dict[str, dict[int, Outcome]] = {}
     for run, cell, title in _found(flags.runs, flags.cell):
         if run.state not in entry.PROGRESS:
             if run.state != "missing":
@@ -52,8 +56,14 @@ def main(flags: Namespace):
         if "colour" not in known and known["state"] == "finished" and (shares := kernels.colours(run)):
             known["colour"] = shares
         done[word] = done.get(word, 0) + 1
+        if run.state == "finished":
+            finished.setdefault(cell, {})[seed] = run
     if not done:
         raise UserError(f"no run to record in {', '.join(map(str, flags.runs))}: name folders of runs or sweeps")
+    for cell, runs in finished.items():
+        if flags.together > 1 and len(runs) >= flags.together:
+            chosen = [runs[seed] for seed in sorted(runs)[: flags.together]]
+            file.add_together(record, together.of_runs(cell, chosen))
     flags.records.mkdir(parents=True, exist_ok=True)
     file.write(record, path)
     print(f"{path}: {', '.join(f'{count} {word}' for word, count in sorted(done.items()))}")

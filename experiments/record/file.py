@@ -34,6 +34,7 @@ class Record:
     titles: dict[str, str] = field(default_factory=dict)  # of its cells
     fields: dict[str, dict[str, Any]] = field(default_factory=dict)  # what each cell changes in the settings
     runs: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)  # entries by cell and seed
+    together: list[dict[str, Any]] = field(default_factory=list)  # see together.py
 
     def settings_of(self, cell: str) -> dict[str, Any]:
         """The flat settings of a cell, without name and seed; fields newer than the record have their defaults."""
@@ -56,6 +57,7 @@ def read(path: Path) -> Record:
             if run["cell"] not in record.fields or run["state"] not in entries.PROGRESS:
                 raise ValueError(f"its run {run['cell']} has no cell, or an unknown state")
             record.runs[run["cell"], run["seed"]] = run
+        record.together = sorted(found.get("together", []), key=_order)
     except OSError as error:
         raise UserError(f"cannot read the record {path} ({error.strerror}): name a file that exists") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -81,10 +83,17 @@ def write(record: Record, path: Path):
     )
     text = (
         f'{{"name": {line(record.name)}, "config": {line(record.config)},\n"settings": {{\n{settings}\n}},\n'
-        f'"cells": {{\n{cells}\n}},\n"runs": [\n{lines(map(line, runs))}\n]}}\n'
+        f'"cells": {{\n{cells}\n}},\n"runs": [\n{lines(map(line, runs))}\n]'
     )
+    if record.together:
+        text += f',\n"together": [\n{lines(map(line, sorted(record.together, key=_order)))}\n]'
+    text += "}\n"
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def _order(together: dict) -> tuple[str, list[int]]:
+    return together["cell"], together["seeds"]
 
 
 # --- Adding runs ------------------------------------------------------------------------------------------------------
@@ -142,6 +151,11 @@ def add_run(record: Record, run: dict[str, Any]) -> str:
         return "known"
     record.runs[key] = run
     return "resumed"
+
+
+def add_together(record: Record, entry: dict[str, Any]):
+    """Adds the error of several runs together, or replaces what was recorded of the same runs."""
+    record.together = [known for known in record.together if _order(known) != _order(entry)] + [entry]
 
 
 # --- Reading runs -----------------------------------------------------------------------------------------------------
