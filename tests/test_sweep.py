@@ -452,10 +452,7 @@ def test_a_workdir_of_another_base_is_refused(config, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (
-            ["--sweep", "nothing"],
-            "there are ablation_rates, ablations, cifar10, cifar10_norm, figure1, finetune, paper, small, smoke, start, towers",
-        ),
+        (["--sweep", "nothing"], "there are ablation_rates, ablations, cifar10, cifar10_norm, figure1, finetune"),
         (["--sweep", "smoke", "--seeds", "0"], "--seeds"),
         (["--sweep", "smoke", "--at-once", "0"], "--at-once is 0"),
         (["--sweep", "ablations:imagenette"], "ablations takes none"),
