@@ -49,10 +49,12 @@ def page(records: Records) -> str:
 
 def block(records: Records) -> str:
     """The README's rows, between their markers."""
-    chosen = [(claim, found) for claim, found in rows(records) if claim.main]
-    body = [[claim.section, claim.says, claim.paper, found.ours if found else "", _n(found), verdict(claim, found)]
-            for claim, found in chosen]  # fmt: skip
-    table = _table(("section", "claim", "2012", "ours, points of top-1 error", "n", "verdict"), body)
+    body = []
+    for claim, found in rows(records):
+        if claim.main:
+            ours, scale = (found.ours, found.scale) if found else ("", "")
+            body.append([claim.section, claim.says, claim.paper, ours, _n(found), verdict(claim, found), scale])
+    table = _table(("section", "claim", "2012", "ours, points of top-1 error", "n", "verdict", "ours is on"), body)
     return f"{BEGIN}\n{table}\n{END}"
 
 

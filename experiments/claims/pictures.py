@@ -58,7 +58,9 @@ def draw_claims(found: Sequence[Row], path: Path) -> Path:
     _draw_rows(lower, errors, "test error on CIFAR-10, %")
     names = {"ours, mean with its 95 % interval": OURS, "published": THEIRS}
     handles = [Line2D([], [], label=name, **style) for name, style in names.items()]
-    figure.legend(handles=handles, loc="upper center", ncols=2, fontsize=8.5, frameon=False)
+    handles.append(Line2D([], [], lw=0, label="grey: not measured"))
+    legend = figure.legend(handles=handles, loc="upper center", ncols=3, fontsize=8.5, frameon=False)
+    legend.get_texts()[-1].set_color(plots.GREY)
     return plots.save(figure, path)
 
 
@@ -70,9 +72,7 @@ def _draw_rows(axes: Axes, found: Sequence[Row], label: str):
             axes.axhline(y - 0.5, color="#e4e4e4", lw=0.6, zorder=0)
         axes.plot(claim.number, y, zorder=4, **THEIRS)
         words = f"{claim.section.partition(',')[0]}  {claim.says}"
-        if there is None or there.interval is None:
-            words += " (not measured)"
-        else:
+        if there is not None and there.interval is not None:
             mean, low, high = there.interval[1:]
             axes.plot(mean, y, **OURS)
             if low is not None and high is not None:
