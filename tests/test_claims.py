@@ -14,6 +14,7 @@ from experiments.claims import command, figure1, measures, page, studies
 from experiments.claims.claims import CLAIMS
 from experiments.record import file
 from experiments.report.intervals import interval
+from experiments.report.table import escaped
 from experiments.results import computes
 
 
@@ -215,6 +216,18 @@ def test_the_committed_page_is_what_the_records_give():
     assert (command.ROOT / "experiments/CLAIMS.md").read_text() == page.page(records)
     readme = (command.ROOT / "README.md").read_text()
     assert page.with_block(readme, records, "README.md") == readme
+
+
+def test_the_readme_has_ten_measured_rows_the_main_ones_first():
+    cells = [claim.command.split("--only ")[-1] for claim in CLAIMS if "--only" in claim.command]
+    runs = [entry(cell, seed, 0.3 + seed / 100) for cell in {"base", *cells} for seed in range(3)]
+    records = {"ablations": study("ablations", *runs)}
+    found = [claim for claim, there in page.rows(records) if there]
+    block = page.block(records)
+    shown = [claim for claim in found if f"| {escaped(claim.says)} |" in block]
+    assert len(shown) == 10 < len(found) and "not measured" not in block
+    assert {claim.says for claim in found if claim.main} <= {claim.says for claim in shown}
+    assert f"Measured so far: {len(found)} of {len(CLAIMS)} claims" in block
 
 
 def test_without_records_nothing_is_measured():

@@ -3,8 +3,8 @@
     alexnet claims                                   # from the checkout's records
     alexnet claims --records FOLDER --out CLAIMS.md  # from others
 
-Everything is made from experiments/records, which alexnet record adds runs to. docs/figure1.png, the paper's Figure 1,
-is drawn if its runs are recorded.
+Everything is made from experiments/records, which alexnet record adds runs to. Pictures show what is measured;
+docs/figure1.png, the paper's Figure 1, is drawn if its runs are recorded.
 """
 
 from argparse import ArgumentParser, Namespace

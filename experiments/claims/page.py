@@ -9,6 +9,7 @@ from experiments.claims.measures import Found, Records
 from experiments.report.table import escaped
 
 BEGIN, END = "<!-- claims -->", "<!-- /claims -->"  # around the README's block
+SHOWN = 10  # rows of the README
 Row = tuple[Claim, Found | None]
 
 INTRO = """# The paper's claims, rerun
@@ -48,14 +49,19 @@ def page(records: Records) -> str:
 
 
 def block(records: Records) -> str:
-    """The README's rows, between their markers."""
-    body = []
-    for claim, found in rows(records):
-        if claim.main:
-            ours, scale = (found.ours, found.scale) if found else ("", "")
-            body.append([claim.section, claim.says, claim.paper, ours, _n(found), verdict(claim, found), scale])
+    """The README's ten rows, between their markers: the main claims, and then others, as far as they are measured."""
+    every = rows(records)
+    measured = [(claim, found) for claim, found in every if found]
+    chosen = sorted(measured, key=lambda row: not row[0].main)[:SHOWN]
+    body = [
+        [claim.section, claim.says, claim.paper, found.ours, str(found.n), found.verdict, found.scale]
+        for claim, found in measured
+        if (claim, found) in chosen
+    ]
     table = _table(("section", "claim", "2012", "ours, points of top-1 error", "n", "verdict", "ours is on"), body)
-    return f"{BEGIN}\n{table}\n{END}"
+    reach = sum(1 for claim, _ in every if claim.measure)
+    count = f"Measured so far: {len(measured)} of {len(every)} claims; {len(every) - reach} are out of reach here."
+    return f"{BEGIN}\n{table}\n\n{count}\n{END}"
 
 
 def with_block(text: str, records: Records, path: str) -> str:

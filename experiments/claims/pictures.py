@@ -24,8 +24,11 @@ THEIRS: dict[str, Any] = {"marker": "D", "color": ORANGE, "ms": 6, "lw": 0, "mfc
 
 
 def draw(records: Records, folder: Path) -> list[Path]:
-    """Draws what there is: claims.png always, figure1.png if its runs are recorded."""
-    drawn = [draw_claims(rows(records), folder / "claims.png")]
+    """Draws what there is: claims.png if a claim with a number is measured, figure1.png if its runs are recorded."""
+    measured = [
+        row for row in rows(records) if row[1] and row[1].interval and row[0].unit and row[0].number is not None
+    ]
+    drawn = [draw_claims(measured, folder / "claims.png")] if measured else []
     record = records.get("figure1")
     relu, tanh = first_cell(record, figure1.RELU), first_cell(record, figure1.TANH)
     if relu and tanh:
@@ -37,30 +40,28 @@ def draw(records: Records, folder: Path) -> list[Path]:
 
 
 def draw_claims(found: Sequence[Row], path: Path) -> Path:
-    """Draws each claim that has a number: ours with its interval, the paper's as a diamond.
+    """Draws measured claims that have a number: ours with its interval, the paper's as a diamond.
 
-    Differences are above, errors of published networks below. What was not measured has only its diamond.
+    Differences are above, errors of published networks below.
     """
-    differences = [row for row in found if row[0].unit == "points" and row[0].number is not None]
-    errors = [row for row in found if row[0].unit == "percent" and row[0].number is not None]
-    top, gap, bottom = 0.45, 0.75, 0.55  # inches
-    height = top + (len(differences) + len(errors)) * ROW + gap + bottom
+    panels = {
+        "difference in top-1 error, percentage points": [row for row in found if row[0].unit == "points"],
+        "test error on CIFAR-10, %": [row for row in found if row[0].unit == "percent"],
+    }
+    panels = {label: shown for label, shown in panels.items() if shown}
+    above, under = 0.45, 0.6  # inches: of the legend, and of each panel's axis
+    height = above + len(found) * ROW + len(panels) * under
     figure = Figure(figsize=(WIDTH, height), dpi=DPI)
-
-    def axes(above: float, count: int) -> Axes:
-        low = 1 - (above + count * ROW) / height
-        return figure.add_axes((LABELS, low, 0.98 - LABELS, count * ROW / height))
-
-    upper = axes(top, len(differences))
-    _draw_rows(upper, differences, "difference in top-1 error, percentage points")
-    upper.axvline(0, color="#444444", lw=1, zorder=1)
-    lower = axes(top + len(differences) * ROW + gap, len(errors))
-    _draw_rows(lower, errors, "test error on CIFAR-10, %")
+    for label, shown in panels.items():
+        above += len(shown) * ROW
+        axes = figure.add_axes((LABELS, 1 - above / height, 0.98 - LABELS, len(shown) * ROW / height))
+        _draw_rows(axes, shown, label)
+        above += under
+        if shown[0][0].unit == "points":
+            axes.axvline(0, color="#444444", lw=1, zorder=1)
     names = {"ours, mean with its 95 % interval": OURS, "published": THEIRS}
     handles = [Line2D([], [], label=name, **style) for name, style in names.items()]
-    handles.append(Line2D([], [], lw=0, label="grey: not measured"))
-    legend = figure.legend(handles=handles, loc="upper center", ncols=3, fontsize=8.5, frameon=False)
-    legend.get_texts()[-1].set_color(plots.GREY)
+    figure.legend(handles=handles, loc="upper center", ncols=2, fontsize=8.5, frameon=False)
     return plots.save(figure, path)
 
 
@@ -78,10 +79,9 @@ def _draw_rows(axes: Axes, found: Sequence[Row], label: str):
             if low is not None and high is not None:
                 axes.plot((low, high), (y, y), color=BLUE, lw=2, solid_capstyle="butt", marker="|", ms=8)
         lines = textwrap.wrap(words, 56, max_lines=2, placeholder=" ...")
-        color = plots.GREY if there is None else "black"
         axes.annotate(
             "\n".join(lines), (0, y), (-6, 0), ("axes fraction", "data"), "offset points",
-            ha="right", va="center", size=8, color=color, parse_math=False,
+            ha="right", va="center", size=8, parse_math=False,
         )  # fmt: skip
     axes.set_xlabel(label, size=8.5)
     axes.tick_params(labelsize=8.5)
