@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from alexnet_jax import UserError, layers, main, optimizer, towers
+from alexnet_jax.analysis import retrieve, summary
 from alexnet_jax.cifar import Chain
 from alexnet_jax.cli import verbs
 from alexnet_jax.config import check, fields
@@ -27,6 +28,9 @@ PARAMETERS = {
     "cifar10_13pct": 1_116_490,
     "cifar10_11pct": 2_112_970,
 }
+
+
+MACS = {"cifar10_18pct": 12.3, "cifar10_13pct": 18.5, "cifar10_11pct": 19.5}  # millions, of one image
 
 
 def preset(name):
@@ -177,10 +181,13 @@ def test_logits_and_every_gradient_are_pytorchs(name):
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_parameters(name):
+def test_parameters_and_multiply_accumulates(name):
     c = preset(name)
     check(c)
-    assert parameter_count(shapes(c.model, c.data.crop)) == PARAMETERS[name]
+    rows = summary.layer_costs(c, towers.make_mesh(c.devices, 1, c.batch_size))
+    assert parameter_count(shapes(c.model, c.data.crop)) == sum(row["parameters"] for row in rows) == PARAMETERS[name]
+    macs = sum(row["macs"] for row in rows)
+    assert name not in MACS or round(macs / 1e6, 1) == MACS[name]
 
 
 @pytest.mark.parametrize(
@@ -379,6 +386,7 @@ def test_a_run_is_evaluated_and_its_layers_are_read(chain):
     last = [r for r in read_metrics(workdir / "metrics.jsonl") if r.get("views") == 10][-1]
     assert ten["top1_error"] == pytest.approx(last["top1_error"])
     assert (workdir / "kernels.png").exists()
+    assert retrieve.last_hidden(run) == "fc4"
 
 
 def test_another_run_starts_from_its_parameters(chain, tmp_path):

@@ -259,12 +259,20 @@ def _draw(
     return plots.neighbours(queries, names, hits, hit_names, same, path)
 
 
+def last_hidden(run: Run) -> str:
+    """The layer before the classifier: fc7, or of a chain of layers the last but one."""
+    chain = run.config.model.layers
+    if len(chain) == 1:
+        raise UserError(f"{run.workdir} has no hidden layer to compare")
+    return chain[-2][0] if chain else "fc7"
+
+
 def draw_neighbours(run: Run, prepared: Prepared, path: Path, queries: int = 5, batch_size: int | None = None) -> Path:
-    """Draws the right half of figure 4: validation images and their nearest in the training set by fc7."""
+    """Draws the right half of figure 4: validation images and their nearest in the training set by `last_hidden`."""
     chosen = pick(prepared.evaluation.labels, queries)
     split, gallery = subset(prepared.evaluation, chosen), prepared.train
     own = chosen if split.name == gallery.name else None
-    layer = layer_of(run, "fc7", gallery, batch_size)
+    layer = layer_of(run, last_hidden(run), gallery, batch_size)
     asked, given = (describe(layer, SplitImages(part), pixels=False).vectors for part in (split, gallery))
     indices = nearest(asked, given, own=own)[1]
     return draw_split(run, split, indices, gallery, path)
@@ -279,7 +287,7 @@ def add_flags(parser: ArgumentParser) -> None:
     splits = ("validation", "train")
     parser.add_argument("--split", choices=splits, default="validation", help="the queries (default: validation)")
     parser.add_argument("--gallery", choices=splits, default="train", help="where to search (default: train)")
-    parser.add_argument("--layer", default="fc7", help="what to compare (default: fc7)")
+    parser.add_argument("--layer", help="what to compare (default: fc7, the last hidden layer)")
     parser.add_argument("--query", nargs="+", metavar="PHOTO", help="photos or folders of them, instead of --split")
     parser.add_argument("--queries", type=int, default=5, help="rows of the picture, evenly over classes (default: 5)")
     parser.add_argument("--no-pixels", action="store_true", help="leave out the search by raw pixels")
@@ -302,7 +310,7 @@ def main(flags: Namespace) -> int:
     prepared = prepare(run.config.data)
     splits = {"train": prepared.train, "validation": prepared.evaluation}
     split, gallery = splits[flags.split], splits[flags.gallery]
-    layer = layer_of(run, flags.layer, gallery, flags.batch_size)
+    layer = layer_of(run, flags.layer or last_hidden(run), gallery, flags.batch_size)
     out = Path(flags.out or run.workdir / "neighbours.png")
 
     unreadable = bare

@@ -66,7 +66,8 @@ def layer_costs(config: ConfigDict, mesh: Mesh) -> list[dict]:
             kernel = parameters[name]["kernel"].shape
             row["kernel"] = kernel
             row["parameters"] = network.parameter_count(parameters[name])
-            row["macs"] = math.prod(kernel) * math.prod(shape[:-1])
+            own = parameters[name]["bias"].ndim > 1  # a kernel for each place, of which an output reads its own alone
+            row["macs"] = math.prod(shape) * (kernel[-2] if own else math.prod(kernel[:-1]))
         row["activation_bytes"] = config.batch_size // data * math.prod(shape) * dtype.itemsize // share
         row["parameter_bytes"] = 2 * 4 * row["parameters"] // share
         rows.append(row)
