@@ -154,6 +154,10 @@ CLAIMS = (
         studies.towers("ablations", "base"), "alexnet sweep --sweep ablations --seeds {seeds}",
     ),
     Claim(
+        "6.1, figure 3", "the same at half the width (48 kernels)", "every run",
+        studies.towers("full", "imagenette_small"), "alexnet train --config configs/imagenette_small.py",
+    ),
+    Claim(
         "6.1, figure 3", "the same at full width", "every run", studies.towers("full", "imagenette"),
         "alexnet train --config configs/imagenette.py",
     ),

@@ -6,6 +6,10 @@
 The paper does not say which network of four layers it was. This one is that of configs/cifar10_18pct.py without its
 norms: three convolutions and a fully connected layer. As in the paper nothing regularizes: no weight decay, no
 augmentation, no norm.
+
+Its rate is still cuda-convnet's, for both. In the record figure1_rates a few others are compared, by the error of a
+training epoch: for ReLU 0.004 is the best of three in the third epoch (34.6 %), for tanh 0.016 is the best of five
+(48.7 %), and both are the highest that were tried.
 """
 
 from ml_collections import ConfigDict
