@@ -58,7 +58,7 @@ def block(records: Records) -> str:
         for claim, found in measured
         if (claim, found) in chosen
     ]
-    table = _table(("section", "claim", "2012", "ours, points of top-1 error", "n", "verdict", "ours is on"), body)
+    table = _table(("section", "claim", "2012", "ours", "n", "verdict", "ours is on"), body)
     reach = sum(1 for claim, _ in every if claim.measure)
     count = f"Measured so far: {len(measured)} of {len(every)} claims; {len(every) - reach} are out of reach here."
     return f"{BEGIN}\n{table}\n\n{count}\n{END}"
