@@ -6,6 +6,9 @@ The paper saw it "during every run", independent of the initial values, and says
 all its 96 kernels, so that there are enough to count, and all other layers a quarter of their width. What counts is not
 the error but the share of colour kernels in each tower (alexnet_jax/analysis/specialisation.py). Photos and rates are
 those of small.py.
+
+A run takes 5 min 40 s on one core of an AMD EPYC, "long" twice as much. In the first run of the base, seed 0, 16 and 25
+of 48 kernels are of colour, which kernels dealt at random would show with probability 0.1 (experiments/records).
 """
 
 from ml_collections import ConfigDict
