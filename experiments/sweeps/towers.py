@@ -2,13 +2,16 @@
 
     alexnet sweep --sweep towers --seeds 8 --at-once 2
 
-The paper saw it "during every run", independent of the initial values, and says no more about its cause. Here conv1 has
-all its 96 kernels, so that there are enough to count, and all other layers a quarter of their width. What counts is not
-the error but the share of colour kernels in each tower (alexnet_jax/analysis/specialisation.py). Photos and rates are
-those of small.py.
+According to the paper it "occurs during every run and is independent of any particular random weight initialization",
+and is "a result of the restricted connectivity". Here are the ablations for that: more exchange, less of it, and the
+norm within a tower, which restricts what its kernels compete with.
 
-A run takes 5 min 40 s on one core of an AMD EPYC, "long" twice as much. In the first run of the base, seed 0, 16 and 25
-of 48 kernels are of colour, which kernels dealt at random would show with probability 0.1 (experiments/records).
+conv1 has all its 96 kernels, so that there are enough to count, and all other layers have a quarter of their width.
+What counts is not the error but the share of colour kernels in each tower (alexnet_jax/analysis/specialisation.py).
+Photos and rates are those of small.py.
+
+A run of the base takes 5 min 40 s on one core of an AMD EPYC. In the first, seed 0, 16 and 25 of 48 kernels are of
+colour, a difference that kernels dealt at random would show with probability 0.1 (experiments/records/towers.json).
 """
 
 from ml_collections import ConfigDict
