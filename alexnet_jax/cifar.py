@@ -89,7 +89,7 @@ class Chain(nn.Module):
             after = partial(self.after, chain[i:end])
             out |= after(y, bias)
             x = out[chain[end - 1][0]]
-            if self.chunk and end > i + 1 and bias.ndim == 1 and y.ndim == 4:
+            if self.chunk and end > i + 1:  # once more for the next layer, as in AlexNet
                 x = layers.by_chunk(lambda y, bias, f=after: [*f(y, bias).values()][-1], y, bias, size=self.chunk)
         return x, out
 

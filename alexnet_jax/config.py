@@ -164,7 +164,8 @@ FIELDS = {
     "model.towers": Field(1, whole(1, 2**10), FUNCTION),  # into how many the widths are divided
     "model.exchange": Field(("fc8",), some_of(*model.EXCHANGES), SHAPE),  # layers that read every tower, not their own
     # A chain of layers instead of AlexNet, as cifar.py takes it; (): AlexNet. Of the network's fields a chain reads
-    # num_classes, towers, pool_size, pool_stride, dtype, and of the norms all but where they are.
+    # num_classes, towers, pool_size, pool_stride, dtype, and of the norms all but where they are; the others stay at
+    # their defaults.
     "model.layers": Field((), chain(), SHAPE, newer=True),
     # Kernels over all towers. A sixth convolution sees the pooled maps of the fifth.
     "model.conv_widths": Field((96, 256, 384, 384, 256), several(whole(1, 2**14), 5, 6), SHAPE),
@@ -287,6 +288,9 @@ FIELDS = {
     "checkpoint_every_steps": Field(1000, FREQUENCY, FREE),
     "log_every_steps": Field(20, FREQUENCY, FREE),
 }  # fmt: skip
+IN_CHAINS = {"layers", "num_classes", "towers", "pool_size", "pool_stride", "dtype"}  # what a chain of layers reads
+IN_CHAINS |= {f"{norm}.{name}" for norm in ("lrn", "spatial_norm") for name in ("size", "k", "alpha", "beta")}
+IN_CHAINS.add("lrn.divide_by_size")
 OPTIONAL = {"model.init_std.conv6", "model.init_bias.conv6"}  # initial values of a layer that most networks lack
 
 
@@ -417,6 +421,10 @@ def layers_of(m: ConfigDict) -> tuple[str, ...]:
 
 
 def _refuse_chain(m: ConfigDict):
+    for name, value in flat(m, "model.").items():
+        default = json.loads(json.dumps(FIELDS[name].default))
+        if name.removeprefix("model.") not in IN_CHAINS and value != default:
+            raise _misfit(name, value, f"has no effect on a network of model.layers: leave it at {default}")
     names, kinds = zip(*(entry[:2] for entry in m.layers), strict=True)
     if twice := [name for name in names if names.count(name) > 1]:
         raise _misfit("model.layers", names, f"names {twice[0]} twice")

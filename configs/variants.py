@@ -52,9 +52,9 @@ def smoke(config: ConfigDict, named: bool):
     else:
         d.train_split += "[:512]"
         d.eval_split += "[:256]"
-    m.conv_widths = tuple(_narrow(w, 8, m.towers) for w in m.conv_widths)
-    m.fc_widths = tuple(_narrow(w, 32, m.towers) for w in m.fc_widths)
-    if not m.layers:
+    if not m.layers:  # a chain of layers is small already
+        m.conv_widths = tuple(_narrow(w, 8, m.towers) for w in m.conv_widths)
+        m.fc_widths = tuple(_narrow(w, 32, m.towers) for w in m.fc_widths)
         d.size, d.crop = 96, 80
     config.batch_size = config.evaluation.batch_size = 32
     config.epochs = 2

@@ -258,6 +258,8 @@ def test_chunks_and_copies_compute_the_same(name):
         ({"layers": (("fc10", "dense", 11, 0.1),)}, "must give the last layer 0 units"),
         ({"layers": (("fc1", "dense", 0, 0.1), ("fc2", "dense", 0, 0.1))}, "must give the last layer 0 units"),
         ({"layers": (("a", "local", 4, 2, 0.1), ("fc10", "dense", 0, 0.1))}, "must be odd"),
+        ({"dropout": 0.5}, "model.dropout is 0.5 and has no effect on a network of model.layers: leave it at 0.0"),
+        ({"fc_widths": (64, 64)}, "model.fc_widths is .* has no effect"),
         ({"towers": 2}, "must be 1 for a network of model.layers"),
         ({"pool_stride": 4}, "must be at most model.pool_size"),
     ],

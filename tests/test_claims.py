@@ -164,7 +164,7 @@ def test_networks_averaged():
 
 def test_towers_specialise_in_every_run_or_not():
     def of(*shares):
-        runs = [entry("base", seed, colour=list(share)) for seed, share in enumerate(shares)]
+        runs = [entry("base", seed, color=list(share)) for seed, share in enumerate(shares)]
         kernels = {"model.conv_widths": [96, 64, 96, 96, 64], "model.towers": 2}
         return studies.towers("towers", "base")({"towers": study("towers", *runs, settings=kernels)})
 
@@ -176,7 +176,7 @@ def test_towers_specialise_in_every_run_or_not():
         "one tower colour-blind in 1 of 2 runs; apart beyond chance in 1; 66 % and 30 % of 48 on average"
     )
     assert of(caffes).verdict == "one seed: yes"
-    assert studies.towers("towers", "base")({"towers": study("towers", entry("base", 0, colour=[0.5]))}) is None
+    assert studies.towers("towers", "base")({"towers": study("towers", entry("base", 0, color=[0.5]))}) is None
 
 
 def test_the_first_steps():

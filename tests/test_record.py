@@ -167,7 +167,7 @@ def test_a_checkpoints_kernels_are_counted(tiny_run, tmp_path):
     """A share for each tower: halves of the kernels that the run has."""
     before = sorted(p.name for p in tiny_run.iterdir())
     [run] = file.read(record(tmp_path, tiny_run)).runs.values()
-    shares = run["colour"]
+    shares = run["color"]
     assert len(shares) == 2 and all(0 <= share <= 1 for share in shares)
     assert sorted(p.name for p in tiny_run.iterdir()) == before
     assert run["images"][0] > 0 and run["hours"] > 0 and run["machine"]["jax"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import fisher_exact
 
-from alexnet_jax.analysis.specialisation import chance, color_blindness, colorfulness, colour_share, towers_colors
+from alexnet_jax.analysis.specialisation import chance, color_blindness, color_share, colorfulness, towers_colors
 
 WEIGHTS = Path(os.environ.get("TFDS_DATA_DIR", "nowhere")).parent / "weights" / "alexnet_bvlc_conv1.npz"
 
@@ -43,22 +43,22 @@ def test_towers_colors_counts_what_is_mostly_colour():
 
 def test_the_share_is_of_kernels_whatever_their_order_sign_and_scale():
     kernel = grey_and_colored([1, 1, 1, 0, 0, 0, 1, 0])
-    assert colour_share(kernel, 2) == [3 / 4, 1 / 4] and colour_share(kernel, 1) == [1 / 2]
-    assert colour_share(kernel, 8) == [1, 1, 1, 0, 0, 0, 1, 0]
+    assert color_share(kernel, 2) == [3 / 4, 1 / 4] and color_share(kernel, 1) == [1 / 2]
+    assert color_share(kernel, 8) == [1, 1, 1, 0, 0, 0, 1, 0]
     scaled = kernel * np.array([-1, 1e-3, 5, 1, 2, -3, 0.1, 1])
-    assert colour_share(scaled[..., [2, 1, 0, 3, 7, 6, 5, 4]], 2) == [3 / 4, 1 / 4]
+    assert color_share(scaled[..., [2, 1, 0, 3, 7, 6, 5, 4]], 2) == [3 / 4, 1 / 4]
 
 
 def test_a_grey_kernel_needs_as_much_colour_to_count_as_colour():
     """Grey of energy 3 and opponent colours of energy 2 c^2: above half from c^2 = 3 / 2."""
     grey, opponent = np.ones((1, 1, 3, 1)), np.array([1.0, -1.0, 0.0]).reshape(1, 1, 3, 1)
-    assert colour_share(grey + 1.49**0.5 * opponent, 1) == [0] and colour_share(grey + 1.51**0.5 * opponent, 1) == [1]
+    assert color_share(grey + 1.49**0.5 * opponent, 1) == [0] and color_share(grey + 1.51**0.5 * opponent, 1) == [1]
 
 
 def test_noise_is_mostly_colour():
     """Two of its three dimensions: what kernels are before they learn."""
     kernel = np.random.default_rng(0).normal(size=(11, 11, 3, 500))
-    assert colour_share(kernel, 2) == [1, 1]
+    assert color_share(kernel, 2) == [1, 1]
     np.testing.assert_allclose(colorfulness(kernel).mean(), 2 / 3, atol=0.01)
 
 
@@ -90,5 +90,5 @@ def test_chance_is_fishers(first, second):
 def test_caffes_towers_have_39_and_5_colour_kernels_of_48():
     with np.load(WEIGHTS, allow_pickle=False) as held:
         kernel = held["conv1_w"][:, ::-1].transpose(2, 3, 1, 0)  # (96, 3, 11, 11), blue first
-    assert colour_share(kernel, 2) == [39 / 48, 5 / 48]
+    assert color_share(kernel, 2) == [39 / 48, 5 / 48]
     assert "with probability 1.3e-12" in color_blindness(kernel, 2)

@@ -1,6 +1,6 @@
 """How conv1's kernels divide into colour and grey, tower by tower (section 6.1, figure 3).
 
-    colour_share(params["conv1"]["kernel"], 2)     # [0.8125, 0.1042] for Caffe's AlexNet: 39 and 5 of 48 kernels
+    color_share(params["conv1"]["kernel"], 2)     # [0.8125, 0.1042] for Caffe's AlexNet: 39 and 5 of 48 kernels
 
 A kernel is of colour if more than half of its energy is colour (`colorfulness`). Half was not fitted: most trained
 kernels are clearly one or the other. Of Caffe's 96, 69 have less than a tenth or more than nine tenths. A threshold of
@@ -11,10 +11,12 @@ something only once the kernels have changed far more than they were at the star
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 MOSTLY = 0.5  # of a kernel's energy
+FEW, MANY = 1 / 4, 1 / 2  # the shares of colour kernels between which one tower is colour-blind and another is not
 
 
 def colorfulness(kernel: np.ndarray) -> np.ndarray:
@@ -38,7 +40,7 @@ def towers_colors(kernel: np.ndarray, towers: int) -> list[tuple[int, int, float
     return [(len(part), int((part > MOSTLY).sum()), float(part.mean())) for part in parts]
 
 
-def colour_share(kernel: np.ndarray, towers: int) -> list[float]:
+def color_share(kernel: np.ndarray, towers: int) -> list[float]:
     """For each tower, the share of its kernels that are of colour, in 0..1.
 
     kernel: float (height, width, 3, n), n a multiple of `towers`, tower by tower.
@@ -59,11 +61,19 @@ def chance(kernels: int, first: int, second: int) -> float:
     return ways / math.comb(2 * kernels, colored)
 
 
+def color_blind(shares: Sequence[float]) -> list[int]:
+    """The towers that are colour-blind, from 0: at most a quarter of their kernels are of colour, and more than half of
+    another tower's.
+
+    shares: of colour kernels in each tower, as color_share gives them.
+    """
+    return [i for i, share in enumerate(shares) if share <= FEW and max(shares) > MANY]
+
+
 def color_blindness(kernel: np.ndarray, towers: int) -> str:
     """Lines that say how much of conv1 is colour, and whether one tower is colour-blind (section 6.1, figure 3).
 
-    kernel: float (height, width, 3, n), tower by tower. A tower counts as colour-blind if at most a quarter of its
-    kernels are mostly colour while more than half of another tower's are.
+    kernel: float (height, width, 3, n), tower by tower.
     """
     found = towers_colors(kernel, towers)
     lines = [
@@ -72,8 +82,7 @@ def color_blindness(kernel: np.ndarray, towers: int) -> str:
     ]
     if towers == 1:
         return lines[0].replace("tower 1", "conv1")
-    shares = colour_share(kernel, towers)
-    blind = [f"tower {i}" for i, share in enumerate(shares, start=1) if share <= 1 / 4 and max(shares) > 1 / 2]
+    blind = [f"tower {i + 1}" for i in color_blind(color_share(kernel, towers))]
     answer = f"yes, {' and '.join(blind)}" if blind else "no"
     if towers == 2:
         (own, first, _), (_, second, _) = found

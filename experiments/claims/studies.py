@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from scipy import stats
 
-from alexnet_jax.analysis.specialisation import chance
+from alexnet_jax.analysis.specialisation import chance, color_blind
 from experiments.claims.measures import (
     Found,
     Measure,
@@ -21,7 +21,6 @@ from experiments.claims.measures import (
 from experiments.report.intervals import Interval, interval, spread
 from experiments.sweeps.start import leaves_chance
 
-OWN, OTHER = 1 / 4, 1 / 2  # at most this share of colour in one tower and more than that in another: it is colour-blind
 CHANCE = 0.05
 
 
@@ -136,12 +135,12 @@ def towers(study: str, cell: str) -> Measure:
 
     def measure(records: Records) -> Found | None:
         record = records.get(study)
-        runs = [run for run in first_cell(record, (cell,)).values() if len(run.get("colour", ())) == 2]
+        runs = [run for run in first_cell(record, (cell,)).values() if len(run.get("color", ())) == 2]
         if record is None or not runs:
             return None
         kernels = record.settings_of(cell)["model.conv_widths"][0] // 2
-        shares = [sorted(run["colour"]) for run in runs]
-        blind = sum(low <= OWN and high > OTHER for low, high in shares)
+        shares = [sorted(run["color"]) for run in runs]
+        blind = sum(bool(color_blind(share)) for share in shares)
         apart = sum(chance(kernels, round(low * kernels), round(high * kernels)) < CHANCE for low, high in shares)
         low, high = (sum(share[i] for share in shares) / len(shares) for i in (0, 1))
         text = (

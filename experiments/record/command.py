@@ -53,8 +53,8 @@ def main(flags: Namespace):
         seed = _seed(run)
         word = file.add_run(record, entry.of_run(run, cell, seed))
         known = record.runs[cell, seed]
-        if "colour" not in known and known["state"] == "finished" and (shares := kernels.colours(run)):
-            known["colour"] = shares
+        if "color" not in known and known["state"] == "finished" and (shares := kernels.colors(run)):
+            known["color"] = shares
         done[word] = done.get(word, 0) + 1
         if run.state == "finished":
             finished.setdefault(cell, {})[seed] = run

@@ -15,7 +15,7 @@ An entry is a dict, one line of JSON:
     hours           of training, without the evaluations; images_per_second is the mean
     machine         the last machine's CPU, cores, devices, jax
     date            of the last record
-    colour          the share of colour kernels among conv1's kernels, for each tower
+    color           the share of colour kernels among conv1's kernels, for each tower
 """
 
 import datetime

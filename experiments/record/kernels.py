@@ -3,7 +3,7 @@
 import numpy as np
 
 from alexnet_jax import UserError, one_line
-from alexnet_jax.analysis.specialisation import colour_share
+from alexnet_jax.analysis.specialisation import color_share
 from alexnet_jax.runs.run import load_run
 from experiments.results import Outcome
 
@@ -24,10 +24,10 @@ def read_kernels(run: Outcome) -> tuple[np.ndarray, int]:
         raise UserError(f"its checkpoint cannot be read ({one_line(error)})") from error
 
 
-def colours(run: Outcome) -> list[float] | None:
+def colors(run: Outcome) -> list[float] | None:
     """The share of colour kernels in each tower at the end of a run; None if no checkpoint can be read."""
     try:
         kernel, towers = read_kernels(run)
     except UserError:
         return None
-    return [round(share, 6) for share in colour_share(kernel, towers)]
+    return [round(share, 6) for share in color_share(kernel, towers)]
