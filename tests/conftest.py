@@ -1,6 +1,7 @@
 """Eight CPU devices for meshes up to 4 x 2, a network narrow enough for tests, photos and a run on them."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -24,6 +25,7 @@ import pytest
 from PIL import Image
 
 from alexnet_jax import main
+from alexnet_jax.config import default
 from alexnet_jax.network import shapes
 from configs import paper
 
@@ -31,12 +33,18 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_compilation_cache_dir", os.environ["ALEXNET_JAX_TESTS_CACHE"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
-SLOW = ("test_distributed", "test_train", "test_sweep", "test_ablations")  # they start processes
+SLOW = ("test_distributed", "test_train", "test_sweep")  # they start processes
 
 
 def pytest_collection_modifyitems(items):
     """The slow files first, so that no core is left with a long test at the end."""
     items.sort(key=lambda item: SLOW.index(item.path.stem) if item.path.stem in SLOW else len(SLOW))
+
+
+def pytest_collection_finish():
+    """What was imported stays: no collection needs to look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -116,6 +124,15 @@ def tiny_config(photos):
 def config(photos):
     """A tiny_config that a test may change."""
     return tiny_config(photos)
+
+
+@pytest.fixture
+def chain_config(config):
+    """A tiny_config of three layers only, for tests of what processes do: it compiles in a fraction of the time."""
+    config.model, config.optimizer.learning_rate = default().model, 0.0001
+    config.model.num_classes, config.model.towers = 3, 1
+    config.model.layers = (("conv1", "conv", 8, 5, 0.001), ("pool1", "max_pool"), ("fc2", "dense", 0, 0.01))
+    return config
 
 
 @pytest.fixture(scope="session")

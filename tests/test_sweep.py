@@ -41,8 +41,9 @@ def get_config(arg=""):
 
 
 @pytest.fixture
-def mine(config, tmp_path):
+def mine(chain_config, tmp_path):
     """A sweep's file: the base, an ablation that fails and one that does not."""
+    config = chain_config
     config.epochs, config.evaluation.views = 2, 1
     path = tmp_path / "mine.py"
     path.write_text(FILE % config.to_json())

@@ -18,10 +18,17 @@ from conftest import tiny_config
 from helpers.runs import check_equal, check_same_checkpoint, records, run_until_killed, start, write_config
 
 from alexnet_jax import UserError, checkpoint, main, metrics, optimizer, towers, train
+from alexnet_jax.analysis import figures
 from alexnet_jax.cli import commands
 from alexnet_jax.data import prepare
 from alexnet_jax.runs import claims
 from alexnet_jax.runs.run import load_run, read_config
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """Runs of this process draw none, which saves a second each. What they draw is in test_figures."""
+    monkeypatch.setattr(figures, "draw_run", lambda *args: {})
 
 
 def test_it_learns_and_reports_it(config, tmp_path, capsys):
@@ -62,7 +69,7 @@ def test_killed_and_resumed_ends_bit_for_bit_equal(config, tmp_path, on_device):
 
     The last process shares nothing with the others: it is a new interpreter, and compiles everything itself.
     """
-    config.data.on_device = on_device
+    config.epochs, config.data.on_device = 2, on_device
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     process = start(config, whole)
     output = process.wait()
@@ -75,7 +82,7 @@ def test_killed_and_resumed_ends_bit_for_bit_equal(config, tmp_path, on_device):
     assert process.returncode == 130 and "resumes from here" in output, output
 
     process = start(config, broken)
-    wait_for(process, broken, step=12)
+    wait_for(process, broken, step=8)
     time.sleep(random.random() / 2)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -83,7 +90,7 @@ def test_killed_and_resumed_ends_bit_for_bit_equal(config, tmp_path, on_device):
     output = process.wait()
     assert process.returncode == 0 and "resumed at step" in output, output
 
-    check_equal(whole, broken, step=24)
+    check_equal(whole, broken, step=12)
 
 
 def test_a_run_on_raw_images_resumes_and_is_the_same_on_the_device(config, tmp_path, monkeypatch):
