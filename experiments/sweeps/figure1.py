@@ -1,15 +1,18 @@
 """Figure 1: how soon a four-layer network reaches 25 % training error on CIFAR-10, with ReLU and with tanh.
 
     alexnet sweep --sweep figure1 --seeds 5
-    alexnet train --config experiments/sweeps/figure1.py --config.optimizer.learning_rate=0.002     # a rate, to compare
+    alexnet train --config experiments/sweeps/figure1.py:tanh --config.optimizer.learning_rate=0.032     # another rate
 
 The paper does not say which network of four layers it was. This one is that of configs/cifar10_18pct.py without its
 norms: three convolutions and a fully connected layer. As in the paper nothing regularizes: no weight decay, no
 augmentation, no norm.
 
-Its rate is still cuda-convnet's, for both. In the record figure1_rates a few others are compared, by the error of a
-training epoch: for ReLU 0.004 is the best of three in the third epoch (34.6 %), for tanh 0.016 is the best of five
-(48.7 %), and both are the highest that were tried.
+As the paper says, each has the rate that makes it train fastest: of those in the record figure1_rates, the one with the
+lowest error of the third training epoch. For ReLU that is 0.004 (34.6 %; 0.002 and 0.008 have 35.2 and 41.7), for tanh
+0.016 (48.7 %; 0.008 and 0.032 have 51.2 and 49.7), one seed each.
+
+tanh trains for 40 epochs, more than six times as long as ReLU takes to 25 %. An epoch takes 65 seconds on one core of an
+AMD EPYC.
 """
 
 from ml_collections import ConfigDict
@@ -19,9 +22,9 @@ from experiments.changes import Change
 
 
 def _tanh(base: ConfigDict) -> dict:
-    """tanh where there is a ReLU, and its own rate."""
+    """tanh where there is a ReLU, its own rate, and more epochs."""
     layers = tuple((name, "tanh") if rest == ["relu"] else (name, *rest) for name, *rest in base.model.layers)
-    return {"model.layers": layers}
+    return {"model.layers": layers, "optimizer.learning_rate": 0.016, "epochs": 40}
 
 
 ABLATIONS = {
@@ -34,10 +37,12 @@ def get_config(arg: str = "") -> ConfigDict:
     words = [word.strip() for word in arg.split(",") if word.strip()]
     c = cifar10_18pct.get_config()
     c.name = "figure1"
-    c.epochs = 6
+    c.epochs = 10
     c.model.layers = tuple(entry for entry in c.model.layers if entry[1] != "spatial_norm")
+    c.optimizer.learning_rate = 0.004
     c.optimizer.weight_decay, c.optimizer.layer_decays = 0.0, ()
     c.optimizer.drop_epochs = ()
+    c.evaluation.every_epochs = 10
     c.log_every_steps = 39  # ten records an epoch
     if "tanh" in words:
         words.remove("tanh")
