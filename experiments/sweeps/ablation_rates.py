@@ -28,7 +28,8 @@ TRIED = {
 def _rates() -> dict[str, Change]:
     """base_0.00125, base_0.0025, base_0.01, tanh_0.0025, ...; the base itself has FIRST."""
     changes = {"base": Change("base", lambda base: {}), **CHANGES}
-    return {f"{name}_{rate:g}": ablations.at_rate(changes[name], rate) for name, rates in TRIED.items() for rate in rates}
+    tried = [(name, rate) for name, rates in TRIED.items() for rate in rates]
+    return {f"{name}_{rate:g}": ablations.at_rate(changes[name], rate) for name, rate in tried}
 
 
 ABLATIONS = _rates()
