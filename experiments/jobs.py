@@ -38,10 +38,27 @@ class Cell:
     def epochs_done(self) -> float:
         """How many epochs the run has trained; all of them only once its last evaluation is recorded."""
         run = results.read(self.workdir)
-        if run.state == "finished":
+        if run.state == "finished" and run.settings["epochs"] == self.config.epochs:
             return float(self.config.epochs)
         furthest = max((results.number(r, "epoch") or 0.0 for r in run.records), default=0.0)
         return min(furthest, self.config.epochs - 0.01)
+
+    def check(self):
+        """Raises UserError if the folder has the results of another config: they would be taken for this one's."""
+        run = results.read(self.workdir)
+        if not run.records or not run.settings:
+            return
+        mine = results.completed(self.config.to_dict())
+        fields = results.differing(results.computes(run.settings), results.computes(mine))
+        if run.settings["epochs"] < self.config.epochs:
+            fields.remove("epochs")  # it goes on
+        if run.seed != self.seed:
+            fields.append("seed")
+        if fields:
+            there = results.values(fields, run.settings)
+            raise UserError(
+                f"{self.workdir} has a run of another config ({there}): remove it, or name another --workdir"
+            )
 
     def finished(self) -> bool:
         return self.epochs_done() == self.config.epochs

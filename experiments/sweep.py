@@ -12,7 +12,7 @@ Each cell of the sweep is a run: ablation NAME with seed S trains in DIR/NAME/se
 sweep small. Locally the cells run one after the other, or --at-once N of them, each on its share of the cores; under
 SLURM each is a job. A cell that fails does not stop the others: it is named at the end, and the reason is in its
 folder, in failed.txt. A stopped or killed sweep is resumed by the same command. The same command, started twice on one
-machine, shares the cells. With --skip-recorded it leaves out runs that are in experiments/records already.
+machine, shares the cells. With --skip-recorded NAME it leaves out the runs that are in experiments/records/NAME.json.
 """
 
 import json
@@ -21,7 +21,6 @@ import statistics
 import sys
 import time
 from argparse import ArgumentParser, Namespace
-from collections import Counter
 from pathlib import Path
 
 from flax.traverse_util import flatten_dict
@@ -58,8 +57,8 @@ def add_flags(parser: ArgumentParser):
     parser.add_argument("--at-once", type=int, default=1, metavar="N", help=says)
     says = "an option of sbatch; repeat it for more"
     parser.add_argument("--slurm", action="append", default=[], metavar="KEY=VALUE", help=says)
-    says = "leave out the finished runs in experiments/records, from whichever sweep (see alexnet record)"
-    parser.add_argument("--skip-recorded", action="store_true", help=says)
+    says = "leave out the finished runs of the record experiments/records/NAME.json (see alexnet record)"
+    parser.add_argument("--skip-recorded", default="", metavar="NAME", help=says)
     parser.add_argument("--dry-run", action="store_true", help="print the cells and their cost, and train nothing")
 
 
@@ -75,7 +74,9 @@ def main(flags: Namespace) -> int:
     workdir = Path(flags.workdir or f"runs/sweep_{stem}").expanduser()
     cells = make_cells(base, ablations, flags.seeds, workdir)
     if flags.skip_recorded:
-        cells = unrecorded(cells)
+        cells = unrecorded(cells, flags.skip_recorded)
+    for cell in cells:
+        cell.check()
     if flags.dry_run:
         print_plan(cells, base, ablations)
         return 0
@@ -169,19 +170,18 @@ def _changed(base: ConfigDict, change: Change | None, seed: int) -> ConfigDict:
     return config
 
 
-def unrecorded(cells: list[Cell], folder: Path = file.RECORDS) -> list[Cell]:
-    """The cells whose run is not in the records of a folder; says on standard error how many are, and where."""
-    known = file.finished(folder)
-    left, found = [], Counter[Path]()
-    for cell in cells:
-        computes = results.computes(results.completed(cell.config.to_dict()))
-        at = next((path for settings, seed, path in known if seed == cell.seed and settings == computes), None)
-        if at is None:
-            left.append(cell)
-        else:
-            found[at] += 1
-    where = "".join(f", {count} of them in {path}" for path, count in found.items())
-    print(f"{len(cells) - len(left)} of {len(cells)} cells are recorded{where}", file=sys.stderr)
+def unrecorded(cells: list[Cell], name: str, folder: Path = file.RECORDS) -> list[Cell]:
+    """The cells whose run is not in a record; says on standard error how many are. Raises UserError without the record.
+
+    Only the record that the runs will be added to counts: differences are taken within one.
+    """
+    path = folder / f"{name}.json"
+    if not path.exists():
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.json"))) or "none"
+        raise UserError(f"--skip-recorded: there is no record '{name}' in {folder}, only {known}")
+    recorded = file.finished(path)
+    left = [c for c in cells if (results.computes(results.completed(c.config.to_dict())), c.seed) not in recorded]
+    print(f"{len(cells) - len(left)} of {len(cells)} cells are recorded in {path}", file=sys.stderr)
     return left
 
 

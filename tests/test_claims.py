@@ -16,6 +16,7 @@ from experiments.record import file
 from experiments.report.intervals import interval
 from experiments.report.table import escaped
 from experiments.results import computes
+from experiments.sweep import choose, read_sweep
 
 
 def entry(cell, seed, top1=0.3, **more):
@@ -128,6 +129,10 @@ def test_figure_1_is_a_ratio_of_epochs():
     assert of(1, 14).verdict in ("not significant", "contradicts") and of(6, 14, 1).verdict == "too few seeds"
     bound = of(6, 6)
     assert bound.ours.startswith("more than 3.") and bound.verdict == "agrees: ReLU is faster"
+    assert of(6, 6, 1).verdict == "one seed: ReLU is faster"
+    some = of(5.4, 9)  # each seed is later than the one before, and the third is too late
+    assert some.ours.endswith("2 of 3 tanh networks get there after 8.1 to 8.5 epochs"), some.ours
+    assert some.verdict == "agrees: ReLU is faster"
     assert figure1.measure({}) is None
 
 
@@ -190,12 +195,22 @@ def test_the_first_steps():
     steps = {"steps": 50}
     runs = [entry("base", 0, points=flat_loss, **steps), entry("biases_0", 0, points=falls, **steps)]
     records = {"start": study("start", *runs)}
-    assert studies.first_steps("base")(records).verdict == "not within 50 steps, one seed"
+    assert studies.first_steps("base")(records).verdict == "one seed: not within 50 steps"
     found = studies.first_steps("biases_0")(records)
-    assert (found.verdict, found.ours) == ("agrees, one seed", "stops guessing after 25 steps")
+    assert (found.verdict, found.ours) == ("one seed: agrees", "stops guessing after 25 steps")
     found = studies.first_steps("biases_0", later=True)(records)
-    assert found.verdict == "contradicts, one seed" and found.ours.endswith("as written not within 50")
+    assert found.verdict == "one seed: contradicts" and found.ours.endswith(
+        "as written it still guesses after 50 steps"
+    )
     assert studies.first_steps("std")(records) is None
+    runs += [entry("biases_0", 1, points=falls, **steps), entry("biases_0", 2, points=flat_loss, **steps)]
+    records = {"start": study("start", *runs)}
+    found = studies.first_steps("biases_0")(records)
+    assert found.ours == "stops guessing after 25 steps, 1 of 3 not within 50" and found.verdict == "in 2 of 3 runs"
+    assert studies.first_steps("biases_0", later=True)(records).n == 1  # the seeds that both have
+    runs += [entry("base", seed, points=flat_loss, **steps) for seed in (1, 2)]
+    found = studies.first_steps("biases_0", later=True)({"start": study("start", *runs)})
+    assert found.verdict == "contradicts: in no run" and found.n == 3  # the third pair does not differ
 
 
 def test_dropout_takes_more_epochs():
@@ -205,6 +220,13 @@ def test_dropout_takes_more_epochs():
         run["training"] = [0.4, 0.2, 0.1, 0.05]
     found = studies.epochs_of_dropout({"ablations": study("ablations", *runs)})
     assert found.interval == (3, pytest.approx(2), pytest.approx(2), pytest.approx(2)) and found.verdict == "agrees"
+    for run in runs[1::2]:
+        run["training"] = [0.4, 0.3, 0.25, 0.2]
+    found = studies.epochs_of_dropout({"ablations": study("ablations", *runs)})
+    assert found.interval.mean == 1 and found.verdict == "not significant"
+    runs[1]["training"] = [0.4, 0.3, 0.25, 0.21]
+    found = studies.epochs_of_dropout({"ablations": study("ablations", *runs)})
+    assert found.verdict == "contradicts: not in 1 of 3 runs" and found.interval is None
 
 
 # --- Page -------------------------------------------------------------------------------------------------------------
@@ -235,6 +257,14 @@ def test_without_records_nothing_is_measured():
     assert all(f"| {i} |" in text for i in range(1, len(CLAIMS) + 1)) and "No run is recorded yet." in text
     assert {page.verdict(claim, found) for claim, found in page.rows({})} == {"not measured", "out of reach"}
     assert all(found is None for _, found in page.rows({}))
+
+
+def test_every_command_of_a_sweep_names_ablations_that_it_has():
+    for claim in CLAIMS:
+        if "--only" in claim.command:
+            words = claim.command.split()
+            _, ablations = read_sweep(words[words.index("--sweep") + 1])
+            assert choose(ablations, words[words.index("--only") + 1])
 
 
 def test_every_claim_has_what_its_row_needs():

@@ -128,6 +128,18 @@ def test_what_failed_before_it_had_a_config_is_listed(sweep, tmp_path):
     assert ("BASE", "out of memory (no record yet)") in [(title, run.reason) for title, run in found.others]
 
 
+def test_a_failure_without_a_config_takes_the_cell_from_any_other_run_or_is_named(sweep, tmp_path, capsys):
+    for run in ("base/seed0", "dropout_off/seed0", "dropout_off/seed1", "dropout_off/seed2"):
+        (sweep / run / "config.json").unlink()
+        (sweep / run / "metrics.jsonl").unlink()
+        (sweep / run / "failed.txt").write_text("killed")
+    found = file.read(record(tmp_path, sweep))
+    assert {key: run["state"] for key, run in found.runs.items()} == {
+        ("base", 0): "failed", ("base", 1): "finished", ("base", 2): "finished",
+    }  # fmt: skip
+    assert capsys.readouterr().err.count("no config.json says of what") == 3
+
+
 def test_what_cannot_be_recorded_is_named(sweep, tmp_path, capsys):
     (sweep / "base/seed1/config.json").write_text("{")
     record(tmp_path, sweep)
@@ -156,11 +168,11 @@ def test_points_are_means_over_neighbours():
 
 def test_a_sweep_sees_which_runs_it_has(sweep, tmp_path):
     path = record(tmp_path, sweep)
-    found = file.finished(path.parent)
-    assert sorted(seed for _, seed, _ in found) == [0, 0, 1, 1, 2] and {where for _, _, where in found} == {path}
+    found = file.finished(path)
+    assert sorted(seed for _, seed in found) == [0, 0, 1, 1, 2]
     run = read(sweep / "dropout_off/seed1")
-    assert (computes(run.settings), 1, path) in found
-    assert (computes(run.settings | {"model.dropout": 0.1}), 1, path) not in found
+    assert (computes(run.settings), 1) in found
+    assert (computes(run.settings | {"model.dropout": 0.1}), 1) not in found
 
 
 def test_a_checkpoints_kernels_are_counted(tiny_run, tmp_path):

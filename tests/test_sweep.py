@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 from helpers.runs import records
+from helpers.sweeps import fake
 
 from alexnet_jax import UserError
 from alexnet_jax.cli import commands
 from alexnet_jax.config import check
 from alexnet_jax.data.batches import steps_in_epoch
 from alexnet_jax.network import parameter_count, shapes
-from alexnet_jax.runs.run import flat
+from alexnet_jax.runs.run import flat, read_config
 from configs import paper, source
 from experiments import jobs, results, sweep
 from experiments.changes import CHANGES, Change
@@ -403,19 +404,41 @@ def test_recorded_runs_are_left_out_if_asked(config, tmp_path, capsys):
     for cell, seed, state in (("first", 0, "finished"), ("second", 2, "finished"), ("first", 1, "unfinished")):
         record.runs[cell, seed] = {"cell": cell, "seed": seed, "state": state}
     file.write(record, tmp_path / "earlier.json")
-    left = sweep.unrecorded(cells, tmp_path)
+    left = sweep.unrecorded(cells, "earlier", tmp_path)
     assert [(c.name, c.seed) for c in left] == [("pooling", 0), ("base", 1), ("pooling", 1), ("base", 2)]
-    assert f"2 of 6 cells are recorded, 2 of them in {tmp_path}/earlier.json" in capsys.readouterr().err
-    assert sweep.unrecorded(cells, tmp_path / "empty") == cells
+    assert f"2 of 6 cells are recorded in {tmp_path}/earlier.json" in capsys.readouterr().err
+    file.write(file.Record("empty"), tmp_path / "empty.json")
+    assert sweep.unrecorded(cells, "empty", tmp_path) == cells
+    with pytest.raises(UserError, match="no record 'late' in .*, only earlier, empty"):
+        sweep.unrecorded(cells, "late", tmp_path)
+
+
+def test_a_folder_with_results_of_another_config_is_no_cell(config, tmp_path):
+    """A rate that was changed after a sweep: its runs must not pass for those of the new rate."""
+    here = tmp_path / "base" / "seed0"
+    fake(here, 0)
+    settings = flat(read_config(here))
+    config = read_config(here)
+    jobs.Cell("base", 0, config, here).check()
+    assert jobs.Cell("base", 0, config, here).finished()
+    for field, value in (("optimizer.learning_rate", 0.5), ("epochs", 2), ("seed", 1)):
+        other = config.copy_and_resolve_references()
+        other.update_from_flattened_dict({field: value})
+        with pytest.raises(UserError, match=rf"another config \({field}={settings[field]}\): remove it"):
+            jobs.Cell("base", other.seed, other, here).check()
+    config.epochs += 1  # it goes on
+    longer = jobs.Cell("base", 0, config, here)
+    longer.check()
+    assert not longer.finished()
 
 
 def test_a_sweep_skips_what_is_recorded(mine, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sweep, "unrecorded", lambda cells: [c for c in cells if c.seed])
+    monkeypatch.setattr(sweep, "unrecorded", lambda cells, name: [c for c in cells if c.seed or name != "study"])
     monkeypatch.setattr(sweep, "run_seconds", lambda base: 60.0)
     flags = ("--sweep", mine, "--seeds", 2, "--workdir", tmp_path / "runs", "--dry-run")
     for more, says in (
         ((), "6.0 runs that remain take 6 min"),
-        (("--skip-recorded",), "3.0 runs that remain take 3 min"),
+        (("--skip-recorded", "study"), "3.0 runs that remain take 3 min"),
     ):
         assert run(*flags, *more) == 0
         assert says in capsys.readouterr().out
@@ -458,6 +481,8 @@ def test_a_workdir_of_another_base_is_refused(config, tmp_path):
         (["--sweep", "smoke", "--seeds", "0"], "--seeds"),
         (["--sweep", "smoke", "--at-once", "0"], "--at-once is 0"),
         (["--sweep", "ablations:imagenette"], "ablations takes none"),
+        (["--sweep", "cifar10:smoke"], "cifar10 takes none"),
+        (["--sweep", "figure1:smoke"], "figure1 takes only tanh"),
         (["--sweep", "smoke:mnist"], "mnist"),
         (["--sweep", "smoke", "--launcher", "slurm"], "slurm"),
         (["--sweep", "smoke", "--slurm", "gpu"], "KEY=VALUE"),

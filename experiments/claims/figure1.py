@@ -1,7 +1,7 @@
 """Figure 1: how many times as many epochs the tanh network takes to 25 % training error as the ReLU network."""
 
-from experiments.claims.measures import Found, Records, Run, first_cell, ratio, scale_of, times
-from experiments.report.intervals import Interval, spread
+from experiments.claims.measures import Found, Records, Run, first_cell, judge_ratio, ratio, scale_of, times
+from experiments.report.intervals import spread
 
 RELU, TANH = ("relu", "base"), ("tanh",)  # the cells of the record figure1: the first that has runs
 LEVEL = 0.25  # training error
@@ -45,20 +45,18 @@ def measure(records: Records) -> Found | None:
     if len(reached) < len(seeds):
         return Found("25 % is not reached with ReLU", len(seeds), "not measured: longer runs", scale, runs)
     relu_epochs = f"{spread(reached).mean:.1f} epochs with ReLU"
-    if any(epochs is None for epochs in theirs):
-        least = min(tanh[seed]["points"]["epoch"][-1] for seed in seeds)
-        text = f"more than {least / max(reached):.1f} times: {relu_epochs}, tanh not there after {least:g}"
-        return Found(text, len(seeds), "agrees: ReLU is faster", scale, runs)
+    if None in theirs:
+        there = sorted(epochs for epochs in theirs if epochs is not None)
+        end = min(run["points"]["epoch"][-1] for run in tanh.values())
+        faster = all(b is None or b > a for a, b in zip(reached, theirs, strict=True))
+        verdict = "ReLU is faster" if faster else "ReLU is not faster in every run"
+        if there:
+            after = f"after {' to '.join(dict.fromkeys(f'{epochs:.1f}' for epochs in (there[0], there[-1])))} epochs"
+            text = f"{relu_epochs}; {len(there)} of {len(seeds)} tanh networks get there {after}"
+        else:
+            text = f"more than {end / max(reached):.1f} times: {relu_epochs}, tanh not there after {end:g}"
+        prefix = "one seed" if len(seeds) == 1 else "agrees" if faster else "contradicts"
+        return Found(text, len(seeds), f"{prefix}: {verdict}", scale, runs)
     found = ratio([b / a for a, b in zip(reached, theirs, strict=True)])
     text = f"{times(found)}: {relu_epochs}, {spread(theirs).mean:.1f} with tanh"
-    return Found(text, found.n, _faster(found, 6), scale, runs, found)
-
-
-def _faster(found: Interval, then: float) -> str:
-    if found.low is None:
-        return "too few seeds"
-    if found.low <= 1 <= found.high:
-        return "not significant"
-    if found.mean < 1:
-        return "contradicts"
-    return "agrees" if found.low <= then <= found.high else f"agrees that ReLU is faster, but not {then:g} times"
+    return Found(text, found.n, judge_ratio(found, 6, "ReLU is faster"), scale, runs, found)

@@ -62,8 +62,8 @@ def percent(fraction: float | None) -> float | None:
 # --- Differences ------------------------------------------------------------------------------------------------------
 
 
-def difference(study: str, cell: str, of: Values = error, *, noise: bool = False) -> Measure:
-    """A cell's difference to the base, which the paper says is positive.
+def difference(study: str, cell: str, of: Values = error, *, noise: bool = False, claimed: bool = True) -> Measure:
+    """A cell's difference to the base, which the paper says is positive, unless it says nothing: then not `claimed`.
 
     noise: the number of 2012 compares two single runs and is too small for its sign to mean anything.
     """
@@ -74,6 +74,8 @@ def difference(study: str, cell: str, of: Values = error, *, noise: bool = False
         if found is None:
             return None
         verdict = "2012's number is within noise" if noise else judge(found, seen=detectable(values, count))
+        if not claimed and found.excludes_zero:
+            verdict = "significant; no claim of 2012"
         return Found(points(found), found.n, verdict, scale_of(records[study], "base"), pairs, found)
 
     return measure
@@ -133,6 +135,17 @@ def times(found: Interval) -> str:
     """A ratio in words."""
     ends = "" if found.low is None else f" ({found.low:.1f} to {found.high:.1f})"
     return f"{found.mean:.1f} times{ends}"
+
+
+def judge_ratio(found: Interval, then: float, says: str) -> str:
+    """A verdict on a ratio that the paper says is `then`, above 1; `says` is what a ratio above 1 means."""
+    if found.low is None or found.high is None:
+        return "too few seeds"
+    if found.low <= 1 <= found.high:
+        return "not significant"
+    if found.mean < 1:
+        return "contradicts"
+    return "agrees" if found.low <= then <= found.high else f"agrees that {says}, but not {then:g} times"
 
 
 # --- In words ---------------------------------------------------------------------------------------------------------

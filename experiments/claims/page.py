@@ -27,6 +27,8 @@ numbers are computed from the [records](records) of the runs, and a test compare
 - **agrees, contradicts**: the interval excludes zero, and the sign is the paper's, or is not. **not significant**: it
   includes zero; behind it is the smallest difference that so many seeds would have seen with probability 0.8.
   **too few seeds**: there is no interval.
+- What is counted run by run, the first steps and the colour of the towers, has no interval: **agrees** is then in every
+  run, and a single run is only told, as **one seed**.
 - Training errors are those of the last epoch's crops: with augmentation and with dropout, where the network has them.
 - **not measured**: no finished run is recorded. **out of reach**: it cannot be measured here, and the second table says
   what it would take.
@@ -135,7 +137,7 @@ def _counts(found: Sequence[Row]) -> str:
 
 
 def _short(word: str) -> str:
-    known = ("agrees", "contradicts", "not significant", "not measured", "out of reach", "too few seeds")
+    known = ("agrees", "contradicts", "not significant", "not measured", "out of reach", "too few seeds", "one seed")
     return next((k for k in known if word.startswith(k)), "other")
 
 

@@ -12,6 +12,7 @@ from experiments.claims.measures import (
     Run,
     first_cell,
     judge,
+    judge_ratio,
     percent,
     points,
     ratio,
@@ -27,13 +28,13 @@ CHANCE = 0.05
 # --- Views and errors -------------------------------------------------------------------------------------------------
 
 
-def views_gain(study: str, cell: str, name: str = "top1") -> Measure:
+def views_gain(study: str, cell: str) -> Measure:
     """How much higher the centre crop's error is than that of all views, in the same runs."""
 
     def measure(records: Records) -> Found | None:
         record = records.get(study)
-        runs = [r for r in first_cell(record, (cell,)).values() if r["views"] > 1 and r[f"centre_{name}"] is not None]
-        found = interval([100 * (r[f"centre_{name}"] - r[name]) for r in runs])
+        runs = [r for r in first_cell(record, (cell,)).values() if r["views"] > 1 and r["centre_top1"] is not None]
+        found = interval([100 * (r["centre_top1"] - r["top1"]) for r in runs])
         if record is None or found is None:
             return None
         return Found(points(found), found.n, judge(found), scale_of(record, cell), runs, found)
@@ -110,21 +111,31 @@ def together(study: str, cell: str, count: int) -> Measure:
 
 
 def epochs_of_dropout(records: Records) -> Found | None:
-    """How many times as many epochs training takes with dropout, to the training error that it ends with."""
+    """How many times as many epochs training takes with dropout, to the training error that it ends with.
+
+    Both count to the first epoch with that error or a lower one, so that noise favours neither.
+    """
     record = records.get("ablations")
     base, other = first_cell(record, ("base",)), first_cell(record, ("dropout_off",))
-    found, runs = [], []
-    for seed in sorted(base.keys() & other.keys()):
-        end, curve = base[seed]["training"][-1], other[seed]["training"]
-        reached = next((i for i, e in enumerate(curve, 1) if None not in (e, end) and e <= end), None)
-        if reached:
-            found.append(len(curve) / reached)
-            runs += [base[seed], other[seed]]
-    if record is None or not found:
+    seeds = sorted(seed for seed in base.keys() & other.keys() if base[seed]["training"][-1] is not None)
+    if record is None or not seeds:
         return None
-    result = ratio(found)
-    verdict = "too few seeds" if result.low is None else "agrees" if result.low > 1 else "not significant"
-    return Found(times(result), result.n, verdict, scale_of(record, "dropout_off"), runs, result)
+    runs = [net[seed] for seed in seeds for net in (base, other)]
+    counts = [
+        tuple(_epochs_to(net[seed]["training"], base[seed]["training"][-1]) for net in (base, other)) for seed in seeds
+    ]
+    ratios = [a / b for a, b in counts if a and b]
+    scale, never = scale_of(record, "dropout_off"), len(seeds) - len(ratios)
+    if never:
+        text = f"without dropout it is not reached in {never} of {len(seeds)} runs"
+        return Found(text, len(seeds), f"contradicts: not in {never} of {len(seeds)} runs", scale, runs)
+    found = ratio(ratios)
+    return Found(times(found), found.n, judge_ratio(found, 2, "it takes longer"), scale, runs, found)
+
+
+def _epochs_to(errors: Sequence[float | None], level: float) -> int | None:
+    """After how many epochs a training error first is `level` or lower; None if it never is."""
+    return next((i for i, error in enumerate(errors, 1) if error is not None and error <= level), None)
 
 
 # --- Towers -----------------------------------------------------------------------------------------------------------
@@ -167,32 +178,42 @@ def first_steps(cell: str, *, later: bool = False) -> Measure:
     def measure(records: Records) -> Found | None:
         record = records.get("start")
         runs, as_written = first_cell(record, (cell,)), first_cell(record, ("base",))
-        if record is None or not runs or (later and not as_written):
+        seeds = sorted(runs.keys() & as_written.keys() if later else runs.keys())
+        if record is None or not seeds:
             return None
-        found, last = _when(runs), min(run["steps"] for run in runs.values())
-        text = f"still guesses after {last} steps" if found is None else f"stops guessing after {found} steps"
-        verdict = f"not within {last} steps" if found is None else "agrees"
+        ours, theirs = [runs[seed] for seed in seeds], [as_written[seed] for seed in seeds if later]
+        text = _steps(ours)
+        holds = [leaves(run) is not None for run in ours]
+        verdict = _counted(holds, f"not within {min(run['steps'] for run in ours)} steps")
         if later:
-            theirs = _when(as_written)
-            text += "; as written " + (f"not within {last}" if theirs is None else f"after {theirs}")
-            verdict = _later(found, theirs)
-        if len(runs) == 1:
-            verdict += ", one seed"
-        return Found(text, len(runs), verdict, scale_of(record, cell), list(runs.values()))
+            text += f"; as written it {_steps(theirs)}"
+            pairs = [(leaves(a), leaves(b)) for a, b in zip(ours, theirs, strict=True)]
+            known = [b is not None and (a is None or a > b) for a, b in pairs if a != b]
+            verdict = _counted(known, "contradicts") if known else "not significant: no difference"
+        return Found(text, len(seeds), verdict, scale_of(record, cell), [*ours, *theirs])
 
     return measure
 
 
-def _later(found: int | None, as_written: int | None) -> str:
-    if found == as_written:
-        return "not significant: neither stops" if found is None else "not significant"
-    return "agrees" if found is None or (as_written is not None and found > as_written) else "contradicts"
+def _counted(holds: Sequence[bool], otherwise: str) -> str:
+    """A verdict on what holds in every run, in some, or, `otherwise`, in none."""
+    if len(holds) == 1:
+        return f"one seed: {'agrees' if holds[0] else otherwise}"
+    if any(holds):
+        return "agrees: in every run" if all(holds) else f"in {sum(holds)} of {len(holds)} runs"
+    return f"{otherwise}: in no run" if otherwise == "contradicts" else otherwise
 
 
-def _when(runs: dict[int, Run]) -> int | None:
-    """The step at which the last of some runs leaves the loss of guessing; None if one of them does not."""
-    steps = [leaves(run) for run in runs.values()]
-    return None if None in steps else max(step for step in steps if step is not None)
+def _steps(runs: Sequence[Run]) -> str:
+    """When some runs stop guessing, in words."""
+    found = [leaves(run) for run in runs]
+    left = sorted(step for step in found if step is not None)
+    last = min(run["steps"] for run in runs)
+    if not left:
+        return f"still guesses after {last} steps"
+    after = " to ".join(dict.fromkeys(map(str, (left[0], left[-1]))))
+    rest = f", {len(found) - len(left)} of {len(found)} not within {last}" if len(left) < len(found) else ""
+    return f"stops guessing after {after} steps{rest}"
 
 
 def leaves(run: Run) -> int | None:

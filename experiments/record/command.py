@@ -42,12 +42,18 @@ def main(flags: Namespace):
     record = file.read(path) if path.exists() else file.Record(flags.to)
     done: dict[str, int] = {}
     finished: dict[str, dict[int, Outcome]] = {}
-    for run, cell, title in _found(flags.runs, flags.cell):
+    runs = _found(flags.runs, flags.cell)
+    for run, cell, title in sorted(
+        runs, key=lambda found: not found[0].settings
+    ):  # those with a config tell the cell's
         if run.state not in entry.PROGRESS:
             if run.state != "missing":
                 print(f"not recorded: {run.folder}: {run.reason}", file=sys.stderr)
             continue
-        settings = run.settings or _planned_settings(run, record, cell)
+        settings = run.settings or _settings_of(record, cell)
+        if not settings:
+            print(f"not recorded: {run.folder}: {run.reason}, and no config.json says of what", file=sys.stderr)
+            continue
         record.config = record.config or settings["name"]
         cell = file.add_cell(record, cell, title, settings)
         seed = _seed(run)
@@ -98,8 +104,6 @@ def _seed(run: Outcome) -> int:
     return int(said[1]) if said else 0
 
 
-def _planned_settings(run: Outcome, record: file.Record, cell: str) -> dict:
-    """The settings of a run that failed before it had a config: those of its cell."""
-    if cell not in record.fields:
-        raise UserError(f"{run.folder} has no config.json and no other run of {cell} is recorded: remove it")
-    return record.settings_of(cell) | {"name": record.config}
+def _settings_of(record: file.Record, cell: str) -> dict:
+    """The settings of a run that failed before it had a config: those of its cell, if another run of it is recorded."""
+    return record.settings_of(cell) | {"name": record.config} if cell in record.fields else {}

@@ -175,15 +175,10 @@ def groups(record: Record, path: Path) -> list[Group]:
     return found
 
 
-def finished(folder: Path = RECORDS) -> list[tuple[dict[str, Any], int, Path]]:
-    """(what it computes, its seed, the record's path) of every finished run in the records of a folder.
+def finished(path: Path) -> list[tuple[dict[str, Any], int]]:
+    """(what it computes, its seed) of every finished run of a record.
 
     A sweep that finds one of its cells here need not run it: compare results.computes of its config, and the seed.
     """
-    found = []
-    for path in sorted(folder.glob("*.json")):
-        record = read(path)
-        for cell in record.fields:
-            settings = computes(record.settings_of(cell))
-            found += [(settings, seed, path) for seed in record.of_cell(cell)]
-    return found
+    record = read(path)
+    return [(computes(record.settings_of(cell)), seed) for cell in record.fields for seed in record.of_cell(cell)]

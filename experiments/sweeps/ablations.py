@@ -36,7 +36,7 @@ RATES: dict[str, float] = {}  # of ablations whose best rate is another one
 NAMES = (
     "lrn_off", "lrn_across", "lrn_after_pool", "pooling", "tanh", "dropout_off", "noise_off", "crops_off", "decay_off",
     "one_column", "ungrouped", "no_exchange", "no_exchange_narrow", "exchange_conv4", "conv3_removed", "conv4_removed",
-    "conv34_removed", "paper_init",
+    "conv34_removed", "paper_init", "lrn_before_relu", "lrn_caffe",
 )  # fmt: skip
 
 

@@ -31,5 +31,7 @@ ABLATIONS = {
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The base; arg as in configs/paper.py."""
-    return cifar10_80sec.get_config(arg)
+    """The base. It takes no arg: the changes are whole presets, and would undo it. Raises ValueError."""
+    if arg:
+        raise ValueError(f"'{arg}' after the sweep's colon: cifar10 takes none")
+    return cifar10_80sec.get_config()
