@@ -6,8 +6,9 @@ running sums, the last result, and a checksum of every array of the state.
 A run that was killed and resumed equals one that was not, and one whose epochs were raised later equals one that had
 them from the start. On one CPU type with the same number of cores that means: the checkpoints at the same step contain
 the same bits, parameters, velocity, plateau and running sums, and metrics.jsonl the same records, except for
-images_per_second and, where epochs were raised, the last evaluation at the former end, which stays. TensorBoard's
-events may repeat steps.
+images_per_second and, where epochs were raised, the last evaluation at the former end, which stays. If no evaluation
+was due there (evaluation.every_epochs), its checkpoint can still be the best one. TensorBoard's events may repeat
+steps.
 """
 
 import contextlib
@@ -289,13 +290,15 @@ def _but_late_reads(unraisable, others=sys.unraisablehook):
 def _way_out(workdir: Path, damaged: int | None) -> str:
     """What to do about a checkpoint that cannot be read; None: about checkpoints that cannot even be listed."""
     folders = {step: workdir / FOLDER / f"{PREFIX}_{step}" for step in sorted(_steps(workdir), reverse=True)}
+    if damaged is not None and damaged not in folders and folders:
+        return "a later one replaced it meanwhile: the same command reads that"
     for step, folder in folders.items():
         if step == damaged or not _is_whole(folder):
             continue
         if damaged is None:
             broken = [str(other) for other in folders.values() if other != folder]
         else:
-            broken = [str(folders[damaged])] if damaged in folders else []
+            broken = [str(folders[damaged])]
         return f"step {step} is whole; remove {' and '.join(broken)}, and the same command resumes from there"
     return "no other is whole, so train it again in another --workdir, or remove this one"
 

@@ -430,6 +430,9 @@ def _refuse_chain(m: ConfigDict):
         raise _misfit("model.layers", names, f"names {twice[0]} twice")
     if not cifar.ENTRIES[kinds[0]] or kinds[-1] != "dense":
         raise _misfit("model.layers", kinds, "must begin with a layer with weights, and end with a dense one")
+    after = [(name, kind) for name, kind in zip(names, kinds, strict=True)][kinds.index("dense") :]
+    if maps := [name for name, kind in after if kind not in ("dense", "relu", "tanh")]:
+        raise _misfit("model.layers", maps[0], "needs maps, and follows a dense layer, which has none")
     units = [rest[0] for _, _, *rest in m.layers if rest]
     if units[-1] or not all(units[:-1]):
         raise _misfit("model.layers", m.layers, "must give the last layer 0 units, as many as classes, and no other")
@@ -456,9 +459,10 @@ def _shapes(config: ConfigDict) -> dict:
     try:
         shapes = network.shapes(config.model, crop)
     except (ValueError, TypeError, ZeroDivisionError) as e:  # jax's own, of maps without a pixel
+        fields = "the sizes in model.layers" if config.model.layers else "model.conv_sizes, model.conv_strides"
         raise UserError(
             f"the network does not fit images of {crop} pixels ({' '.join(str(e).split())[:200]}): raise "
-            "--config.data.crop, or lower model.conv_sizes, model.conv_strides, model.pool_size and model.pool_stride"
+            f"--config.data.crop, or lower {fields}, model.pool_size and model.pool_stride"
         ) from e
     if empty := [name for name, layer in shapes.items() if not math.prod(layer["kernel"].shape[:-1])]:
         raise UserError(f"{empty[0]} sees nothing of images of {crop} pixels: raise --config.data.crop")

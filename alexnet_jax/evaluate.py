@@ -11,23 +11,20 @@ latest), runs, and the step of each run's checkpoint. --json prints that line al
 its latest checkpoint: compare it with --which latest.
 """
 
-import dataclasses
 import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
 from alexnet_jax import UserError, inference, metrics
 from alexnet_jax.cli.commands import add_batch_size, add_devices, add_json, add_which, add_workdir, use_devices
 from alexnet_jax.data.images import Images, SplitImages
-from alexnet_jax.data.prepare import prepare
 from alexnet_jax.data.records import Split
 from alexnet_jax.inference import Forward
-from alexnet_jax.runs.run import Run, load_run
+from alexnet_jax.runs.run import Run, data_of, load_run
 
 LARGEST = 1024  # pixels a side: of 128 such images conv1's 96 maps are 3.2 GB
 
@@ -72,24 +69,19 @@ def images_for(run: Run, split: str, source: str | None = None, size: int = 0) -
     """The images of "validation" or "train" of the run's own data set or of another, prepared as the run's own were.
 
     Args:
-      source: the TFDS name or the folder of another set, whose classes the run knows by the same names. Its labels then
-        become the run's. Of a folder without a validation folder either split is the whole folder.
+      source: the TFDS name or the folder of another set, whose classes the run knows by the same names. Of a folder
+        without a validation folder either split is the whole folder.
       size: their side in pixels; 0: the run's own.
     Raises UserError if the run does not know a class.
     """
     config = run.config.data.copy_and_resolve_references()
     config.size = size or config.size
     if source is None:
-        prepared = prepare(config)
+        prepared = data_of(run, config)
         return prepared.train if split == "train" else prepared.evaluation
     config.name, config.train_split, config.eval_split = source, split, split
     config.validation_fraction = float(split == "validation")
-    prepared = prepare(config)
-    number = {name: i for i, name in enumerate(run.classes)}
-    if unknown := [name for name in prepared.classes if name not in number]:
-        raise UserError(f"{source} has the class {unknown[0]}, which {run.workdir} does not know: take that folder out")
-    labels = np.array([number[name] for name in prepared.classes], np.int32)[prepared.evaluation.labels]
-    return dataclasses.replace(prepared.evaluation, labels=labels)
+    return data_of(run, config).evaluation
 
 
 def evaluate_runs(

@@ -15,6 +15,14 @@ from typing import BinaryIO
 from alexnet_jax import UserError
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with a user's home folder for ~ or ~user at its beginning. Raises UserError if there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: there is no user of this name: write the folder's full path") from error
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path to write to. Its file is renamed to `path` when the block ends, and removed if the block fails.

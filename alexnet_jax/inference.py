@@ -115,10 +115,20 @@ def make_forward(
 def dense_apply(run: Run) -> Callable:
     """The run's network, its fully connected layers sliding over whole images: logits are maps (b, h, w, classes).
 
-    Raises UserError if it is a chain of layers.
+    Raises UserError if it is a chain of layers, or if its fc6 reads maps that were averaged from another size.
     """
-    if run.config.model.layers:
+    m, crop = run.config.model, run.config.data.crop
+    if m.layers:
         raise UserError(f"{run.workdir} is no AlexNet, and only AlexNet slides: evaluate it with --views")
+    if m.average_pool:
+        _, maps = jax.eval_shape(run.apply, run.params, jax.ShapeDtypeStruct((1, crop, crop, 3), jnp.float32))
+        last = str(len(m.conv_widths))
+        side = min(x.shape[1] for name, x in maps.items() if x.ndim == 4 and name[-1] == last and "average" not in name)
+        if side != m.average_pool:
+            raise UserError(
+                f"{run.workdir} averages maps of {side} x {side} to {m.average_pool} x {m.average_pool} for fc6, which "
+                "cannot slide over others: evaluate it with --views"
+            )
     net = AlexNet(FrozenConfigDict(run.config.model), dense=fc6_side(run.config.model, run.params))
     return towers.split(net, run.mesh)
 

@@ -35,13 +35,14 @@ from alexnet_jax.config import check
 from alexnet_jax.data.batches import steps_in_epoch
 from alexnet_jax.data.prepare import prepare
 from alexnet_jax.data.records import Prepared
+from alexnet_jax.files import expanded
 from alexnet_jax.runs import claims, finetune, provenance
 from alexnet_jax.train import train
 
 MOST_STEPS = 2**31  # the training state counts steps in int32
 LESS_MEMORY = (
-    "lower --config.batch_size or --config.evaluation.batch_size, keep the images off the device with "
-    "--config.data.on_device=False, or give each tower its own device"
+    "lower --config.evaluation.batch_size, give each tower its own device, or in a new --workdir lower "
+    "--config.batch_size or keep the images off the device with --config.data.on_device=False"
 )
 LOST_AFTER = 20  # seconds without a sign of life; a process that waits for a lost one in a step notices at once
 Result = TypeVar("Result")
@@ -61,7 +62,7 @@ def add_flags(parser: ArgumentParser) -> None:
 def main(flags: Namespace) -> int:
     """Trains flags.config and returns the exit status. Raises UserError on what the user can fix."""
     config = flags.config
-    workdir = Path(flags.workdir or Path("runs") / str(config.get("name"))).expanduser()
+    workdir = expanded(flags.workdir or Path("runs") / str(config.get("name")))
     if flags.distributed:
         join(flags.coordinator, flags.processes, flags.process)
     elif (flags.coordinator, flags.processes, flags.process) != (None, None, None):
@@ -89,7 +90,8 @@ def what_to_fix(error: Exception, several: bool) -> UserError | None:
         return error
     if isinstance(error, OSError):  # a full disk, a folder that went away
         return UserError(f"{error}: fix that, and the same command resumes from the last checkpoint")
-    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+    exhausted = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    if exhausted or isinstance(error, MemoryError):
         return UserError(f"not enough memory ({one_line(error)[:200]}): {LESS_MEMORY}")
     if several and isinstance(error, jax.errors.JaxRuntimeError | ValueError) and towers.lost(error):
         return UserError(stopping.LOST.format(f" ({one_line(error)[:200]})"))

@@ -196,10 +196,11 @@ def frozen(config: ConfigDict, layers: Collection[str], epochs: int) -> frozense
 def _multiples(config: ConfigDict, layers: Collection[str], epoch: int) -> dict[tuple[str, str], float]:
     """The factors by which config.layer_rates multiplies the rates of each layer's kernel and bias in an epoch.
 
-    Entries of the same epoch apply in the order of their names, so that "conv1/bias" overrides "conv1".
+    Entries of the same epoch apply in the order of their names, so that "conv1/bias" overrides "conv1", and of two with
+    the same name the later one counts.
     """
     multiples = {(layer, kind): 1.0 for layer in layers for kind in KINDS}
-    for start, name, multiple in sorted(config.layer_rates):
+    for start, name, multiple in sorted(config.layer_rates, key=lambda entry: tuple(entry[:2])):
         layer, slash, kind = name.partition("/")
         if layer not in layers or slash and kind not in KINDS:
             raise UserError(

@@ -73,9 +73,12 @@ def make_mesh(devices: ConfigDict, towers: int, batch_size: int, found: list | N
     auto = (AxisType.Auto,) * 2
     if jax.process_count() > 1:  # in the order of the processes, so that each feeds consecutive rows of the batch
         if devices.data * split != len(found):
+            fix = f"--config.devices.data={len(found) // split}"
+            if len(found) % split:
+                fix = f"--config.devices.tower=1 and --config.devices.data={len(found)}"
             raise UserError(
                 f"{devices.data} x {split} devices are required and the {jax.process_count()} processes have "
-                f"{len(found)}: they must use all of them, so set --config.devices.data={len(found) // split}"
+                f"{len(found)}: they must use all of them, so set {fix}"
             )
         return Mesh(np.array(found).reshape(devices.data, split), (DATA, TOWER), axis_types=auto)
     used = found[: devices.data * split]

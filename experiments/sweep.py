@@ -32,7 +32,7 @@ from alexnet_jax.cli import config_file
 from alexnet_jax.cli.commands import add_workdir
 from alexnet_jax.config import check
 from alexnet_jax.data.prepare import prepare
-from alexnet_jax.files import replacing
+from alexnet_jax.files import expanded, replacing
 from alexnet_jax.runs import finetune
 from experiments import results
 from experiments.benchmark.stepper import stepper
@@ -71,7 +71,7 @@ def main(flags: Namespace) -> int:
     base, ablations = read_sweep(flags.sweep)
     ablations = choose(ablations, flags.only)
     stem = Path(flags.sweep).stem.replace(":", "_")
-    workdir = Path(flags.workdir or f"runs/sweep_{stem}").expanduser()
+    workdir = expanded(flags.workdir or f"runs/sweep_{stem}")
     cells = make_cells(base, ablations, flags.seeds, workdir)
     if flags.skip_recorded:
         cells = unrecorded(cells, flags.skip_recorded)
@@ -115,12 +115,12 @@ def read_sweep(name: str) -> tuple[ConfigDict, dict[str, Change]]:
 def _find(name: str) -> Path:
     """The file of a sweep. Raises UserError if there is none."""
     is_path = "/" in name or name.endswith(".py")
-    path = Path(name).expanduser() if is_path else SWEEPS / f"{name}.py"
+    path = expanded(name) if is_path else SWEEPS / f"{name}.py"
     if path.is_file():
         return path
     what = f"{path} is a folder, not a sweep" if path.is_dir() else f"there is no sweep '{name}'"
     known = ", ".join(sorted(p.stem for p in SWEEPS.glob("*.py") if p.stem != "__init__"))
-    with_suffix = Path(f"{name}.py").expanduser()
+    with_suffix = expanded(f"{name}.py")
     instead = with_suffix if with_suffix.is_file() else "the path of a file"
     raise UserError(f"{what}: there are {known}, or name {instead}")
 

@@ -31,8 +31,7 @@ from alexnet_jax import UserError, files, inference, metrics
 from alexnet_jax.cli.commands import add_batch_size, add_devices, add_which, add_workdir, use_devices
 from alexnet_jax.data import photos
 from alexnet_jax.data.images import Images, PhotoImages, SplitImages
-from alexnet_jax.data.prepare import prepare
-from alexnet_jax.runs.run import Run, load_run
+from alexnet_jax.runs.run import Run, data_of, load_run
 
 SPLITS = ("validation", "train")
 Rows = tuple[list[str], np.ndarray, dict[str, np.ndarray]]  # ids, labels int32 (n,), {layer: float32 (n, ...)}
@@ -132,7 +131,7 @@ def save(run: Run, layers: Sequence[str], images: Images, path: Path, batch_size
 def images_of(run: Run, name: str) -> Images:
     """The run's own split of this name, or the photos at this path. Raises UserError if there are none."""
     if name in SPLITS:
-        prepared = prepare(run.config.data)
+        prepared = data_of(run)
         return SplitImages(prepared.train if name == "train" else prepared.evaluation)
     if not os.path.lexists(os.path.expanduser(name)):
         raise UserError(f"there is no file or folder {name}; the run's own splits are {' and '.join(SPLITS)}")

@@ -11,7 +11,6 @@ With the kernels it prints how much of them is colour, and whether one tower is 
 
 import sys
 import zipfile
-import zlib
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,11 +25,11 @@ from alexnet_jax.analysis.retrieve import draw_neighbours
 from alexnet_jax.analysis.specialisation import color_blindness
 from alexnet_jax.cli.commands import add_batch_size, add_devices, add_which, add_workdir, use_devices
 from alexnet_jax.data.images import SplitImages, subset
-from alexnet_jax.data.prepare import prepare
 from alexnet_jax.data.records import Split
 from alexnet_jax.evaluate import images_for
+from alexnet_jax.files import expanded
 from alexnet_jax.metrics import read_metrics
-from alexnet_jax.runs.run import Run, load_run
+from alexnet_jax.runs.run import Run, data_of, load_run
 
 QUICK = ("kernels", "curves", "predictions")  # drawn at the end of training: they need eight images at most
 ONE_PASS = ("confusion", "mistakes")  # they need one pass over the validation split
@@ -59,8 +58,8 @@ def draw(
     Raises UserError if the network gives NaN or infinity, or if a picture cannot be written.
     """
     drawn = {}
-    if "kernels" in what:
-        kernel = np.asarray(run.params["conv1"]["kernel"])
+    kernel = first_kernels(run)
+    if "kernels" in what and kernel is not None:
         drawn["conv1 kernels"] = kernels(kernel, folder / "kernels.png", run.config.model.towers)
     if "curves" in what:
         records = {run.config.name: read_metrics(run.workdir / "metrics.jsonl")}
@@ -69,8 +68,15 @@ def draw(
         drawn |= _draw_answers(run, split, what, folder, batch_size)
     if "neighbours" in what:
         path = folder / "neighbours.png"
-        drawn["neighbours"] = draw_neighbours(run, prepare(run.config.data), path, batch_size=batch_size)
+        drawn["neighbours"] = draw_neighbours(run, data_of(run), path, batch_size=batch_size)
     return drawn
+
+
+def first_kernels(run: Run) -> np.ndarray | None:
+    """The kernels of a run's first layer, float32 (side, side, 3, n); None if it is no convolution."""
+    layers = run.config.model["layers"]
+    kernel = np.asarray(run.params[layers[0][0] if layers else "conv1"]["kernel"])
+    return kernel if kernel.ndim == 4 and kernel.shape[2] == 3 else None
 
 
 def _draw_answers(run: Run, split: Split, what: Sequence[str], folder: Path, batch_size: int | None) -> dict[str, Path]:
@@ -183,7 +189,9 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             found = {name: arrays[name] for name in arrays.files}
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}): {takes}") from error
-    except (ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+    except UserError:
+        raise
+    except Exception as error:  # NumPy and zipfile raise many kinds on damaged files
         raise UserError(f"{path} cannot be read as an .npz of plain arrays ({one_line(error)}): {takes}") from error
     return {name: a for name, a in found.items() if isinstance(a, np.ndarray)}  # any other file comes as bytes
 
@@ -193,7 +201,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def _folder(path: str | Path) -> Path:
     """The folder of this name, created if needed. Raises UserError if it cannot be."""
-    path = Path(path)
+    path = expanded(path)
     if path.suffix == ".png":
         raise UserError(f"--out is the folder that the pictures go to, and {path} names a picture")
     try:
@@ -201,6 +209,18 @@ def _folder(path: str | Path) -> Path:
     except OSError as error:
         raise UserError(f"cannot make the folder {path} ({error.strerror}): name another with --out") from error
     return path
+
+
+def apart(folders: Sequence[Path]) -> list[str]:
+    """The shortest ends of paths that tell them all apart: base/seed0. Raises UserError if a folder is there twice."""
+    paths = [folder.resolve() for folder in folders]
+    if twice := [path for path in paths if paths.count(path) > 1]:
+        raise UserError(f"--workdir names {twice[0]} twice: name each run once")
+    for length in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.parts[-length:]) for path in paths]
+        if len({*names}) == len(names):
+            break
+    return names
 
 
 def _chosen(asked: str | None, several: bool) -> list[str]:
@@ -226,6 +246,12 @@ def _possible(run: Run, what: list[str], data: str | None, asked: bool) -> tuple
         if asked:
             raise UserError(f"{run.workdir} was not trained here and has no curves (no metrics.jsonl): ask for others")
         what = [name for name in what if name != "curves"]
+    if "kernels" in what and first_kernels(run) is None:
+        if asked:
+            raise UserError(
+                f"the first layer of {run.workdir} is no convolution and has no kernels to draw: ask for others"
+            )
+        what = [name for name in what if name != "kernels"]
     if data and "neighbours" in what:
         raise UserError("neighbours are drawn from the run's own data set: leave out --data, or neighbours")
     if not set(what) & {"predictions", *ONE_PASS}:
@@ -268,7 +294,8 @@ def main(flags: Namespace) -> None:
         return
     what = _chosen(flags.what, several=len(flags.workdir) > 1)
     if len(flags.workdir) > 1:
-        runs = {Path(workdir).name: read_metrics(Path(workdir) / "metrics.jsonl") for workdir in flags.workdir}
+        folders = [expanded(workdir) for workdir in flags.workdir]
+        runs = {name: read_metrics(f / "metrics.jsonl") for name, f in zip(apart(folders), folders, strict=True)}
         print(f"training curves: {curves(runs, _folder(flags.out or '.') / 'curves.png')}")
         return
     use_devices(flags.devices)
@@ -276,8 +303,9 @@ def main(flags: Namespace) -> None:
     what, split = _possible(run, what, flags.data, asked=flags.what is not None)
     for name, path in draw(run, split, what, _folder(flags.out or run.workdir), flags.batch_size).items():
         print(f"{name}: {path}")
-    if "kernels" in what:
-        print(color_blindness(np.asarray(run.params["conv1"]["kernel"]), run.config.model.towers))
+    kernel = first_kernels(run)
+    if "kernels" in what and kernel is not None:
+        print(color_blindness(kernel, run.config.model.towers))
 
 
 def _draw_weights(flags: Namespace) -> None:

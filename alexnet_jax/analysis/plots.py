@@ -196,8 +196,12 @@ def neighbours(
 
 
 def short(name: str, length: int = 20) -> str:
-    """A class's name for pictures and tables: the first of its names, a synset's in words, cut to `length` letters."""
+    """A class's name for pictures and tables: the first of its names, a synset's in words, cut to `length` letters.
+
+    Bytes of a folder's name that are no UTF-8 cannot be drawn: b"\\xe9" is shown as "\\udce9".
+    """
     [name] = words([name.split(",")[0]])
+    name = name.encode("utf-8", "backslashreplace").decode()
     return name if len(name) <= length else f"{name[: length - 1]}…"
 
 

@@ -24,10 +24,10 @@ from alexnet_jax.analysis.neighbours import K, nearest, precision
 from alexnet_jax.cli.commands import add_batch_size, add_devices, add_json, add_which, add_workdir, use_devices
 from alexnet_jax.data import photos
 from alexnet_jax.data.images import Images, PhotoImages, SplitImages, subset
-from alexnet_jax.data.prepare import prepare
 from alexnet_jax.data.records import Prepared, Split
+from alexnet_jax.files import expanded
 from alexnet_jax.inference import Forward
-from alexnet_jax.runs.run import Run, load_run
+from alexnet_jax.runs.run import Run, data_of, load_run
 
 ROWS = 100  # the most in a picture that can still be opened
 SHOWN = 20  # the most photos in a picture: nobody opens one of a whole folder
@@ -305,13 +305,16 @@ def main(flags: Namespace) -> int:
     paths, bare = photos.gather(flags.query or ())
     if flags.query and not paths:
         raise UserError("there was no photo to be read")
+    workdir = expanded(flags.workdir)
+    out = expanded(flags.out) if flags.out else workdir / "neighbours.png"
+    if flags.out and not out.parent.is_dir():
+        raise UserError(f"there is no folder {out.parent} for the picture: make it, or name another with --out")
     use_devices(flags.devices)
-    run = load_run(flags.workdir, flags.which, *flags.devices)
-    prepared = prepare(run.config.data)
+    run = load_run(workdir, flags.which, *flags.devices)
+    prepared = data_of(run)
     splits = {"train": prepared.train, "validation": prepared.evaluation}
     split, gallery = splits[flags.split], splits[flags.gallery]
     layer = layer_of(run, flags.layer or last_hidden(run), gallery, flags.batch_size)
-    out = Path(flags.out or run.workdir / "neighbours.png")
 
     unreadable = bare
     if paths:

@@ -20,6 +20,7 @@ from ml_collections.config_flags import tuple_parser
 
 import alexnet_jax
 from alexnet_jax import UserError, one_line
+from alexnet_jax.files import expanded
 
 PARSERS: dict[type, tuple[str, flags.ArgumentParser]] = {  # what a field of a type takes
     bool: ("true or false", flags.BooleanParser()),
@@ -84,7 +85,7 @@ def find(name: str) -> tuple[Path, str | None]:
     configs/NAME.py is a file in the current folder, or else the repository's.
     """
     file, colon, arg = name.partition(":")
-    path, home = Path(file).expanduser(), checkout()
+    path, home = expanded(file), checkout()
     places = [path, home / path] if home and path.parent == Path("configs") else [path]
     for place in places:
         if place.is_file():

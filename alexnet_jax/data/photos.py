@@ -18,8 +18,20 @@ from alexnet_jax import UserError, one_line
 from alexnet_jax.data.host import in_threads
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # no format that runs another program, as EPS does
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+SUFFIXES = {
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
+}  # fmt: skip
 MIN_SIDE = 16  # pixels: smaller photos, enlarged more than 16 times, show nothing; CIFAR-10 has 32
+ORIENTATION = 0x0112  # its tag in EXIF
+TURNS = {  # what makes a photo of each orientation upright, except 1, which is
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 MAX_ASPECT = 10  # beyond this the centre square is less than a tenth of the photo
 
 # What matters about a file is in the exceptions that Pillow raises; the rest would print a line for each photo.
@@ -58,14 +70,18 @@ def square(
     Args:
       photo: its bytes, its path, or the image that `opened` returned.
       size: the side in pixels.
-      upright: turn the photo as its EXIF orientation says. The 2012 code ignored the orientation, and so does training.
+      upright: turn the photo as its EXIF orientation says. The 2012 code ignored the orientation, and so does training,
+        except for TIFF, which Pillow always turns.
       resize: "shorter" scales the shorter side to `size` and cuts out the centre; "warp" scales both sides to `size`.
-    Raises ValueError as `opened` does; Pillow raises almost anything on a file that is damaged or not a photo.
+    Raises ValueError as `opened` does, and if nobody knows which of its numbers are black and white; Pillow raises
+    almost anything on a file that is damaged or not a photo.
     """
     with photo if isinstance(photo, Image.Image) else opened(photo) as image:
+        if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+            raise ValueError("its pixels are floating or 32-bit numbers without a known black and white")
         image.draft("RGB", (2 * size, 2 * size))  # decodes large JPEGs directly at a half, a quarter or an eighth
         if upright:
-            image = ImageOps.exif_transpose(image)
+            image = _upright(image)
         if image.mode.startswith("I"):  # 16 bits of grey
             image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
         if image.has_transparency_data:
@@ -75,6 +91,16 @@ def square(
         if resize == "shorter":
             return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
         return image.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turns a photo as its EXIF orientation says; one with damaged EXIF stays as it is."""
+    image.load()  # Pillow turns a TIFF here, and forgets its orientation
+    try:
+        turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # as for the pixels, almost anything
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 def is_sliver(size: tuple[int, int]) -> bool:

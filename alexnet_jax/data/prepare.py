@@ -12,6 +12,7 @@ folder to prepare a changed source again.
 """
 
 import contextlib
+import errno
 import functools
 import hashlib
 import io
@@ -39,6 +40,8 @@ from alexnet_jax.files import alone, slug
 FORMAT = 1  # increase it when the same source would be prepared differently
 MAX_SIZE = 4096  # pixels: the sums over larger images would not fit into memory
 CHUNK = 16  # images that a thread prepares at a time
+# What fails is then the machine, not the photo.
+NOT_THE_PHOTO = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 LOCKS = "*px-" + 10 * "[0-9a-f]" + ".lock"  # and no other files: the folder may have other users
 
 
@@ -53,7 +56,7 @@ def prepare(config: ConfigDict, num_classes: int | None = None) -> Prepared:
     both sides are scaled. It is stored as a JPEG of quality 95 with full colour resolution or, if `stored` is "raw",
     uncompressed: larger, and faster to read. These are two sets, whose pixels and statistics differ by what JPEG loses.
     Grey, palette and CMYK images become RGB, transparent ones are laid on white, and EXIF orientation is ignored, as in
-    the 2012 code. Damaged images are reported and left out.
+    the 2012 code, except that of TIFF. Damaged images are reported and left out.
 
     Args:
       config: the `data` section of a config that has passed config.check.
@@ -304,6 +307,11 @@ def _prepare_chunk(examples: list[Example], size: int, resize: str, stored: str)
             sliver = photos.is_sliver(image.size)
             data = (_to_raw if stored == "raw" else _to_jpeg)(image, size, resize)
         except Exception as error:  # Pillow raises almost anything on broken files
+            if isinstance(error, MemoryError) or getattr(error, "errno", None) in NOT_THE_PHOTO:
+                said = photos.why(error)
+                raise UserError(
+                    f"{name} cannot be read ({said}), which may pass: start the same command again"
+                ) from error
             chunk.rows.append(Row(name, label, damage=photos.why(error)))
             chunk.records.append(b"")
             continue

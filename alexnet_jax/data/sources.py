@@ -169,6 +169,11 @@ def _list_split(folder: Path, train: Path, classes: list[str]) -> list[tuple[str
         found = {name: {str(p.relative_to(at)): p for p in _photos(at)} for name, at in _class_folders(folder).items()}
         if stray := [path.name for path in folder.iterdir() if photos.is_photo(path)]:
             warn(f"{len(stray)} photos in {folder} itself belong to no class and are left out: {some(stray)}")
+        if others := [str(path.relative_to(folder)) for path in _not_photos(found)]:
+            warn(
+                f"{len(others)} files in {folder} are not named like photos and are left out: {some(others)}; names of "
+                f"photos end in {', '.join(sorted(photos.SUFFIXES))}"
+            )
     if unknown := found.keys() - set(classes):
         raise UserError(f"{folder} has classes that {train} lacks: {some(unknown)}")
     label = {name: i for i, name in enumerate(classes)}
@@ -217,6 +222,13 @@ def _photos(folder: Path) -> list[Path]:
             f"{folder} has photos in its subfolder {name}: {LAYOUT}; if {name} is a class, --config.data.name={folder}"
         )
     return here
+
+
+def _not_photos(found: dict[str, dict[str, Path]]) -> list[Path]:
+    """The other files beside the photos of classes, but those of the system."""
+    folders = sorted({path.parent for paths in found.values() for path in paths.values()})
+    beside = (path for folder in folders for path in folder.iterdir())
+    return [p for p in beside if not photos.is_photo(p) and not photos.is_hidden(p.name) and p.is_file()]
 
 
 # ---------------------------------------------------------------- TFDS

@@ -14,7 +14,9 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import UserError, checkpoint
 from alexnet_jax.config import FIELDS, FUNCTION, INPUT, VIEW, fields, fields_of, flat, layers_of, refuse_wrong_values
+from alexnet_jax.files import expanded
 from alexnet_jax.network import shapes
+from alexnet_jax.optimizer import KINDS
 from alexnet_jax.runs.run import read_config, read_statistics
 
 
@@ -54,8 +56,10 @@ def _frozen_entries(config: ConfigDict) -> list[tuple[int, str, float]]:
     """Entries of optimizer.layer_rates that freeze the layers neither learned nor fresh; those that it lacks yet."""
     m, start = config.model, config.start
     kept = {*m.removed, *start.learned, *start.fresh}
-    there = {tuple(entry) for entry in config.optimizer.layer_rates}
-    return [(0, layer, 0.0) for layer in layers_of(m) if layer not in kept and (0, layer, 0.0) not in there]
+    first = {name: multiple for epoch, name, multiple in config.optimizer.layer_rates if epoch == 0}  # the last counts
+    every = [layer for layer in layers_of(m) if layer not in kept]
+    parts = [f"{layer}/{kind}" for layer in every for kind in KINDS if f"{layer}/{kind}" in first]
+    return [(0, name, 0.0) for name in (*every, *parts) if first.get(name) != 0]
 
 
 def _read_start(config: ConfigDict) -> ConfigDict:
@@ -63,7 +67,7 @@ def _read_start(config: ConfigDict) -> ConfigDict:
     if not config.start.workdir:
         raise UserError("name the run to start from, as in --config.start.workdir=runs/base")
     try:
-        return read_config(Path(config.start.workdir).expanduser())
+        return read_config(expanded(config.start.workdir))
     except UserError as e:
         raise UserError(f"--config.start.workdir={config.start.workdir}: {e}") from e
 
@@ -77,6 +81,8 @@ def refuse_other_function(config: ConfigDict):
     theirs = _read_start(config)
     there, here = flat(theirs), flat(config)
     differ = [name for name in FIELDS if name in fields_of(FUNCTION, INPUT) and there[name] != here[name]]
+    if _chain(config.model, config.start.fresh) != _chain(theirs.model, config.start.fresh):
+        differ.append("model.layers")
     if differ:
         said = "; ".join(f"{name}: {there[name]} there, {here[name]} here" for name in differ)
         raise UserError(
@@ -96,6 +102,17 @@ def refuse_other_function(config: ConfigDict):
                 )
 
 
+def _chain(m: ConfigDict, fresh: Collection[str]) -> list[tuple]:
+    """What of `model.layers` determines the function, apart from shapes: kinds and order, sizes, not initial values."""
+    found = []
+    for name, kind, *rest in m.layers:
+        if not rest:
+            found.append((kind,))
+        elif name not in fresh:
+            found.append((name, kind, *rest[1:-1]))
+    return found
+
+
 def statistics(config: ConfigDict, workdir: Path, own: dict) -> dict:
     """The statistics that images are prepared with: the start's, as its kernels were trained with them.
 
@@ -109,7 +126,7 @@ def statistics(config: ConfigDict, workdir: Path, own: dict) -> dict:
             return own | read_statistics(workdir)[0]
         except UserError:  # damaged: read the start's, which they were copied from
             pass
-    return own | read_statistics(Path(config.start.workdir).expanduser())[0]
+    return own | read_statistics(expanded(config.start.workdir))[0]
 
 
 def parameters(config: ConfigDict, like: dict) -> dict:
@@ -122,4 +139,4 @@ def parameters(config: ConfigDict, like: dict) -> dict:
     """
     refuse_other_function(config)
     taken = {name: layer for name, layer in like.items() if name not in config.start.fresh}
-    return checkpoint.read_params(Path(config.start.workdir).expanduser(), taken)[1]
+    return checkpoint.read_params(expanded(config.start.workdir), taken)[1]

@@ -1,8 +1,7 @@
 """A trained network in its workdir, read back with all that is needed to use it."""
 
+import dataclasses
 import json
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,9 @@ from ml_collections import ConfigDict
 from alexnet_jax import UserError, checkpoint, one_line, towers
 from alexnet_jax.config import FIELDS, OPTIONAL, flat, unflat, wrong
 from alexnet_jax.data import augment
+from alexnet_jax.data.prepare import prepare
+from alexnet_jax.data.records import Prepared
+from alexnet_jax.files import expanded
 from alexnet_jax.network import network, shapes
 
 CONFIG, STATISTICS = "config.json", "statistics.npz"
@@ -66,7 +68,7 @@ def load_run(workdir: str | Path, which: str = "best", data: int = 1, tower: int
       data, tower: copies of the network, and devices that each is split over, whatever it was trained on.
     Raises UserError if workdir holds no run or no checkpoint yet, or if there are too few devices.
     """
-    workdir = Path(workdir).expanduser()
+    workdir = expanded(workdir)
     config = read_config(workdir)
     statistics, classes = read_statistics(workdir)
     mesh = towers.make_mesh(ConfigDict({"data": data, "tower": tower}), config.model.towers, batch_size=data)
@@ -79,6 +81,28 @@ def load_run(workdir: str | Path, which: str = "best", data: int = 1, tower: int
     step, params = checkpoint.read_params(workdir, like, which)
     apply = towers.split(network(config.model), mesh)
     return Run(workdir, step, config, mesh, apply, params, statistics, classes)
+
+
+def data_of(run: Run, config: ConfigDict | None = None) -> Prepared:
+    """The run's own data set, prepared, or that of another `data` section. Its labels count the run's classes.
+
+    Names decide: a set may lack classes, or have them in another order than the run, whose weights may be converted.
+    Raises UserError if it has a class that the run does not know.
+    """
+    config = run.config.data if config is None else config
+    prepared = prepare(config)
+    if prepared.classes == run.classes:
+        return prepared
+    number = {name: i for i, name in enumerate(run.classes)}
+    if unknown := [name for name in prepared.classes if name not in number]:
+        raise UserError(
+            f"{config.name} has the class {unknown[0]}, which {run.workdir} does not know: take that class out"
+        )
+    numbers = np.array([number[name] for name in prepared.classes], np.int32)
+    train, evaluation = (
+        dataclasses.replace(split, labels=numbers[split.labels]) for split in (prepared.train, prepared.evaluation)
+    )
+    return dataclasses.replace(prepared, classes=run.classes, train=train, evaluation=evaluation)
 
 
 def read_config(workdir: Path) -> ConfigDict:
@@ -148,7 +172,7 @@ def read_statistics(workdir: Path) -> tuple[dict[str, np.ndarray], list[str]]:
             array, kind = found[name], "U" if name == "classes" else "f"
             if array.shape != shape or array.dtype.kind != kind:
                 raise ValueError(f"{name} is {array.dtype} {array.shape} where the run's is {shape}")
-    except (OSError, ValueError, KeyError, EOFError, AttributeError, zlib.error, zipfile.BadZipFile) as e:
+    except Exception as e:  # NumPy and zipfile raise many kinds on damaged files
         raise UserError(
             f"{workdir / STATISTICS} cannot be read ({one_line(e)}): the command that trained the run writes it again"
         ) from e

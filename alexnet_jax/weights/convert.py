@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import UserError, network
 from alexnet_jax.cli import commands, config_file
 from alexnet_jax.config import check
+from alexnet_jax.files import expanded
 from alexnet_jax.runs import claims
 from alexnet_jax.runs.run import Run, load_run
 from alexnet_jax.weights import caffe, ilsvrc, npy, onnx_graph, pytorch, stablehlo
@@ -106,7 +107,7 @@ def default_config(flags: Namespace) -> Path | None:
 
 def main(flags: Namespace) -> None:
     """Runs `alexnet convert`."""
-    workdir = Path(flags.workdir).expanduser()
+    workdir = expanded(flags.workdir)
     if flags.origin:
         _main_from(flags, workdir)
     else:
@@ -121,9 +122,9 @@ def _main_from(flags: Namespace, workdir: Path) -> None:
     if flags.config is None:
         raise UserError("name the config of the network that the weights are of, such as --config configs/paper.py")
     config = flags.config.copy_and_resolve_references()
-    mean = flags.mean and flags.mean.expanduser()
-    names = flags.classes and flags.classes.expanduser()
-    for line in import_weights(flags.origin, flags.weights.expanduser(), config, workdir, mean, names):
+    mean = flags.mean and expanded(flags.mean)
+    names = flags.classes and expanded(flags.classes)
+    for line in import_weights(flags.origin, expanded(flags.weights), config, workdir, mean, names):
         print(line)
     print(f"  use it:  alexnet predict --workdir {workdir} photo.jpg")
 
@@ -134,7 +135,7 @@ def _main_to(flags: Namespace, workdir: Path) -> None:
             raise UserError(f"--{name} is for --from: --to writes the run in --workdir as it is")
     if flags.out is None:
         raise UserError("name the file to write with --out")
-    out, target = flags.out.expanduser(), TARGETS[flags.target]
+    out, target = expanded(flags.out), TARGETS[flags.target]
     if out.suffix not in target.suffixes and not out.is_dir():
         raise UserError(f"--to {flags.target} writes {' or '.join(target.suffixes)}, and --out is {out.name}")
     run = load_run(workdir, flags.which)

@@ -7,7 +7,6 @@ by stand-ins that hold data, every other name is refused, and no size that it st
 import io
 import math
 import pickle
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,9 @@ def read(path: Path) -> Arrays:
     try:
         for layer, pair in _unpickle(path).items():
             kernel, bias = (pair["weights"], pair["biases"]) if isinstance(pair, dict) else pair
-            arrays[str(layer)] = {"kernel": kernel.array(), "bias": bias.array()}
+            if type(layer) is not str:  # anything else may be too large to be written out
+                raise ValueError(f"a layer's name is of type {type(layer).__name__}")
+            arrays[layer] = {"kernel": kernel.array(), "bias": bias.array()}
     except UserError as error:
         raise UserError(f"{path} {error}") from error
     except Exception as error:  # a damaged or foreign pickle can raise anything
@@ -92,8 +93,9 @@ class _Dtype:
         self.order = state[1]
 
     def numpy(self) -> np.dtype:
-        if not (re.fullmatch(r"f[248]", self.code) and re.fullmatch(r"[<>]", self.order)):
-            raise ValueError(f"an array of type {self.order}{self.code}")
+        if self.code not in ("f2", "f4", "f8") or self.order not in ("<", ">"):
+            said = f"{self.order}{self.code}" if type(self.order) is type(self.code) is str else "unknown"
+            raise ValueError(f"an array of type {said:.20}")
         return np.dtype(self.order + self.code)
 
 

@@ -126,10 +126,12 @@ def _load_torch(path: Path) -> dict[str, np.ndarray]:
         found = found.get("state_dict", found)
     if not isinstance(found, dict):
         raise unreadable(path, "a state dict", f"it holds an object of type {type(found).__name__}", hint)
-    return {str(name): _to_numpy(torch, name, tensor, path, hint) for name, tensor in found.items()}
+    if strange := [type(name).__name__ for name in found if type(name) is not str]:  # it may be too large to be written
+        raise unreadable(path, "a state dict", f"a name in it is of type {strange[0]}", hint)
+    return {name: _to_numpy(torch, name, tensor, path, hint) for name, tensor in found.items()}
 
 
-def _to_numpy(torch: ModuleType, name: Any, tensor: Any, path: Path, hint: str) -> np.ndarray:
+def _to_numpy(torch: ModuleType, name: str, tensor: Any, path: Path, hint: str) -> np.ndarray:
     """A tensor of a .pth as an array. Raises UserError if it is not a plain one, or larger than its data."""
     if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_quantized:
         raise unreadable(path, "a state dict", f"its {name!r:.40} is not a plain tensor", hint)

@@ -30,7 +30,6 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -38,7 +37,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import UserError
 from alexnet_jax.cli.commands import add_config
 from alexnet_jax.config import check
-from alexnet_jax.files import replacing
+from alexnet_jax.files import expanded, replacing
 from alexnet_jax.runs import finetune
 from experiments.benchmark import input_pipeline, machine, scaling, split, steps, table, turns
 
@@ -159,6 +158,6 @@ def report(found: dict[str, Any], flags: Namespace):
     about = {"date": datetime.date.today().isoformat(), "command": flags.command, "environment": environment}
     text = json.dumps(about | found)
     if flags.save:
-        with replacing(Path(flags.save).expanduser()) as partial:
+        with replacing(expanded(flags.save)) as partial:
             partial.write_text(text + "\n")
     print(text, flush=True)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from alexnet_jax import UserError
 from alexnet_jax.analysis import plots
+from alexnet_jax.files import expanded
 from configs import paper
 from experiments.benchmark import machine, table, turns
 from experiments.benchmark.steps import prepared
@@ -82,10 +83,10 @@ def measure(flags: Namespace) -> dict[str, Any]:
 
 def earlier(path: str | None) -> dict[str, list[dict]]:
     """The axes that --save's file has from earlier runs. Raises UserError if the file is not this command's."""
-    if path is None or not Path(path).expanduser().exists():
+    if path is None or not expanded(path).exists():
         return {}
     try:
-        found = json.loads(Path(path).expanduser().read_text())["scaling"]
+        found = json.loads(expanded(path).read_text())["scaling"]
         return {name: found[name] for name in AXES if name in found}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a file of alexnet benchmark scaling --save: name another") from error

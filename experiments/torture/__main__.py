@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 from alexnet_jax import UserError
 from alexnet_jax.cli import commands
-from alexnet_jax.files import replacing
+from alexnet_jax.files import expanded, replacing
 from experiments.torture import disk, fields, files, images, kills
 from experiments.torture.cases import Case, Result, kills_by_phase, markdown, rows, run_all
 from experiments.torture.processes import ROOT
@@ -63,7 +63,7 @@ def add_flags(parser: ArgumentParser):
 
 def main(flags: Namespace) -> int:
     """Runs the cases, prints the table and writes it. Returns 1 if there are findings. Raises UserError."""
-    out = flags.out.expanduser().absolute()
+    out = expanded(flags.out).absolute()
     claim(out, flags.seed)
     logging.set_verbosity(logging.ERROR)
     for number in (signal.SIGINT, signal.SIGTERM):  # so that no disk stays mounted and the table is printed
