@@ -66,7 +66,9 @@ def evaluate(members: Sequence[Member], batch_size: int, views: int = 1, progres
 
 
 def images_for(run: Run, split: str, source: str | None = None, size: int = 0) -> Split:
-    """The images of "validation" or "train" of the run's own data set or of another, prepared as the run's own were.
+    """The images of "validation" or "train" of the run's own data set, or of any split of another one.
+
+    They are prepared as the run's own were.
 
     Args:
       source: the TFDS name or the folder of another set, whose classes the run knows by the same names. Of a folder
@@ -160,7 +162,8 @@ def add_flags(parser: ArgumentParser) -> None:
         metavar="SIDE",
         help="slide over whole images, this many pixels a side (default: as many as the run's prepared images)",
     )
-    parser.add_argument("--split", choices=("validation", "train"), default="validation", help="(default: validation)")
+    says = "validation, train or, with --data, any split that the set has (default: validation)"
+    parser.add_argument("--split", default="validation", help=says)
     parser.add_argument(
         "--data", help="a TFDS name or a folder, of classes that the run knows, instead of its own data set"
     )
@@ -174,6 +177,8 @@ def main(flags: Namespace) -> None:
     """The command."""
     if flags.dense is not None and not 0 <= flags.dense <= LARGEST:
         raise UserError(f"--dense is {flags.dense} and must be from the run's crop to {LARGEST} pixels a side")
+    if not flags.data and flags.split not in ("validation", "train"):
+        raise UserError(f"--split is '{flags.split}': a run has validation and train; other splits require --data")
     use_devices(flags.devices)
     found = evaluate_runs(
         flags.workdir, flags.views, flags.split, flags.dense, flags.data, flags.which, flags.devices, flags.batch_size

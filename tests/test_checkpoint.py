@@ -254,7 +254,9 @@ def test_damaged_statistics_are_named_and_written_again(config, copy):
     path = copy / "statistics.npz"
     with np.load(path) as file:
         arrays = dict(file)
-    contents = [b"", path.read_bytes()[:300], os.urandom(300), None]
+    locked = bytearray(path.read_bytes())
+    locked[locked.index(b"PK\1\2") + 8] |= 1  # the flag of an encrypted file, for which zipfile raises RuntimeError
+    contents = [b"", path.read_bytes()[:300], bytes(locked), os.urandom(300), None]
     contents += [arrays | {"mean": np.zeros((8, 8, 3))}, {n: a for n, a in arrays.items() if n != "stdevs"}]
     contents += [arrays | {"classes": np.arange(3)}]
     for content in contents:
@@ -315,6 +317,12 @@ def test_a_checkpoint_that_is_damaged_anywhere_says_how_to_go_on(config, copy):
     with pytest.raises(UserError, match="no checkpoint yet"):
         load_run(copy)
     assert not (copy / "checkpoints").exists()  # who reads writes nothing
+
+
+def test_a_checkpoint_that_a_running_training_replaced_is_no_damage(copy, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_attempt", lambda read: (None, "FileNotFoundError"))
+    with pytest.raises(UserError, match="a later one replaced it meanwhile: the same command reads that"):
+        checkpoint._read(lambda: None, copy, 10)
 
 
 @pytest.mark.parametrize("content", [b"5\n", b"null\n", b"[1]\n", b'{"step": 1}\n', b"\xff\xfe\n", b'{"ste\n', b"\n"])

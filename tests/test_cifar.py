@@ -1,5 +1,6 @@
 """Krizhevsky's networks for CIFAR-10 and their parts, against PyTorch networks written from cuda-convnet's files."""
 
+import dataclasses
 import importlib
 
 import jax
@@ -12,13 +13,14 @@ from torch import nn
 from torch.nn import functional
 
 from alexnet_jax import UserError, layers, main, optimizer, towers
-from alexnet_jax.analysis import retrieve, summary
+from alexnet_jax.analysis import figures, retrieve, summary
 from alexnet_jax.cifar import Chain
 from alexnet_jax.cli import verbs
 from alexnet_jax.config import check, fields
 from alexnet_jax.evaluate import evaluate_runs, images_for
 from alexnet_jax.metrics import read_metrics
 from alexnet_jax.network import network, parameter_count, shapes
+from alexnet_jax.runs import finetune
 from alexnet_jax.runs.run import load_run
 from experiments.sweeps import cifar10, cifar10_norm, figure1
 
@@ -258,6 +260,10 @@ def test_chunks_and_copies_compute_the_same(name):
         ({"layers": (("fc10", "dense", 11, 0.1),)}, "must give the last layer 0 units"),
         ({"layers": (("fc1", "dense", 0, 0.1), ("fc2", "dense", 0, 0.1))}, "must give the last layer 0 units"),
         ({"layers": (("a", "local", 4, 2, 0.1), ("fc10", "dense", 0, 0.1))}, "must be odd"),
+        (
+            {"layers": (("fc1", "dense", 9, 0.1), ("pool", "max_pool"), ("fc2", "dense", 0, 0.1))},
+            "model.layers is 'pool' and needs maps, and follows a dense layer",
+        ),
         ({"dropout": 0.5}, "model.dropout is 0.5 and has no effect on a network of model.layers: leave it at 0.0"),
         ({"fc_widths": (64, 64)}, "model.fc_widths is .* has no effect"),
         ({"towers": 2}, "must be 1 for a network of model.layers"),
@@ -399,6 +405,33 @@ def test_another_run_starts_from_its_parameters(chain, tmp_path):
     before, after = load_run(workdir).params, load_run(tmp_path / "fine").params
     same = {layer for layer in before if (before[layer]["kernel"] == after[layer]["kernel"]).all()}
     assert same == {"conv1", "conv2", "local3"}
+
+
+@pytest.mark.parametrize("old, new", [("tanh", "relu"), ("max_pool", "average_pool"), ("lrn", "spatial_norm")])
+def test_another_function_of_its_parameters_is_refused(chain, old, new):
+    """One with another kind of layer anywhere; initial values and the widths of fresh layers may differ."""
+    c, workdir = chain
+    c = c.copy_and_resolve_references()
+    c.start.workdir, c.start.fresh = str(workdir), ("fc4", "fc5")
+    changed = [(*e[:2], 9, 0.5) if e[0] == "fc4" else (*e[:-1], 0.7) if e[0] == "conv1" else e for e in c.model.layers]
+    c.model.layers = tuple(changed)
+    finetune.refuse_other_function(c)
+    c.model.layers = tuple((name, new if kind == old else kind, *rest) for name, kind, *rest in changed)
+    with pytest.raises(UserError, match=r"another function of its parameters \(model.layers: "):
+        finetune.refuse_other_function(c)
+
+
+def test_a_first_layer_of_any_name_and_kind_is_drawn_or_not(chain, tmp_path, capsys):
+    """Its kernels, if it has kernels over colours; asked for by name, a net without any says so."""
+    _, workdir = chain
+    run = load_run(workdir, "latest")
+    c = run.config.copy_and_resolve_references()
+    for name, kernel, there in (("a", np.zeros((5, 5, 3, 6)), True), ("a", np.zeros((3072, 6)), False)):
+        c.model["layers"] = [[name, "conv", 6, 5, 0.003], *c.model["layers"][1:]]
+        other = dataclasses.replace(run, config=c, params={name: {"kernel": kernel.astype(np.float32)}})
+        assert set(figures.draw(other, None, ["kernels"], tmp_path)) == ({"conv1 kernels"} if there else set())
+    with pytest.raises(UserError, match="no convolution and has no kernels to draw"):
+        figures._possible(other, ["kernels"], None, asked=True)
 
 
 def test_what_only_alexnet_can_do_is_refused_in_one_line(chain, tmp_path):

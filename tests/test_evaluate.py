@@ -17,9 +17,11 @@ from alexnet_jax.analysis import features, figures, predict
 from alexnet_jax.data import augment
 from alexnet_jax.data.images import PhotoImages, SplitImages
 from alexnet_jax.data.prepare import prepare
-from alexnet_jax.inference import LOGS, make_forward
+from alexnet_jax.inference import LOGS, dense_apply, make_forward
 from alexnet_jax.model import AlexNet, fc6_side
+from alexnet_jax.network import network
 from alexnet_jax.runs.run import load_run
+from alexnet_jax.towers import split as over_devices
 
 
 def brute_force(run, images, labels, views):
@@ -223,6 +225,30 @@ def test_every_use_refuses_a_network_that_gives_no_numbers(run, tmp_path, value)
         with pytest.raises(UserError, match=f"step {run.step} of {run.workdir} gives NaN or infinity.*learning_rate"):
             use()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("names", [["red", "blue", "green"], ["green", "blue", "none", "red"]])
+def test_labels_are_those_of_the_runs_classes(run, names):
+    """Weights from elsewhere may count the classes of a data set in another order."""
+    other = dataclasses.replace(run, classes=names)
+    for split in ("train", "validation"):
+        here, there = (evaluate.images_for(r, split) for r in (run, other))
+        assert [names[label] for label in there.labels] == [run.classes[label] for label in here.labels]
+        assert here.ids == there.ids
+    with pytest.raises(UserError, match="has the class green, which .* does not know"):
+        evaluate.images_for(dataclasses.replace(run, classes=["red", "blue"]), "validation")
+
+
+def test_dense_is_refused_where_fc6_reads_averages_of_other_maps(run):
+    """Their fc6 was made for maps that no place of a larger image has."""
+    config = run.config.copy_and_resolve_references()
+    config.model.average_pool = 2
+    net = network(config.model)
+    params = net.init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))["params"]
+    other = dataclasses.replace(run, config=config, apply=over_devices(net, run.mesh), params=params)
+    with pytest.raises(UserError, match="averages maps of 1 x 1 to 2 x 2 for fc6"):
+        dense_apply(other)
+    assert callable(dense_apply(run))
 
 
 def test_dense_on_less_than_the_crop_is_refused(tiny_run):

@@ -134,6 +134,14 @@ def test_main_draws_the_curves_of_several_runs(tiny_run, tmp_path):
         verbs.run(figures, *both, "--what", "all")
 
 
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    folders = [tmp_path / cell / "seed0" for cell in ("base", "lrn_off")]
+    assert figures.apart(folders) == ["base/seed0", "lrn_off/seed0"]
+    assert figures.apart([tmp_path / "a", tmp_path / "b"]) == ["a", "b"]
+    with pytest.raises(UserError, match="names .*/base/seed0 twice"):
+        figures.apart([*folders, folders[0]])
+
+
 def test_mistaken_flags_are_one_line(tiny_run, tmp_path):
     (tmp_path / "file").write_text("")
     run = ["--workdir", str(tiny_run)]

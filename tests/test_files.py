@@ -1,12 +1,13 @@
 """A file is complete under its name or not there at all, and what was there before is kept until then."""
 
 import os
+from pathlib import Path
 
 import pytest
 from helpers.runs import full_disk
 
 from alexnet_jax import UserError
-from alexnet_jax.files import alone, replacing
+from alexnet_jax.files import alone, expanded, replacing
 
 
 def names(folder):
@@ -58,6 +59,12 @@ def test_a_writer_may_replace_the_temporary_file(path):
         own.rename(partial)
         raise ValueError
     assert path.read_text() == "new" and names(path.parent) == ["table.md"]
+
+
+def test_a_user_that_does_not_exist_is_named():
+    assert expanded("~/x") == Path.home() / "x" and expanded("a~b") == Path("a~b")
+    with pytest.raises(UserError, match="~nobody_of_this_name/x: there is no user of this name"):
+        expanded("~nobody_of_this_name/x")
 
 
 def test_folders_devices_and_pipes_are_refused(tmp_path):

@@ -269,6 +269,17 @@ def test_the_network_and_its_inputs_are_the_starts(tiny_run, photos):
     assert c.start.adopt and c.data.size == 96 and len(c.optimizer.layer_rates) == 1  # the caller's is as it was
 
 
+def test_what_is_not_learned_stays_whatever_its_rates_were(tiny_run):
+    """Of two entries of the same layer the later one counts, and lists are as good as tuples."""
+    c = preset.get_config("glyphs,smoke")
+    c.start.workdir, c.start.fresh, c.start.learned = str(tiny_run), (), ("fc6",)
+    c.optimizer.layer_rates = [[0, "fc8", 10.0], (0, "fc7/bias", 3.0)]
+    mine = finetune.resolved(c)
+    layers = [f"conv{i}" for i in range(1, 6)] + ["fc6", "fc7", "fc8"]
+    assert optimizer.frozen(mine.optimizer, layers, mine.epochs) == {*layers} - {"fc6"}
+    assert flat(finetune.resolved(mine)) == flat(mine)
+
+
 def test_a_resolved_config_stays_as_it_is(tiny_run):
     """Read back from JSON too, and without its start."""
     c = preset.get_config()

@@ -91,6 +91,15 @@ def test_malicious_pickles_run_nothing(tmp_path):
     assert not mark.exists() and sorted(p.name for p in tmp_path.iterdir()) == ["net.npy"]
 
 
+def test_names_that_grow_when_they_are_written_out_are_not(tmp_path):
+    """A few hundred bytes of nested sets that would be written as gigabytes."""
+    grown = frozenset()
+    for _ in range(40):
+        grown = frozenset({frozenset({grown}), grown})
+    (tmp_path / "net.npy").write_bytes(foreign.npy(pickle.dumps(np.array({grown: [1, 2]}, object), 4)))
+    refuse("cannot be read as an .npy of weights", "npy", tmp_path / "net.npy")
+
+
 def test_pickles_that_lie_about_sizes(tmp_path):
     """None of them makes us allocate the memory that it names."""
     path = tmp_path / "net.npy"

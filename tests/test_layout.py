@@ -13,7 +13,7 @@ import alexnet_jax
 PACKAGE = Path(alexnet_jax.__file__).parent
 # A file imports only from lower floors, or from its own floor to its left.
 FLOORS = [
-    ["cli.stopping", "cli.memory", "cli.config_file", "cli.commands", "files", "data.classes"],
+    ["files", "cli.stopping", "cli.memory", "cli.config_file", "cli.commands", "data.classes"],
     [
         "data.host", "data.records", "data.photos", "data.glyphs", "data.sources", "data.prepare", "data.augment",
         "data.batches", "data.images",

@@ -11,7 +11,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from alexnet_jax import UserError
 from alexnet_jax.data import photos
@@ -29,6 +29,40 @@ def test_a_phones_photo_is_turned_upright(tmp_path):
     assert images[0, :12, :, 0].min() > 150 and images[0, 20:, :, 2].min() > 150
     lying = np.asarray(photos.square(tmp_path / "phone.jpg", 32))
     assert lying[:, :12, 0].min() > 150 and lying[:, 20:, 2].min() > 150
+
+
+def test_every_orientation_is_pillows(tmp_path):
+    """As ImageOps.exif_transpose, which also writes EXIF anew and fails where that cannot be."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    for orientation in range(10):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        for form in ("JPEG", "PNG", "WEBP", "TIFF"):
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, form, exif=exif)
+            theirs = ImageOps.exif_transpose(Image.open(file))
+            expected = photos.square(theirs, 32)
+            np.testing.assert_array_equal(photos.square(file.getvalue(), 32, upright=True), expected, str(orientation))
+
+
+def test_odd_exif_is_no_damage():
+    """Bytes that are no EXIF turn nothing; a text where a number belongs does not hide that the photo lies."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    lying = struct.pack("<HHHI4s", 2, 0x0112, 3, 1, b"\6\0\0\0") + struct.pack("<HHI4sI", 0x0128, 2, 3, b"in\0\0", 0)
+    for exif, turn in ((b"abcd", None), (b"II*\0\x08\0\0\0" + lying, Image.Transpose.ROTATE_270)):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "JPEG", exif=b"Exif\0\0" + exif, dpi=(72, 72))
+        upright = photos.square(file.getvalue(), 32, upright=True)
+        plain = Image.open(file)
+        np.testing.assert_array_equal(upright, photos.square(plain.transpose(turn) if turn else plain, 32))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_numbers_without_a_known_white_are_refused(dtype):
+    file = io.BytesIO()
+    Image.fromarray(np.ones((40, 40), dtype)).save(file, "TIFF")
+    with pytest.raises(ValueError, match="without a known black and white"):
+        photos.square(file.getvalue(), 32)
 
 
 def test_folders_are_searched_and_empty_ones_named(tmp_path):
@@ -61,7 +95,7 @@ def test_a_warped_photo_keeps_its_sides():
 
 MODES = {
     "JPEG": ("RGB", "L", "CMYK"), "PNG": ("RGB", "RGBA", "L", "LA", "P", "1", "I;16"), "GIF": ("RGB", "P"),
-    "WEBP": ("RGB", "RGBA"), "TIFF": ("RGB", "RGBA", "CMYK", "YCbCr", "P", "1", "I;16", "I", "F"),
+    "WEBP": ("RGB", "RGBA"), "TIFF": ("RGB", "RGBA", "CMYK", "YCbCr", "P", "1", "I;16"),
     "BMP": ("RGB", "P", "1"), "PPM": ("RGB", "L", "1", "I"),
 }  # fmt: skip
 MORE = [

@@ -117,6 +117,16 @@ def test_every_kind_of_image_becomes_rgb_and_damaged_ones_are_named(tmp_path, mo
     assert set(meta["splits"]["train"]["damaged"]) == damaged
     said = capsys.readouterr().err
     assert all(name in said for name in damaged) and "left out 4 damaged images" in said
+    assert "1 files in " in said and "kind/notes.txt; names of photos end in .bmp, " in said
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()])
+def test_a_machine_that_fails_damages_no_photo(photos, tmp_path, monkeypatch, error):
+    """A set that lacks photos because of it would be used for ever."""
+    monkeypatch.setattr("alexnet_jax.data.photos.opened", lambda photo: (_ for _ in ()).throw(error))
+    with pytest.raises(UserError, match="cannot be read .* which may pass: start the same command again"):
+        prepare(data_config(photos, tmp_path))
+    assert not list(tmp_path.glob("*/meta.json"))
 
 
 def test_the_centre_is_cut_out_after_scaling_the_shorter_side(tmp_path):

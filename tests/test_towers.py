@@ -79,6 +79,8 @@ def test_processes_must_use_all_devices(monkeypatch):
     with pytest.raises(UserError, match=r"set --config\.devices\.data=4"):
         mesh_of(2, 2)
     assert dict(mesh_of(4, 2).shape) == {"data": 4, "tower": 2}
+    with pytest.raises(UserError, match=r"set --config\.devices\.tower=1 and --config\.devices\.data=3"):
+        towers.make_mesh(ConfigDict({"data": 1, "tower": 2}), 2, BATCH, jax.devices()[:3])
 
 
 @pytest.mark.parametrize(

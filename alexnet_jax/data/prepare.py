@@ -33,7 +33,17 @@ from tqdm import tqdm
 from alexnet_jax import UserError, __version__
 from alexnet_jax.data import photos
 from alexnet_jax.data.host import in_threads
-from alexnet_jax.data.records import AFTER, BEFORE, Prepared, decode, frame, open_prepared, raw_length, starts
+from alexnet_jax.data.records import (
+    AFTER,
+    ANOTHER_FOLDER,
+    BEFORE,
+    Prepared,
+    decode,
+    frame,
+    open_prepared,
+    raw_length,
+    starts,
+)
 from alexnet_jax.data.sources import Example, Source, folder_of, open_source, refuse_classes, some, warn
 from alexnet_jax.files import alone, slug
 
@@ -76,10 +86,10 @@ def prepare(config: ConfigDict, num_classes: int | None = None) -> Prepared:
         _tidy(cache)
         if not directory.exists():
             if root and Path(os.path.realpath(cache)).is_relative_to(os.path.realpath(root)):
-                raise UserError(f"{cache} is inside the images' own folder: choose another --config.data.prepared_dir")
+                raise UserError(f"{cache} is inside the images' own folder: choose {ANOTHER_FOLDER}")
             _prepare_once(config, num_classes, cache, directory)
     except OSError as error:
-        hint = "make room, or choose another folder with --config.data.prepared_dir=..."
+        hint = f"make room, or choose {ANOTHER_FOLDER}"
         raise UserError(f"cannot prepare {config.name} in {cache} ({error}): {hint}") from error
     finally:
         logging.set_verbosity(verbosity)

@@ -31,6 +31,7 @@ from alexnet_jax.data.host import in_threads
 from alexnet_jax.files import slug
 
 STORED = ("jpeg", "raw")  # the forms in which images are stored
+ANOTHER_FOLDER = "another folder with --config.data.prepared_dir=..., or, for a trained run, in its config.json"
 BEFORE, AFTER = 12, 4  # bytes of a record around its data: the length and its checksum; the data's checksum
 
 
@@ -142,7 +143,7 @@ def open_prepared(directory: Path) -> Prepared:
         _require(all(np.isfinite(array).all() for array in statistics.values()))
         train, evaluation = (_open_split(directory, meta, meta[role]) for role in ("train_split", "eval_split"))
     except PermissionError as error:
-        hint = "change its permissions, or choose another folder with --config.data.prepared_dir=..."
+        hint = f"change its permissions, or choose {ANOTHER_FOLDER}"
         raise UserError(f"the prepared set {directory} cannot be read ({error.strerror}): {hint}") from error
     except Exception as error:  # NumPy and zipfile raise almost anything on files that are not theirs
         raise _damaged(directory) from error
