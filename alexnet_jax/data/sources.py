@@ -171,8 +171,8 @@ def _list_split(folder: Path, train: Path, classes: list[str]) -> list[tuple[str
             warn(f"{len(stray)} photos in {folder} itself belong to no class and are left out: {some(stray)}")
         if others := [str(path.relative_to(folder)) for path in _not_photos(found)]:
             warn(
-                f"{len(others)} files in {folder} are not named like photos and are left out: {some(others)}; names of "
-                f"photos end in {', '.join(sorted(photos.SUFFIXES))}"
+                f"what is not named like a photo in {folder} is left out: {some(others)}; names of photos end in "
+                f"{', '.join(sorted(photos.SUFFIXES))}"
             )
     if unknown := found.keys() - set(classes):
         raise UserError(f"{folder} has classes that {train} lacks: {some(unknown)}")
