@@ -7,26 +7,22 @@ RELU, TANH = ("relu", "base"), ("tanh",)  # the cells of the record figure1: the
 LEVEL = 0.25  # training error
 
 
-def epochs_to(run: Run, level: float = LEVEL, over: float = 0.5) -> float | None:
+def epochs_to(run: Run, level: float = LEVEL) -> float | None:
     """The epoch at which the training error falls to a level; None if it does not.
 
-    The training error is the mean over the last `over` epochs and counts for their middle; between two such means it
-    is taken to be a straight line.
+    The mean training error of an epoch counts for its middle; between two middles it is taken to be a straight line. Of
+    shorter parts the mean would be too noisy where the error falls slowly.
     """
-    ends, errors = run["points"]["epoch"], run["points"]["top1"]
     before: tuple[float, float] | None = None
-    for i, end in enumerate(ends):
-        first = next(j for j in range(i + 1) if ends[j] > end - over + 1e-6)
-        begin = ends[first - 1] if first else 0.0
-        window = [(errors[j], ends[j] - (ends[j - 1] if j else 0.0)) for j in range(first, i + 1)]
-        if end < over - 1e-6 or any(e is None for e, _ in window):
+    for epoch, error in enumerate(run["training"], 1):
+        if error is None:
             continue
-        mean, middle = sum(e * w for e, w in window) / sum(w for _, w in window), (begin + end) / 2
-        if mean <= level:
-            if before is None or before[1] == mean:
+        middle = epoch - 0.5
+        if error <= level:
+            if before is None:
                 return middle
-            return before[0] + (middle - before[0]) * (before[1] - level) / (before[1] - mean)
-        before = middle, mean
+            return before[0] + (middle - before[0]) * (before[1] - level) / (before[1] - error)
+        before = middle, error
     return None
 
 

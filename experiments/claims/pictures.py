@@ -104,8 +104,8 @@ def draw_figure1(relu: Sequence[Run], tanh: Sequence[Run], path: Path) -> Path:
             axes.plot(epochs, errors, style, color=color, lw=0.6, alpha=0.5)
         common = min((epochs for epochs, _ in curves), key=len)
         mean = np.mean([np.interp(common, epochs, errors) for epochs, errors in curves], axis=0)
-        seeds = f"{len(runs)} seed{'s' if len(runs) > 1 else ''}"
-        axes.plot(common, mean, style, color=color, lw=2.2, label=f"{name}, mean of {seeds}")
+        seeds = f"mean of {len(runs)} seeds" if len(runs) > 1 else "one seed"
+        axes.plot(common, mean, style, color=color, lw=2.2, label=f"{name}, {seeds}")
     axes.axhline(100 * figure1.LEVEL, color="#444444", lw=0.8)
     axes.annotate(
         "25 %", (1, 100 * figure1.LEVEL), (-2, 3), ("axes fraction", "data"), "offset points", ha="right", size=8.5
