@@ -421,7 +421,7 @@ def test_another_function_of_its_parameters_is_refused(chain, old, new):
         finetune.refuse_other_function(c)
 
 
-def test_a_first_layer_of_any_name_and_kind_is_drawn_or_not(chain, tmp_path, capsys):
+def test_a_first_layer_of_any_name_and_kind_is_drawn_or_not(chain, tmp_path):
     """Its kernels, if it has kernels over colours; asked for by name, a net without any says so."""
     _, workdir = chain
     run = load_run(workdir, "latest")

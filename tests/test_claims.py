@@ -230,7 +230,7 @@ def test_dropout_takes_more_epochs():
     assert found.interval.mean == 1 and found.verdict == "not significant"
     runs[1]["training"] = [0.4, 0.3, 0.25, 0.21]
     found = studies.epochs_of_dropout({"ablations": study("ablations", *runs)})
-    assert found.verdict == "contradicts: not in 1 of 3 runs" and found.interval is None
+    assert found.verdict == "contradicts: not in every run" and found.interval is None
 
 
 # --- Page -------------------------------------------------------------------------------------------------------------

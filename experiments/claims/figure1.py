@@ -43,7 +43,7 @@ def measure(records: Records) -> Found | None:
     relu_epochs = f"{spread(reached).mean:.1f} epochs with ReLU"
     if None in theirs:
         there = sorted(epochs for epochs in theirs if epochs is not None)
-        end = min(run["points"]["epoch"][-1] for run in tanh.values())
+        end = min(tanh[seed]["points"]["epoch"][-1] for seed in seeds)
         faster = all(b is None or b > a for a, b in zip(reached, theirs, strict=True))
         verdict = "ReLU is faster" if faster else "ReLU is not faster in every run"
         if there:

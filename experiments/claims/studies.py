@@ -128,7 +128,7 @@ def epochs_of_dropout(records: Records) -> Found | None:
     scale, never = scale_of(record, "dropout_off"), len(seeds) - len(ratios)
     if never:
         text = f"without dropout it is not reached in {never} of {len(seeds)} runs"
-        return Found(text, len(seeds), f"contradicts: not in {never} of {len(seeds)} runs", scale, runs)
+        return Found(text, len(seeds), "contradicts: not in every run", scale, runs)
     found = ratio(ratios)
     return Found(times(found), found.n, judge_ratio(found, 2, "it takes longer"), scale, runs, found)
 

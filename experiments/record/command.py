@@ -42,10 +42,9 @@ def main(flags: Namespace):
     record = file.read(path) if path.exists() else file.Record(flags.to)
     done: dict[str, int] = {}
     finished: dict[str, dict[int, Outcome]] = {}
-    runs = _found(flags.runs, flags.cell)
-    for run, cell, title in sorted(
-        runs, key=lambda found: not found[0].settings
-    ):  # those with a config tell the cell's
+    found = _found(flags.runs, flags.cell)
+    found.sort(key=lambda each: not each[0].settings)  # runs with a config first: they say what their cell is
+    for run, cell, title in found:
         if run.state not in entry.PROGRESS:
             if run.state != "missing":
                 print(f"not recorded: {run.folder}: {run.reason}", file=sys.stderr)
