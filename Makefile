@@ -1,12 +1,14 @@
 # make quickstart: from nothing to a trained network and its pictures.
-# make test: the whole test suite, in two passes. The first compiles without optimization, because most tests compile more
-# than they compute. The second runs the numerical core (layers, PyTorch twins, losses, collectives, resumed runs) compiled
+# make test: all tests but the slow ones, in two passes. The first compiles without optimization, because most tests
+# compile more than they compute. The second runs the numerical core (layers, PyTorch twins, losses, collectives) compiled
 # as it is for users.
+# make test-slow: whole runs killed, resumed and in several processes, and larger networks, in the same two passes.
 PYTHON ?= python3
 BIN = .venv/bin
+PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test test-slow lint clean
 
 quickstart: .venv/.installed
 	$(BIN)/alexnet train --config configs/quickstart.py
@@ -14,8 +16,12 @@ quickstart: .venv/.installed
 	@echo 'To use the commands of the README in this shell, run: source .venv/bin/activate'
 
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not as_shipped"
-	ALEXNET_JAX_TESTS=shipped $(BIN)/python -m pytest -n auto --dist worksteal -m as_shipped
+	$(PYTEST) -m "not slow and not as_shipped"
+	ALEXNET_JAX_TESTS=shipped $(PYTEST) -m "not slow and as_shipped"
+
+test-slow: .venv/.installed-dev
+	$(PYTEST) -m "slow and not as_shipped"
+	ALEXNET_JAX_TESTS=shipped $(PYTEST) -m "slow and as_shipped"
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

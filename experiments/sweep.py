@@ -144,29 +144,37 @@ def make_cells(base: ConfigDict, ablations: dict[str, Change], seeds: int, workd
 
     Raises UserError if an ablation makes no valid config.
     """
-    cells = []
-    for seed in range(seeds):
-        for name in ("base", *ablations):
-            try:
-                config = _changed(base, ablations.get(name), seed)
-            except Exception as e:  # also whatever the user's own fields() raises
-                reason = e if isinstance(e, UserError) else one_line(e)
-                raise UserError(f"ablation {name} makes no valid config: {reason}") from e
-            cells.append(Cell(name, seed, config, workdir / name / f"seed{seed}"))
-    return cells
+    configs = {}
+    for name in ("base", *ablations):
+        try:
+            configs[name] = _changed(base, ablations.get(name))
+        except Exception as e:  # also whatever the user's own fields() raises
+            reason = e if isinstance(e, UserError) else one_line(e)
+            raise UserError(f"ablation {name} makes no valid config: {reason}") from e
+    return [
+        Cell(name, seed, _with_seed(config, seed), workdir / name / f"seed{seed}")
+        for seed in range(seeds)
+        for name, config in configs.items()
+    ]
 
 
-def _changed(base: ConfigDict, change: Change | None, seed: int) -> ConfigDict:
-    """The base with a change and a seed. Raises UserError, or what change.fields or ml_collections raises."""
+def _changed(base: ConfigDict, change: Change | None) -> ConfigDict:
+    """The base with a change. Raises UserError, or what change.fields or ml_collections raises."""
     config = base.copy_and_resolve_references()
     known = flatten_dict(config.to_dict(), sep=".")
     fields = change.fields(base) if change else {}
     for field in fields:
         if field not in known:
             raise UserError(f"{field}: {config_file.unknown(str(field), known, 'the base')}")
-    config.lock().update_from_flattened_dict(fields | {"seed": seed})
+    config.lock().update_from_flattened_dict(fields)
     config = finetune.resolved(config, given=fields)  # here, where the change's own fields are known
     check(config)
+    return config
+
+
+def _with_seed(config: ConfigDict, seed: int) -> ConfigDict:
+    config = config.copy_and_resolve_references()
+    config.seed = seed
     return config
 
 

@@ -171,6 +171,7 @@ def close(actual, expected, what, tolerance=1e-4):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * scale, err_msg=what)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tuned", [False, True])
 @pytest.mark.parametrize("name", steps.NETWORKS)
 def test_the_peer_trains_and_predicts_as_ours(draw, name, tuned):

@@ -227,6 +227,7 @@ def test_activations_are_named_in_order():
     assert logits.shape == out["fc10"].shape == (2, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.as_shipped
 @pytest.mark.parametrize("name", ["cifar10_18pct", "cifar10_11pct"])
 def test_chunks_and_copies_compute_the_same(name):

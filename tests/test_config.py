@@ -96,7 +96,8 @@ def test_nonsense_of_every_type_is_refused_by_name_or_makes_a_network(field):
             assert "\n" not in str(e) and len(str(e)) < 500
             assert any(name in str(e) for name in (field, *BLAMED.get(field, ()))), (value, str(e))
         else:
-            network.shapes(c.model, c.data.crop)
+            if field.startswith("model.") or field == "data.crop":
+                network.shapes(c.model, c.data.crop)
     assert refused >= 15
 
 

@@ -39,6 +39,7 @@ def check_same(workdir, reference):
         np.testing.assert_allclose(one[layer]["kernel"], other[layer]["kernel"], atol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_tower_in_each_process(config, tiny_run, tmp_path):
     """One network, half of it in each process; both read all images."""
     config.epochs, config.devices.tower = 2, 2
@@ -48,6 +49,7 @@ def test_a_tower_in_each_process(config, tiny_run, tmp_path):
     check_same(tmp_path / "run", tiny_run)
 
 
+@pytest.mark.slow
 def test_lost_or_stopped_all_restart_and_end_bit_for_bit_equal(chain_config, tmp_path):
     """A copy of the network each: each reads its share, every validation image counts once, one process reports.
 
@@ -88,6 +90,7 @@ def test_lost_or_stopped_all_restart_and_end_bit_for_bit_equal(chain_config, tmp
     check_equal(whole, broken, step=12)
 
 
+@pytest.mark.slow
 def test_processes_with_other_data_end_together(config, tiny_run, tmp_path):
     """The second reads a copy of the prepared set whose labels were changed."""
     prepared = shutil.copytree(config.data.prepared_dir, tmp_path / "prepared")
@@ -105,6 +108,7 @@ def test_processes_with_other_data_end_together(config, tiny_run, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_processes_that_cannot_meet_say_how():
     command = [sys.executable, "-m", "alexnet_jax.main", "--config=configs/paper.py:smoke", "--distributed"]
     done = subprocess.run(command, capture_output=True, text=True)

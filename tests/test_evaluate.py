@@ -68,6 +68,7 @@ def test_equals_brute_force(tiny_run, run, views):
         assert found[name] == pytest.approx(wanted, rel=1e-4), name
 
 
+@pytest.mark.slow
 def test_several_runs_average_probabilities(tiny_run, run, tmp_path):
     """A run with itself is itself; with another it is the error of the mean of their probabilities."""
     alone = evaluate.evaluate_runs([str(tiny_run)], 1, "validation")
@@ -85,6 +86,7 @@ def test_several_runs_average_probabilities(tiny_run, run, tmp_path):
         assert together[name] == pytest.approx(value, rel=1e-4), name
 
 
+@pytest.mark.slow
 def test_runs_of_different_networks_average_too(tiny_run, run, tmp_path):
     """Another width, one tower, another size of images and another scale of inputs: table 2's ensembles."""
     config = run.config.copy_and_resolve_references()
@@ -100,6 +102,7 @@ def test_runs_of_different_networks_average_too(tiny_run, run, tmp_path):
         assert together[name] == pytest.approx(value, rel=1e-4), name
 
 
+@pytest.mark.slow
 def test_dense_averages_the_map(tiny_run, run):
     """The mean over places of what the sliding network says; on images of the crop's size that of the centre crop."""
     found = evaluate.evaluate_runs([str(tiny_run)], 1, "validation", dense=run.config.data.crop)

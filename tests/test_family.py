@@ -118,6 +118,7 @@ def test_forward_and_gradient_are_the_origins(name):
     check_twin(m, net, dict(zip(names, names, strict=True)), pixels(side), side=2)
 
 
+@pytest.mark.slow
 def test_one_weird_trick_is_torchvisions_class():
     """At another size than 224, where it averages 5 x 7 maps to 6 x 6."""
     c = one_weird_trick.get_config()

@@ -88,6 +88,7 @@ def test_all_layers_but_the_fresh_ones_are_the_starts(network, tiny_run, data, t
                  found, net.state["params"])  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_folder_of_ones_own(tuned, tiny_run, folder, tmp_path, capsys):
     """Grey, CMYK and damaged photos, split by their names; classes counted, statistics the start's; it learns."""
     tuned.epochs = 6
@@ -114,6 +115,7 @@ def test_a_folder_of_ones_own(tuned, tiny_run, folder, tmp_path, capsys):
     assert main.run(tuned, tmp_path / "run") == 0  # 0 classes and the number written are the same
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted_without_its_start(tuned, tiny_run, tmp_path, monkeypatch):
     """With Adam's moments and a layer that thaws; stopped in mid-epoch, and the start, no longer needed, is gone.
 
@@ -141,6 +143,7 @@ def test_resumed_equals_uninterrupted_without_its_start(tuned, tiny_run, tmp_pat
     check_equal(tmp_path / "whole", tmp_path / "broken", last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", optimizer.ALGORITHMS)
 def test_frozen_layers_cost_no_gradient_and_no_velocity(network, algorithm):
     network.optimizer.algorithm = algorithm
@@ -154,6 +157,7 @@ def test_frozen_layers_cost_no_gradient_and_no_velocity(network, algorithm):
     assert held["fc8"] == (128 * 2 + 2) * {"momentum": 1, "sgd": 1, "adam": 2}[algorithm] < held["all"]
 
 
+@pytest.mark.slow
 def test_frozen_layers_stay_bit_for_bit(tuned, tiny_run, tmp_path):
     """With a tower on each of two devices."""
     tuned.epochs, tuned.devices.tower = 1, 2

@@ -67,6 +67,7 @@ def test_each_library_has_its_place(name):
     assert not any(m.split(".")[0] == "torch" for m in (top if name == "weights.pytorch" else found))
 
 
+@pytest.mark.slow
 def test_trains_where_tensorflow_is_not_installed(config, tiny_run, tmp_path):
     """From a prepared set held on the device; tiny_run has prepared it."""
     config.epochs, config.data.on_device = 1, True

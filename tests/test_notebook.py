@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import nbformat
+import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 NOTEBOOK = Path(__file__).parents[1] / "docs" / "tour.ipynb"
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tiny_run, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ALEXNET_RUN", str(tiny_run))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))

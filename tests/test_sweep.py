@@ -85,6 +85,7 @@ def here(monkeypatch):
     monkeypatch.setattr(jobs, "set_up_libraries", lambda: None)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(mine, tmp_path, capsys, here):
     """With its run, at once, in the middle. The failed cell is named, and nothing is done twice."""
     workdir = tmp_path / "runs"

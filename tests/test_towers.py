@@ -131,7 +131,9 @@ FAMILY = {
     "changes, meshes",
     [
         pytest.param({}, MESHES, id="paper"),
-        pytest.param(FAMILY, ((1, 2), (2, 2)), id="what the family adds", marks=pytest.mark.as_shipped),
+        pytest.param(
+            FAMILY, ((1, 2), (2, 2)), id="what the family adds", marks=(pytest.mark.as_shipped, pytest.mark.slow)
+        ),
     ],
 )
 def test_split_network_is_the_network(narrow, draw, monkeypatch, changes, meshes):
@@ -222,6 +224,7 @@ def curve(curves, config, mesh):
     return curves[mesh]
 
 
+@pytest.mark.slow
 def test_every_mesh_trains_the_same(config, curves):
     """Twenty steps with dropout, crops, flips and colour noise: the loss curve of one device, whatever the mesh.
 
@@ -234,6 +237,7 @@ def test_every_mesh_trains_the_same(config, curves):
         np.testing.assert_allclose(curve(curves, config, mesh)[0], expected, rtol=3e-5, err_msg=str(mesh))
 
 
+@pytest.mark.slow
 def test_bfloat16_learns_on_one_device_and_on_two(config):
     """The curves differ only by rounding, which twenty steps amplify. Parameters stay float32."""
     config.model.dtype = "bfloat16"
@@ -245,6 +249,7 @@ def test_bfloat16_learns_on_one_device_and_on_two(config):
         assert np.mean(losses[-4:]) < 0.95 * np.mean(losses[:4])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_any_mesh_restores_on_any_other(config, curves, tmp_path):
     for mesh in ((4, 2), (1, 1)):
         state = curve(curves, config, mesh)[1]

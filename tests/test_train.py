@@ -63,6 +63,7 @@ def wait_for(process, workdir, step):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_device", [pytest.param(True, marks=pytest.mark.as_shipped), False])
 def test_killed_and_resumed_ends_bit_for_bit_equal(config, tmp_path, on_device):
     """With dropout and augmentation, stopped in mid-epoch by SIGTERM, then by SIGKILL at a random moment.
@@ -93,6 +94,7 @@ def test_killed_and_resumed_ends_bit_for_bit_equal(config, tmp_path, on_device):
     check_equal(whole, broken, step=12)
 
 
+@pytest.mark.slow
 def test_a_run_on_raw_images_resumes_and_is_the_same_on_the_device(config, tmp_path, monkeypatch):
     """Killed in mid-epoch, it ends bit for bit equal; with the images on the device, equal to rounding."""
     config.epochs, config.data.stored = 1, "raw"
@@ -123,6 +125,7 @@ def optimizer_drops(workdir):
     return checkpoint.read_whole(workdir / "checkpoints" / f"step_{checkpoint.trained(workdir)}")[1]["plateau"]["drops"]
 
 
+@pytest.mark.slow
 def test_killed_in_its_last_evaluation_it_ends_bit_for_bit_equal(whole, tmp_path, monkeypatch):
     """And before that in mid-epoch, with the state that plateau, every_epochs and crop_chunk must keep."""
     config, workdir = whole
@@ -133,6 +136,7 @@ def test_killed_in_its_last_evaluation_it_ends_bit_for_bit_equal(whole, tmp_path
     check_equal(tmp_path / "run", workdir, step=24)
 
 
+@pytest.mark.slow
 def test_an_extended_run_equals_one_that_was_longer_from_the_start(whole, tmp_path):
     """Only two records tell: those of the evaluation at its first end, an epoch that the other does not evaluate."""
     config, workdir = whole
@@ -184,6 +188,7 @@ def test_keeps_the_latest_and_the_best(config, tmp_path):
     assert load_run(tmp_path / "run", "latest").step == 24
 
 
+@pytest.mark.slow
 def test_patience_counts_epochs_where_evaluations_are_rarer(config, tmp_path):
     """Evaluated after epochs 2 and 4: two epochs without improvement make a drop. The evaluation after 5 makes none."""
     config.epochs, config.evaluation.every_epochs, config.evaluation.views = 5, 2, 1
@@ -224,6 +229,7 @@ def test_a_workdir_of_another_config_is_refused(config, tmp_path):
         main.run(config, tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_in_one_line(config, tmp_path, monkeypatch):
     """The checkpoint before stays, and the run resumes from there once there is room."""
     full = shutil.disk_usage(tmp_path)._replace(free=1000)
@@ -320,7 +326,7 @@ def test_top5_counts_ties_as_errors():
     assert float(found["images"]) == 5 and float(found["top5_error"]) == 0
 
 
-@pytest.mark.parametrize(("data", "tower"), [(1, 2), (2, 2)])
+@pytest.mark.parametrize(("data", "tower"), [(1, 2), pytest.param(2, 2, marks=pytest.mark.slow)])
 def test_split_over_devices_trains_the_same(config, tiny_run, tmp_path, capsys, data, tower):
     """Same seed, images and masks as tiny_run on one device: equal up to rounding, amplified by twelve steps."""
     config.epochs = 2
