@@ -93,6 +93,20 @@ def alone(path: Path, busy: Callable[[], object] | None = None) -> Iterator[Bina
             return
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Waits until no other process is in such a block for the same folder: whoever reads and then writes in it.
+
+    It leaves no file behind. Raises OSError if the folder cannot be opened.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def close(file: BinaryIO) -> None:
     """Closes a file that nobody will read, so a full disk that cannot take the rest of it does not matter."""
     with contextlib.suppress(OSError):

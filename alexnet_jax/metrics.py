@@ -20,6 +20,7 @@ from tqdm import tqdm
 from alexnet_jax import UserError, one_line
 from alexnet_jax.files import replacing
 
+OLD = "metrics.old.jsonl"  # the records of a run that started again
 TOP = 5  # section 2: top-1 and top-5 error
 
 # ---------------------------------------------------------------- errors
@@ -69,7 +70,7 @@ def read_metrics(path: str | Path) -> list[dict]:
     for number, text in enumerate(lines, start=1):
         try:
             record = json.loads(text)
-        except ValueError:  # not JSON, or not even UTF-8
+        except (ValueError, RecursionError):  # not JSON, or not even UTF-8
             record = None
         if _is_record(record):
             records.append(record)
@@ -98,7 +99,10 @@ def _is_record(record) -> bool:
 
 
 def _drop_after(path: Path, step: int, steps_per_epoch: int) -> None:
-    """Keeps only the records up to the step at which a run resumes. At step 0 nothing is kept, and nothing read.
+    """Keeps only the records up to the step at which a run resumes. At step 0 nothing is kept, and nothing parsed.
+
+    Records of a run whose checkpoints somebody has removed are kept in a file of their own. One that was killed before
+    its first checkpoint has nothing to lose.
 
     Raises UserError if a record is damaged, or if the last epoch before the step has none.
     """
@@ -111,6 +115,10 @@ def _drop_after(path: Path, step: int, steps_per_epoch: int) -> None:
                 f"{path} lacks records before step {step}, where the run resumes: put the whole file back, or remove "
                 "it to resume without them"
             )
+    elif not step and path.exists() and b'"validation"' in path.read_bytes():
+        old = path.with_name(OLD)
+        path.replace(old)
+        print(f"warning: {path} has records and no checkpoint is left: they are kept in {old}", file=sys.stderr)
     elif step:
         print(f"warning: {path} does not exist: a new one begins at step {step}", file=sys.stderr)
     with replacing(path) as partial:

@@ -4,8 +4,10 @@ import contextlib
 import fcntl
 import json
 import os
+import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -15,6 +17,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from alexnet_jax import UserError, main, one_line
+from alexnet_jax.cli import stopping
 from alexnet_jax.cli.commands import set_up_libraries
 from alexnet_jax.runs import claims
 from experiments import results
@@ -48,8 +51,8 @@ class Cell:
         run = results.read(self.workdir)
         if not run.records or not run.settings:
             return
-        mine = results.completed(self.config.to_dict())
-        fields = results.differing(results.computes(run.settings), results.computes(mine))
+        mine = results.computes(results.completed(self.config.to_dict()))
+        fields = results.departing(results.computes(run.settings), mine)
         if run.settings["epochs"] < self.config.epochs:
             fields.remove("epochs")  # it goes on
         if run.seed != self.seed:
@@ -63,12 +66,29 @@ class Cell:
     def finished(self) -> bool:
         return self.epochs_done() == self.config.epochs
 
+    def failure(self) -> Path:
+        """The file that says why it failed."""
+        return self.workdir / results.FAILED
 
-def train_cell(config: str, workdir: str, cores: tuple[int, ...] = ()):
+    def stamp(self) -> tuple[int, int] | None:
+        """What changes whenever epochs_done may have changed."""
+        try:
+            stat = (self.workdir / claims.METRICS).stat()
+        except OSError:
+            return None
+        return stat.st_mtime_ns, stat.st_size
+
+
+def train_cell(config: str, workdir: str, cores: tuple[int, ...] = (), gpus: str | None = None):
     """The job: trains a config (JSON) in a workdir, or resumes it, on some cores only if they are named.
 
-    Waits if another job trains there.
+    Waits if another job trains there. gpus: CUDA_VISIBLE_DEVICES of the sweep, which submitit hides from a job here.
     """
+    if "SUBMITIT_LOCAL_JOB_ID" in os.environ:
+        stopping.watch()  # instead of submitit, which ignores SIGTERM
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    if gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus
     if cores:
         os.sched_setaffinity(0, cores)
     set_up_libraries()
@@ -78,6 +98,7 @@ def train_cell(config: str, workdir: str, cores: tuple[int, ...] = ()):
         try:
             if main.run(ConfigDict(json.loads(config)), path):
                 raise UserError("stopped by a signal")
+            (path / results.FAILED).unlink(missing_ok=True)  # that of another job for which this one waited
             return
         except claims.Busy:
             time.sleep(2)
@@ -100,8 +121,11 @@ def launch(cells: list[Cell], executor: submitit.Executor, at_once: int = 1) -> 
     waiting = [c for c in cells if not c.finished()]
     running: dict[Cell, tuple[submitit.Job, tuple[int, ...], TextIO | None]] = {}
     failed: dict[str, str] = {}
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES") if here else None
+    stamps, done = {c: c.stamp() for c in cells}, {c: c.epochs_done() for c in cells}
     total = sum(c.config.epochs for c in cells)
-    with tqdm(total=total, unit=" epochs", dynamic_ncols=True, bar_format=BAR) as bar:
+    as_ctrl_c = _handling(signal.SIGTERM, signal.default_int_handler)
+    with as_ctrl_c, tqdm(total=total, unit=" epochs", dynamic_ncols=True, bar_format=BAR) as bar:
         bar.write(f"{len(cells) - len(waiting)} of {len(cells)} cells are finished", file=sys.stderr)
         try:
             while waiting or running:
@@ -114,26 +138,63 @@ def launch(cells: list[Cell], executor: submitit.Executor, at_once: int = 1) -> 
                         release(lock)
                         continue
                     cores = free.pop(0)
-                    job = executor.submit(train_cell, cell.config.to_json(), str(cell.workdir), cores)
-                    running[cell] = job, cores, lock
+                    running[cell] = _submit(executor, cell, cores, gpus), cores, lock
                     if not free:
                         break
                 for cell in [c for c, (job, _, _) in running.items() if job.done()]:
                     job, cores, lock = running.pop(cell)
                     free.append(cores)
-                    if not cell.finished():
+                    if not cell.finished() or cell.failure().exists():
                         failed[str(cell)] = _reason(cell, job)
                         bar.write(f"failed: {cell}: {failed[str(cell)]}", file=sys.stderr)
                     release(lock)
                 bar.set_postfix_str("; ".join(map(str, running)) if len(running) < 3 else f"{len(running)} jobs")
-                bar.update(sum(c.epochs_done() for c in cells) - bar.n)
+                for cell in cells:
+                    if (stamp := cell.stamp()) != stamps[cell]:
+                        stamps[cell], done[cell] = stamp, cell.epochs_done()
+                bar.update(sum(done.values()) - bar.n)
                 if waiting or running:
                     time.sleep(1 if here else 10)
         finally:
-            if here:  # stopping the sweep stops its runs; jobs on a cluster continue
-                for job, _, _ in running.values():
-                    job.cancel()
+            if here and running:  # stopping the sweep stops its runs; jobs on a cluster continue
+                _stop({cell: job for cell, (job, _, _) in running.items()})
     return failed
+
+
+def _submit(executor: submitit.Executor, cell: Cell, cores: tuple[int, ...], gpus: str | None) -> submitit.Job:
+    """Starts the job of a cell. Raises UserError if the cluster refuses it.
+
+    Submitit kills its job one second after Ctrl-C, so its own process here is told to ignore that; the run does not.
+    """
+    with _handling(signal.SIGINT, signal.SIG_IGN):
+        try:
+            return executor.submit(train_cell, cell.config.to_json(), str(cell.workdir), cores, gpus)
+        except submitit.core.utils.FailedJobError as e:
+            raise UserError(f"the job of {cell} cannot be submitted ({one_line(e)}): check the options --slurm") from e
+
+
+@contextlib.contextmanager
+def _handling(number: signal.Signals, handler: Callable | signal.Handlers) -> Iterator[None]:
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def _stop(jobs: dict[Cell, submitit.Job]):
+    """Asks the runs here to finish their step and save it, and waits for them; a second Ctrl-C does not wait.
+
+    They have not failed, whatever they wrote.
+    """
+    print("stopping: the runs save their last step", file=sys.stderr)
+    for job in jobs.values():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(job.job_id), signal.SIGTERM)  # submitit's process, which passes it on
+    while not all(job.done() for job in jobs.values()):
+        time.sleep(0.1)
+    for cell in jobs:
+        cell.failure().unlink(missing_ok=True)
 
 
 def take(cell: Cell, folder: Path) -> TextIO | None:
@@ -162,7 +223,7 @@ def shares(at_once: int) -> list[tuple[int, ...]]:
     """
     if at_once == 1:
         return [()]
-    if _visible_gpus():
+    if _sees_gpus():
         raise UserError(
             "--at-once divides cores, not GPUs: start the same command once for each GPU, with CUDA_VISIBLE_DEVICES"
         )
@@ -177,7 +238,7 @@ def shares(at_once: int) -> list[tuple[int, ...]]:
 
 def _reason(cell: Cell, job: submitit.Job) -> str:
     """Why a cell failed: what failed.txt says, which is written here if the job could not."""
-    path = cell.workdir / results.FAILED
+    path = cell.failure()
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"it ended without a message; its output is in {job.paths.stderr}\n")
@@ -202,8 +263,7 @@ def make_executor(launcher: str, folder: Path, options: list[str]) -> submitit.E
             slurm.update_parameters(timeout_min=60 * 24 * DAYS, **parameters)
             return slurm
         executor = submitit.LocalExecutor(folder)
-        gpus = _visible_gpus()  # submitit hides the GPUs from a job that does not ask for them
-        executor.update_parameters(timeout_min=60 * 24 * DAYS, gpus_per_node=len(gpus), visible_gpus=gpus)
+        executor.update_parameters(timeout_min=60 * 24 * DAYS)
         return executor
     except OSError as e:
         raise UserError(f"cannot write to {folder} ({e.strerror or e}): name another --workdir") from e
@@ -211,6 +271,6 @@ def make_executor(launcher: str, folder: Path, options: list[str]) -> submitit.E
         raise UserError(f"--launcher {launcher} cannot be used here: {one_line(e)}") from e
 
 
-def _visible_gpus() -> tuple[int, ...]:
-    chosen = [int(number) for number in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if number.isdigit()]
-    return tuple(chosen or range(len(list(Path("/dev").glob("nvidia[0-9]*")))))
+def _sees_gpus() -> bool:
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return not hidden and any(Path("/dev").glob("nvidia[0-9]*"))

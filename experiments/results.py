@@ -58,13 +58,13 @@ def read(folder: Path) -> Outcome:
     if settings and (wrong := _missing(settings)):
         return Outcome(folder, "left out", f"its config.json has no usable {', '.join(wrong)}")
     progress = _progress(settings, records)
-    if failed is not None:
+    views = settings.get("evaluation.views")
+    last = [r for r in records if r.get("split") == "validation" and r.get("epoch") == settings.get("epochs")]
+    in_all_views = [r for r in last if r.get("views", 1) == views]
+    if failed is not None and not in_all_views:  # what fails after the last evaluation costs no number
         return Outcome(folder, "failed", f"{failed or f'{FAILED} is empty'} ({progress})", settings, records)
     if not settings:
         return Outcome(folder, "missing", "not started")
-    views = settings["evaluation.views"]
-    last = [r for r in records if r.get("split") == "validation" and r.get("epoch") == settings["epochs"]]
-    in_all_views = [r for r in last if r.get("views", 1) == views]
     if not in_all_views:
         lacks = f", without the evaluation in {views} views" if last else ""
         return Outcome(folder, "unfinished", progress + lacks, settings, records)
@@ -81,7 +81,7 @@ def training_errors(run: Outcome) -> list[float]:
     numbers of steps.
     """
     epochs = run.settings["epochs"]
-    train = [r for r in run.records if r.get("split") == "train" and number(r, "step")]
+    train = [r for r in run.records if r.get("split") == "train" and (number(r, "step") or 0) > 0]
     records = {r["step"]: number(r, "top1_error") for r in train}  # a resumed run repeats steps: the last one counts
     sums, steps, before = [0.0] * epochs, [0] * epochs, 0
     for step in sorted(records):
@@ -109,7 +109,7 @@ def validation_errors(run: Outcome) -> list[float]:
 def number(record: dict, name: str) -> float | None:
     """A finite number of a record, or None."""
     value = record.get(name)
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
         return value
     return None
 
@@ -163,6 +163,12 @@ def differing(settings: dict, other: dict) -> list[str]:
     """The fields in which two configs differ."""
     both = settings.keys() | other.keys()
     return sorted(f for f in both if f not in settings or f not in other or settings[f] != other[f])
+
+
+def departing(settings: dict, plan: dict) -> list[str]:
+    """The fields in which a run's config is not the planned one, which may leave the number of classes to the data."""
+    counted = {"model.num_classes"} if plan.get("model.num_classes") == 0 else set()
+    return [field for field in differing(settings, plan) if field not in counted]
 
 
 def values(fields: Iterable[str], settings: dict) -> str:
@@ -262,7 +268,7 @@ def planned(sweep: Path) -> tuple[str, str, list[Group]]:
 def _planned_run(folder: Path, seed: int, group: Group) -> Outcome:
     """Reads a run; it is left out if its config is not the planned one."""
     run = read(folder)
-    fields = differing(computes(run.settings), group.settings)
+    fields = departing(computes(run.settings), group.settings)
     if run.seed != seed:
         fields.append("seed")
     if fields and run.state in ("finished", "unfinished"):

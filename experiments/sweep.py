@@ -32,7 +32,7 @@ from alexnet_jax.cli import config_file
 from alexnet_jax.cli.commands import add_workdir
 from alexnet_jax.config import check
 from alexnet_jax.data.prepare import prepare
-from alexnet_jax.files import expanded, replacing
+from alexnet_jax.files import expanded, locked, replacing
 from alexnet_jax.runs import finetune
 from experiments import results
 from experiments.benchmark.stepper import stepper
@@ -72,16 +72,16 @@ def main(flags: Namespace) -> int:
     ablations = choose(ablations, flags.only)
     stem = Path(flags.sweep).stem.replace(":", "_")
     workdir = expanded(flags.workdir or f"runs/sweep_{stem}")
-    cells = make_cells(base, ablations, flags.seeds, workdir)
+    planned = cells = make_cells(base, ablations, flags.seeds, workdir)
     if flags.skip_recorded:
-        cells = unrecorded(cells, flags.skip_recorded)
+        cells = unrecorded(planned, flags.skip_recorded)
     for cell in cells:
         cell.check()
     if flags.dry_run:
         print_plan(cells, base, ablations)
         return 0
     executor = make_executor(flags.launcher, workdir / "jobs", flags.slurm)
-    record(workdir, flags.sweep, base, ablations, flags.seeds)
+    record(workdir, flags.sweep, base, planned, {name: change.title for name, change in ablations.items()})
     prepare(base.data)  # once, before the runs need it
     try:
         failed = launch(cells, executor, flags.at_once)
@@ -193,28 +193,39 @@ def unrecorded(cells: list[Cell], name: str, folder: Path = file.RECORDS) -> lis
     return left
 
 
-def record(workdir: Path, sweep: str, base: ConfigDict, ablations: dict[str, Change], seeds: int):
-    """Writes the plan, sweep.json, for the report, or adds to it.
+def record(workdir: Path, sweep: str, base: ConfigDict, cells: list[Cell], titles: dict[str, str]):
+    """Writes the plan, sweep.json, for the report, or adds to it. titles: of the ablations, by name.
 
     Raises UserError if the folder has the plan of another base, or if the plan cannot be read or written.
     """
     path = workdir / results.PLAN
     config = json.loads(base.to_json())
-    cells = {"base": {"title": "base", "fields": {}}}
-    cells |= {name: {"title": c.title, "fields": c.fields(base)} for name, c in ablations.items()}
-    plan = {"sweep": sweep, "config": config, "seeds": list(range(seeds)), "cells": cells}
+    seeds = sorted({cell.seed for cell in cells})
+    plan = {"sweep": sweep, "config": config, "seeds": seeds, "cells": _planned(base, cells, titles)}
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            old = json.loads(path.read_text())
-            if results.completed(old["config"]) != results.completed(config):
-                raise UserError(f"{workdir} contains a sweep of another base: name another --workdir")
-            plan["seeds"] = sorted({*old["seeds"], *plan["seeds"]})
-            plan["cells"] = old["cells"] | cells
-    except (OSError, ValueError, KeyError, TypeError) as e:
+        with locked(workdir):
+            if path.exists():
+                old = json.loads(path.read_text())
+                if results.completed(old["config"]) != results.completed(config):
+                    raise UserError(f"{workdir} contains a sweep of another base: name another --workdir")
+                plan["seeds"] = sorted({*old["seeds"], *plan["seeds"]})
+                plan["cells"] = old["cells"] | plan["cells"]
+            with replacing(path) as partial:
+                partial.write_text(json.dumps(plan, indent=2) + "\n")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
         raise UserError(f"{path} cannot be read or written ({one_line(e)}): name another --workdir") from e
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(plan, indent=2) + "\n")
+
+
+def _planned(base: ConfigDict, cells: list[Cell], titles: dict[str, str]) -> dict[str, dict]:
+    """The cells of a plan: each title, and the fields that the runs will have otherwise than the base."""
+    settings = results.computes(results.completed(base.to_dict()))
+    planned = {}
+    for cell in cells:
+        ours = results.computes(results.completed(cell.config.to_dict()))
+        fields = {name: ours[name] for name in results.differing(ours, settings)}
+        planned.setdefault(cell.name, {"title": titles.get(cell.name, cell.name), "fields": fields})
+    return planned
 
 
 # --- What it costs ----------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from experiments.report.intervals import interval
 from experiments.report.table import escaped
 from experiments.results import computes
 from experiments.sweep import choose, read_sweep
+from experiments.sweeps import ablations
 
 
 def entry(cell, seed, top1=0.3, **more):
@@ -56,25 +57,45 @@ def pairs(cell, differences, of="top1"):
 
 
 def test_a_difference_is_paired_and_its_interval_allows_for_the_others():
+    """Those that are not measured yet too: else more runs of other ablations would change a verdict."""
     values = [1.4, 1.9, 1.2, 1.7]
-    records = {"ablations": study("ablations", *pairs("lrn_off", values))}
-    found = measures.difference("ablations", "lrn_off")(records)
+    records = {"cifar10_norm": study("cifar10_norm", *pairs("norm_off", values))}
+    found = measures.difference("cifar10_norm", "norm_off")(records)
     assert found.interval == pytest.approx(interval(values)) and (found.n, found.verdict) == (4, "agrees")
     assert found.ours == "+1.55 (+1.06 to +2.04)" and len(found.runs) == 8
-    others = [entry(f"other{k}", seed, 0.3) for k in range(9) for seed in range(4)]
-    records = {"ablations": study("ablations", *pairs("lrn_off", values), *others)}
-    assert measures.difference("ablations", "lrn_off")(records).interval == pytest.approx(interval(values, 10))
+    records = {"ablations": study("ablations", *pairs("lrn_off", values))}
+    found = measures.difference("ablations", "lrn_off")(records)
+    assert found.interval == pytest.approx(interval(values, len(ablations.NAMES) + 4))
+    assert found.verdict == "not significant: 2.0 would have been seen"
     assert measures.difference("ablations", "tanh")(records) is None
-    assert measures.difference("elsewhere", "lrn_off")(records) is None
+    assert measures.difference("ablations", "lrn_off")({}) is None
+
+
+def test_every_number_of_an_ablation_that_a_claim_looks_at_is_counted(monkeypatch):
+    """The interval of each is wider for all of them."""
+    seen = set()
+    paired = measures.paired
+    monkeypatch.setattr(
+        measures, "paired", lambda records, *what: seen.add((*what[:2], what[2].__name__)) or paired(records, *what)
+    )
+    records = {name: study(name, *pairs("x", [1.0])) for name in ("ablations", "cifar10_norm")}
+    for claim in CLAIMS:
+        if claim.measure:
+            claim.measure(records)
+    beside = {(study, *what) for study, all_of in measures.BESIDE.items() for what in all_of}
+    assert {what for what in seen if what[2] != "error"} == beside
+    assert {cell for study, cell, _ in seen if study == "ablations"} <= set(ablations.NAMES)
 
 
 def test_verdicts_are_in_plain_words():
     def of(values, **more):
-        return measures.difference("a", "x", **more)({"a": study("a", *pairs("x", values))}).verdict
+        records = {"cifar10_norm": study("cifar10_norm", *pairs("norm_off", values))}
+        return measures.difference("cifar10_norm", "norm_off", **more)(records).verdict
 
     assert of([-1.4, -1.6, -1.5]) == "contradicts"
     assert of([-1.4, 1.6, -1.5]).startswith("not significant: ") and of([-1.4, 1.6, -1.5]).endswith("have been seen")
-    assert of([1.0]) == "too few seeds"
+    assert of([1.0]) == of([1.5, 1.5]) == "too few seeds"
+    assert of([1.4, 1.6, 1.5], claimed=False) == "significant; no claim of 2012"
     assert of([1.4, 1.6, 1.5], noise=True) == "2012's number is within noise"
 
 
@@ -149,6 +170,7 @@ def test_a_published_error_is_compared_with_another_run_of_ours():
     assert of(19.2, 19.3, 19.25).verdict == "higher, within 1.2 points"
     assert of(16.2, 16.3, 16.25).verdict == "lower, within 1.8 points"
     assert of(18.3).verdict == "one seed: within 0.3 points" and of(18.3).ours == "18.3 %, one view"
+    assert of(22, 22.6, theirs=26).verdict == "two seeds: within 3.7 points"
     assert of(18.2, 18.4, 18.1).ours == "18.23 ± 0.15 %, one view"
 
 
@@ -215,6 +237,9 @@ def test_the_first_steps():
     runs += [entry("base", seed, points=flat_loss, **steps) for seed in (1, 2)]
     found = studies.first_steps("biases_0", later=True)({"start": study("start", *runs)})
     assert found.verdict == "contradicts: in no run" and found.n == 3  # the third pair does not differ
+    runs[0] = entry("base", 0, points=of(*[math.log(10)] * 2, *[1.0] * 8), **steps)
+    found = studies.first_steps("biases_0", later=True)({"start": study("start", *runs)})
+    assert found.verdict == "in 1 of 3 runs"
 
 
 def test_dropout_takes_more_epochs():

@@ -8,7 +8,7 @@ from PIL import Image
 
 from alexnet_jax import UserError
 from alexnet_jax.analysis.curves import curves
-from alexnet_jax.metrics import read_metrics
+from alexnet_jax.metrics import OLD, Log, read_metrics
 
 # A letter that the font lacks, an empty axis; not what other tests' objects say when they are collected meanwhile.
 NO_WARNINGS = pytest.mark.filterwarnings(
@@ -42,7 +42,7 @@ def test_read_metrics_ignores_only_a_torn_last_line(tmp_path):
     assert read_metrics(path) == []
 
 
-@pytest.mark.parametrize("damaged", [b'{"step": 1, "ep', b"", b"12", b"\xff\xfe"])
+@pytest.mark.parametrize("damaged", [b'{"step": 1, "ep', b"", b"12", b"\xff\xfe", b"[" * 10**5])
 def test_read_metrics_names_a_damaged_line(tmp_path, damaged):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b"\n".join([json.dumps(record(1)).encode(), damaged, json.dumps(record(2)).encode()]) + b"\n")
@@ -50,6 +50,20 @@ def test_read_metrics_names_a_damaged_line(tmp_path, damaged):
         read_metrics(path)
     with pytest.raises(UserError, match="nowhere"):
         read_metrics(tmp_path / "nowhere" / "metrics.jsonl")
+
+
+def test_records_whose_checkpoints_are_gone_are_kept(tmp_path, capsys):
+    """Not those of a run that was killed before its first evaluation, which nobody misses."""
+    log = {"step": 0, "steps": 4, "batch_size": 1, "steps_per_epoch": 2}
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps(record(1)) + "\n")
+    Log(tmp_path, **log).close()
+    assert not (tmp_path / OLD).exists() and path.read_text() == "" and "warning" not in capsys.readouterr().err
+    text = json.dumps(record(2, "validation")) + "\n"
+    path.write_text(text)
+    Log(tmp_path, **log).close()
+    assert (tmp_path / OLD).read_text() == text and path.read_text() == ""
+    assert f"kept in {tmp_path / OLD}" in capsys.readouterr().err
 
 
 def test_curves_draws_every_run_in_its_colour(tmp_path):

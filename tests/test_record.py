@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from helpers.sweeps import fake, plan
+from helpers.sweeps import fail, fake, plan
 
 from alexnet_jax import UserError
 from alexnet_jax.cli import commands
@@ -28,7 +28,7 @@ def sweep(tmp_path):
     for seed, (base, other) in enumerate([(0.20, 0.23), (0.22, 0.24), (0.24, 0.28)]):
         fake(tmp_path / f"small/base/seed{seed}", seed, base)
         fake(tmp_path / f"small/dropout_off/seed{seed}", seed, other, model__dropout=0.0)
-    (tmp_path / "small/dropout_off/seed2/failed.txt").write_text("the loss is nan")
+    fail(tmp_path / "small/dropout_off/seed2", "the loss is nan", model__dropout=0.0)
     return tmp_path / "small"
 
 
@@ -44,7 +44,7 @@ def test_a_record_reports_as_its_sweep(sweep, tmp_path):
         ):
             assert curves == {seed: pytest.approx(errors) for seed, errors in read_there.items()}
     [(title, failed)] = ours.others
-    assert (title, failed.state, failed.reason) == ("DROPOUT_OFF", "failed", "the loss is nan (epoch 4 of 4)")
+    assert (title, failed.state, failed.reason) == ("DROPOUT_OFF", "failed", "the loss is nan (epoch 3 of 4)")
     assert ours.config_name == theirs.config_name
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.sweeps import STEPS, fake, plan, tree
+from helpers.sweeps import STEPS, fail, fake, plan, tree
+from ml_collections import ConfigDict
 from PIL import Image
 from scipy import stats
 
@@ -17,6 +18,7 @@ from alexnet_jax.cli import commands
 from alexnet_jax.config import FIELDS, flat, unflat
 from configs import caffenet, quickstart, six_conv
 from experiments.changes import CHANGES, Change
+from experiments.jobs import Cell
 from experiments.report import command, page, pictures, table
 from experiments.report.intervals import detectable, holm, interval, p_value
 from experiments.report.rows import make_report, verdict
@@ -164,7 +166,8 @@ def test_one_seed_has_no_interval_and_says_so(tmp_path):
         ([-1.0, -1.2, -1.1], 1.4, "contradicts"),
         ([1.0, 1.2, 1.1], -1.4, "contradicts"),
         ([1.0, -1.2, 1.1], 1.4, "not significant"),
-        ([0.0, 0.0], 1.4, "not significant"),
+        ([0.0, 0.0], 1.4, "too few seeds"),
+        ([1.0, 1.0], 1.4, "too few seeds"),
         ([1.0], 1.4, "too few seeds"),
         ([], 1.4, "too few seeds"),
         ([1.0, 1.2, 1.1], None, "no number to compare"),
@@ -216,11 +219,11 @@ def test_what_a_sweep_lacks_is_named_and_not_averaged(tmp_path):
     fake(cell / "seed2", 2, 0.9, model__dropout=0.0, views=False)
     fake(cell / "seed3", 3, 0.9, model__dropout=0.5)
     fake(cell / "seed4", 0, 0.9, model__dropout=0.0)
-    fake(cell / "seed5", 5, 0.9, model__dropout=0.0)
-    (cell / "seed5/failed.txt").write_text("the loss is nan\n")
+    fail(cell / "seed5", "the loss is nan\n", model__dropout=0.0)
     (cell / "seed6").mkdir()
     (cell / "seed6/failed.txt").write_text("no disk")
     fake(cell / "seed8", 8, 0.9, model__dropout=0.0)
+    (cell / "seed0/failed.txt").write_text("no space for the pictures")  # after its last evaluation
     found = make_report([tmp_path / "s"])
     [row] = found.rows
     assert list(row.group.finished) == [0] and row.top1 == pytest.approx((30, None), nan_ok=False)
@@ -230,7 +233,7 @@ def test_what_a_sweep_lacks_is_named_and_not_averaged(tmp_path):
         "seed2": ("unfinished", "epoch 4 of 4, without the evaluation in 10 views"),
         "seed3": ("left out", "not what sweep.json plans: model.dropout=0.5"),
         "seed4": ("left out", "not what sweep.json plans: seed=0"),
-        "seed5": ("failed", "the loss is nan (epoch 4 of 4)"),
+        "seed5": ("failed", "the loss is nan (epoch 3 of 4)"),
         "seed6": ("failed", "no disk (no record yet)"),
         "seed7": ("missing", "not started"),
         "seed8": ("left out", "sweep.json does not plan it"),
@@ -260,6 +263,11 @@ def test_a_seed_that_occurs_twice_does_not_count(tmp_path):
         ("config.json", json.dumps(tree() | {"epochs": 0})),
         ("metrics.jsonl", '{"step": \n{"step": 5}\n'),
         ("metrics.jsonl", '{"step": 20, "epoch": 4, "split": "validation", "views": 10, "top1_error": NaN}\n'),
+        (
+            "metrics.jsonl",
+            '{"step": 20, "epoch": 4, "split": "validation", "views": 10, "top1_error": 1%s}\n' % ("0" * 400),
+        ),
+        ("metrics.jsonl", "[" * 10**5 + "\n"),
     ],
 )
 def test_a_damaged_run_is_left_out(sweep, name, content):
@@ -268,6 +276,23 @@ def test_a_damaged_run_is_left_out(sweep, name, content):
     [(title, run)] = found.others
     assert (title, run.state, run.folder) == ("DROPOUT_OFF", "left out", sweep / "dropout_off/seed1") and run.reason
     assert found.rows[0].top1.mean == pytest.approx(25.5)
+
+
+def test_a_record_of_a_step_before_the_first_costs_nothing(sweep):
+    before = make_report([sweep]).rows[0].training_curves
+    with (sweep / "dropout_off/seed1/metrics.jsonl").open("a") as file:
+        file.write('{"step": -20, "epoch": 1, "split": "train", "top1_error": 0.5}\n')
+    assert make_report([sweep]).rows[0].training_curves == before
+
+
+def test_a_plan_may_leave_the_number_of_classes_to_the_data(tmp_path):
+    """The run writes how many there are: it is the planned one all the same, and may go on."""
+    plan(tmp_path / "s", {"base": {}}, seeds=[0], model__num_classes=0)
+    fake(tmp_path / "s/base/seed0", 0, 0.2, model__num_classes=7)
+    assert list(make_report([tmp_path / "s"]).base.group.finished) == [0]
+    Cell("base", 0, ConfigDict(tree(model__num_classes=0)), tmp_path / "s/base/seed0").check()
+    with pytest.raises(UserError, match="another config"):
+        Cell("base", 0, ConfigDict(tree(model__num_classes=6)), tmp_path / "s/base/seed0").check()
 
 
 # --- Runs without a sweep ---------------------------------------------------------------------------------------------
@@ -424,7 +449,7 @@ def test_the_page_is_one_file_that_runs_nothing(hostile, tmp_path, capsys):
 
 
 def test_the_page_shows_the_table_and_what_is_not_in_it(sweep, tmp_path):
-    (sweep / "dropout_off/seed2/failed.txt").write_text("out of memory")
+    fail(sweep / "dropout_off/seed2", "out of memory", model__dropout=0.0)
     found = make_report([sweep])
     (tmp_path / "out").mkdir()
     results, certainty, runs, others = Page(
@@ -438,7 +463,7 @@ def test_the_page_shows_the_table_and_what_is_not_in_it(sweep, tmp_path):
         ["BASE", "", "20.00", "22.00", "24.00"],
         ["DROPOUT_OFF", "model.dropout=0.0", "23.00", "24.00", ""],
     ]
-    assert others[1:] == [["DROPOUT_OFF", "failed", "out of memory (epoch 4 of 4)", str(sweep / "dropout_off/seed2")]]
+    assert others[1:] == [["DROPOUT_OFF", "failed", "out of memory (epoch 3 of 4)", str(sweep / "dropout_off/seed2")]]
 
 
 def test_kernels_are_drawn_of_a_run_with_a_checkpoint(tiny_run, tmp_path):

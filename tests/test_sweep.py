@@ -12,7 +12,7 @@ import pytest
 from helpers.runs import records
 from helpers.sweeps import fake
 
-from alexnet_jax import UserError
+from alexnet_jax import UserError, checkpoint
 from alexnet_jax.cli import commands
 from alexnet_jax.config import check
 from alexnet_jax.data.batches import steps_in_epoch
@@ -120,7 +120,7 @@ def test_killed_and_resumed(mine, tmp_path, capsys, here):
 def test_jobs_are_processes_of_their_own(config, tmp_path, monkeypatch):
     """One dies without a message: the sweep says so and where its output is, and the next one runs."""
 
-    def train(config, workdir, cores):
+    def train(config, workdir, cores, gpus):
         import os
         from pathlib import Path
 
@@ -152,7 +152,7 @@ def test_two_sweeps_share_the_cells(config, tmp_path, monkeypatch, here, done):
     executor, ran = Here("local", tmp_path / "jobs", []), []
     theirs = jobs.take(cells[0], executor.folder)
 
-    def train(config, workdir, cores):
+    def train(config, workdir, cores, gpus):
         ran.append(Path(workdir).name)
         done.add(ran[-1])
         if ran[-1] == "last":  # so far nothing but the other sweep's cell is left
@@ -167,14 +167,16 @@ def test_two_sweeps_share_the_cells(config, tmp_path, monkeypatch, here, done):
 def test_a_cell_of_a_sweep_that_died_is_taken_over(config, tmp_path, monkeypatch, here, done):
     cell, executor = jobs.Cell("theirs", 0, config, tmp_path / "theirs"), Here("local", tmp_path / "jobs", [])
     theirs, ran = jobs.take(cell, executor.folder), []
-    monkeypatch.setattr(jobs, "train_cell", lambda config, workdir, cores: (ran.append(workdir), done.add("theirs")))
+    monkeypatch.setattr(
+        jobs, "train_cell", lambda config, workdir, cores, gpus: (ran.append(workdir), done.add("theirs"))
+    )
     monkeypatch.setattr(jobs.time, "sleep", lambda seconds: theirs.close())  # it waits, and the other one dies
     assert jobs.launch([cell], executor) == {} and ran == [str(cell.workdir)]
 
 
 def test_runs_at_once_divide_the_cores(config, tmp_path, monkeypatch, here, done):
     """As many at a time as asked for, each on cores of its own, which the next one gets."""
-    monkeypatch.setattr(jobs, "_visible_gpus", lambda: ())
+    monkeypatch.setattr(jobs, "_sees_gpus", lambda: False)
     monkeypatch.setattr(jobs.os, "sched_getaffinity", lambda process: {2, 3, 5, 7, 8})
     cells = [jobs.Cell(str(i), 0, config, tmp_path / str(i)) for i in range(4)]
     running, seen = [], []
@@ -182,7 +184,7 @@ def test_runs_at_once_divide_the_cores(config, tmp_path, monkeypatch, here, done
     class Later(Here):
         """A job ends when it is asked for the second time."""
 
-        def submit(self, function, config, workdir, cores):
+        def submit(self, function, config, workdir, cores, gpus):
             running.append(cores)
             seen.append(list(running))
             asked = iter((False, True))
@@ -205,7 +207,7 @@ def test_runs_at_once_divide_the_cores(config, tmp_path, monkeypatch, here, done
     assert jobs.shares(1) == [()] and jobs.shares(5) == [(2,), (3,), (5,), (7,), (8,)]
     with pytest.raises(UserError, match="6 and there are 5 cores"):
         jobs.shares(6)
-    monkeypatch.setattr(jobs, "_visible_gpus", lambda: (0, 1))
+    monkeypatch.setattr(jobs, "_sees_gpus", lambda: True)
     with pytest.raises(UserError, match="once for each GPU"):
         jobs.shares(2)
 
@@ -219,6 +221,61 @@ def test_a_job_keeps_to_its_cores(config, tmp_path, monkeypatch):
     assert kept == []
     jobs.train_cell(config.to_json(), str(tmp_path), (1, 3))
     assert kept == [(0, (1, 3))]
+
+
+def test_a_job_that_the_cluster_refuses_is_one_line(config, tmp_path):
+    class Refuses(Here):
+        def submit(self, function, *args):
+            raise jobs.submitit.core.utils.FailedJobError("sbatch: error: invalid partition\nspecified: typo")
+
+    cell = jobs.Cell("base", 0, config, tmp_path / "base")
+    with pytest.raises(UserError, match="base, seed 0 cannot be submitted .*typo.*--slurm") as error:
+        jobs.launch([cell], Refuses("slurm", tmp_path / "jobs", []))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("gpus", [None, "", "-1", "1,0", "GPU-8a56"])
+def test_a_job_sees_the_gpus_of_the_sweep(config, tmp_path, monkeypatch, gpus):
+    """Which submitit would hide: its job begins with an empty CUDA_VISIBLE_DEVICES."""
+    seen = []
+    monkeypatch.setenv("SUBMITIT_LOCAL_JOB_ID", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(jobs.stopping, "watch", lambda: None)
+    monkeypatch.setattr(jobs, "set_up_libraries", lambda: None)
+    monkeypatch.setattr(jobs.main, "run", lambda config, workdir: seen.append(os.environ.get("CUDA_VISIBLE_DEVICES")))
+    jobs.train_cell(config.to_json(), str(tmp_path), (), gpus)
+    assert seen == [gpus]
+
+
+def test_what_another_job_left_does_not_fail_a_finished_run(config, tmp_path, monkeypatch):
+    """failed.txt, written after this job has begun to wait for the workdir."""
+    monkeypatch.setattr(jobs, "set_up_libraries", lambda: None)
+    monkeypatch.setattr(jobs.main, "run", lambda config, workdir: (tmp_path / "failed.txt").write_text("stopped") * 0)
+    jobs.train_cell(config.to_json(), str(tmp_path))
+    assert not (tmp_path / "failed.txt").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM"])
+def test_a_stopped_sweep_lets_its_run_save_its_step(mine, tmp_path, how):
+    """Ctrl-C in a terminal goes to all processes, SIGTERM to the sweep. The run has not failed."""
+    workdir = tmp_path / "runs"
+    flags = ("--sweep", mine, "--seeds", 1, "--only", "pooling", "--workdir", workdir)
+    command = [sys.executable, "-m", "experiments.sweep", *map(str, flags)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    base, log = workdir / "base" / "seed0", workdir / "base" / "seed0" / "metrics.jsonl"
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes) as process:
+        while not log.exists() or not log.read_text():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        if how == "Ctrl-C":
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            process.send_signal(signal.SIGTERM)
+        said = process.communicate()
+    assert process.returncode == 130 and "the same command resumes" in said[1], said
+    assert not (base / "failed.txt").exists() and not (workdir / "pooling").exists()
+    assert checkpoint.trained(base) >= records(base)[-1]["step"] > 0
 
 
 def test_dry_run_prints_the_cells_and_the_cost(mine, tmp_path, capsys):
@@ -466,13 +523,18 @@ def test_only_takes_families():
 
 
 def test_a_workdir_of_another_base_is_refused(config, tmp_path):
-    sweep.record(tmp_path, "mine", config, {}, 1)
-    sweep.record(tmp_path, "mine", config, {"pooling": CHANGES["pooling"]}, 3)
+    def record(ablations, seeds):
+        cells = sweep.make_cells(config, ablations, seeds, tmp_path)
+        sweep.record(tmp_path, "mine", config, cells, {name: change.title for name, change in ablations.items()})
+
+    record({}, 1)
+    record({"pooling": CHANGES["pooling"]}, 3)
     plan = json.loads((tmp_path / "sweep.json").read_text())
     assert plan["seeds"] == [0, 1, 2] and list(plan["cells"]) == ["base", "pooling"]
+    assert plan["cells"]["pooling"] == {"title": CHANGES["pooling"].title, "fields": {"model.pool_size": 2}}
     config.batch_size = 8
     with pytest.raises(UserError, match="another base"):
-        sweep.record(tmp_path, "mine", config, {}, 1)
+        record({}, 1)
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def read(workdir: Path) -> dict:
         reason = "it has another form"
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
         good, reason = False, one_line(e)
     if not good:
         raise UserError(f"{path} is damaged ({reason}): remove it, and the run resumes without comparing its data")

@@ -118,7 +118,7 @@ def read_config(workdir: Path) -> ConfigDict:
         )
     try:
         return _completed(json.loads(path.read_text()))
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise UserError(f"{path} is damaged ({one_line(e)}): the workdir is no run; name another --workdir") from e
 
 

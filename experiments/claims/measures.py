@@ -3,10 +3,11 @@
     measure = difference("ablations", "lrn_off")
     found = measure({"ablations": record})       # None if nothing is recorded of it
 
-Differences are paired by seed. Those of one record hold at once: their intervals are wider by the number of cells that
-are compared with the base (see report/intervals.py).
+Differences are paired by seed. Those of one study hold at once: their intervals are wider by the number of differences
+that it is to measure (see report/intervals.py), measured already or not, so that no verdict depends on how far it is.
 """
 
+import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,16 @@ class Found:
 
 
 Measure = Callable[[Records], Found | None]
+
+# The differences that are looked at beside the one in error of each ablation: cells, and the function of a run below.
+BESIDE = {
+    "ablations": (
+        ("pooling", "overfit"),
+        ("crops_off", "training"),
+        ("dropout_off", "training"),
+        ("decay_off", "training"),
+    )
+}
 
 
 # --- Values of a run, in percent --------------------------------------------------------------------------------------
@@ -74,7 +85,7 @@ def difference(study: str, cell: str, of: Values = error, *, noise: bool = False
         if found is None:
             return None
         verdict = "2012's number is within noise" if noise else judge(found, seen=detectable(values, count))
-        if not claimed and found.excludes_zero:
+        if not claimed and found.counts and found.excludes_zero:
             verdict = "significant; no claim of 2012"
         return Found(points(found), found.n, verdict, scale_of(records[study], "base"), pairs, found)
 
@@ -100,19 +111,24 @@ def overfitting(study: str, cell: str) -> Measure:
 
 
 def paired(records: Records, study: str, cell: str, of: Values) -> tuple[list[Run], list[float], int]:
-    """(the runs of a cell and of the base with the same seeds, their differences, how many cells are compared)."""
-    record = records.get(study)
+    """(the runs of a cell and of the base with the same seeds, their differences, how many of these hold at once)."""
+    record, count = records.get(study), comparisons(study)
     theirs = first_cell(record, ("base",))
     if record is None or not theirs:
-        return [], [], 1
+        return [], [], count
     runs, values = [], []
     for seed, run in record.of_cell(cell).items():
         a, b = of(run), of(theirs[seed]) if seed in theirs else None
         if a is not None and b is not None:
             runs += [run, theirs[seed]]
             values.append(a - b)
-    several = [name for name in record.fields if len(theirs.keys() & record.of_cell(name).keys()) > 1]
-    return runs, values, max(1, len(set(several) - {"base"}))
+    return runs, values, count
+
+
+def comparisons(study: str) -> int:
+    """How many differences a study is to measure: one for each ablation of its sweep, and those of BESIDE."""
+    sweep = importlib.import_module(f"experiments.sweeps.{study}")
+    return len(sweep.ABLATIONS) + len(BESIDE.get(study, ()))
 
 
 def first_cell(record: Record | None, names: Sequence[str]) -> dict[int, Run]:
@@ -139,7 +155,7 @@ def times(found: Interval) -> str:
 
 def judge_ratio(found: Interval, then: float, says: str) -> str:
     """A verdict on a ratio that the paper says is `then`, above 1; `says` is what a ratio above 1 means."""
-    if found.low is None or found.high is None:
+    if not found.counts or found.low is None or found.high is None:
         return "too few seeds"
     if found.low <= 1 <= found.high:
         return "not significant"
@@ -164,7 +180,7 @@ def judge(found: Interval, sign: int = 1, seen: float | None = None) -> str:
 
     seen: the smallest difference that these seeds would have seen with probability 0.8.
     """
-    if found.low is None:
+    if not found.counts:
         return "too few seeds"
     if not found.excludes_zero:
         return "not significant" + (f": {seen:.1f} would have been seen" if seen is not None else "")

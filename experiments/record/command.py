@@ -1,9 +1,9 @@
 """Adds finished runs to a record: a small file that stays when the runs' folders are gone.
 
-    alexnet record runs/sweep_small --to ablations            # a sweep: experiments/records/ablations.json
+    alexnet record runs/sweep_ablations --to ablations        # a sweep: experiments/records/ablations.json
     alexnet record runs/imagenette --to full                  # one run; its cell is named after its folder
     alexnet record runs/x --to full --cell source             # or as you say
-    alexnet record runs/sweep_small/base --to ablations --together 5    # also five runs averaged, which takes minutes
+    alexnet record runs/sweep_ablations/base --to ablations --together 5    # also five runs averaged: minutes
 
 Runs that failed or are unfinished are recorded as such. Recording a run twice changes nothing, and the records of
 another machine's runs add up. alexnet report experiments/records/ablations.json shows a record as it shows a sweep.
@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 
 from alexnet_jax import UserError
+from alexnet_jax.files import locked
 from experiments import results
 from experiments.record import entry, file, kernels, together
 from experiments.results import Outcome
@@ -39,6 +40,14 @@ def main(flags: Namespace):
     if not re.fullmatch(r"\w[\w-]*", flags.to):
         raise UserError(f"--to is '{flags.to}' and must be letters, digits, _ and -: a file gets this name")
     path = flags.records / f"{flags.to}.json"
+    flags.records.mkdir(parents=True, exist_ok=True)
+    with locked(flags.records):
+        done = _add(flags, path)
+    print(f"{path}: {', '.join(f'{count} {word}' for word, count in sorted(done.items()))}")
+
+
+def _add(flags: Namespace, path: Path) -> dict[str, int]:
+    """Reads the record, adds the runs and writes it; returns how many were added, known, ... Raises UserError."""
     record = file.read(path) if path.exists() else file.Record(flags.to)
     done: dict[str, int] = {}
     finished: dict[str, dict[int, Outcome]] = {}
@@ -58,7 +67,7 @@ def main(flags: Namespace):
         seed = _seed(run)
         word = file.add_run(record, entry.of_run(run, cell, seed))
         known = record.runs[cell, seed]
-        if "color" not in known and known["state"] == "finished" and (shares := kernels.colors(run)):
+        if run.state == "finished" and "color" not in known and (shares := kernels.colors(run)):
             known["color"] = shares
         done[word] = done.get(word, 0) + 1
         if run.state == "finished":
@@ -69,9 +78,8 @@ def main(flags: Namespace):
         if flags.together > 1 and len(runs) >= flags.together:
             chosen = [runs[seed] for seed in sorted(runs)[: flags.together]]
             file.add_together(record, together.of_runs(cell, chosen))
-    flags.records.mkdir(parents=True, exist_ok=True)
     file.write(record, path)
-    print(f"{path}: {', '.join(f'{count} {word}' for word, count in sorted(done.items()))}")
+    return done
 
 
 def _found(paths: list[Path], cell: str) -> list[tuple[Outcome, str, str]]:

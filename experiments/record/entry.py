@@ -111,7 +111,7 @@ def points(train: list[dict]) -> dict[str, list]:
 
 def _training_records(run: Outcome) -> list[dict]:
     """One record for each step: a resumed run repeats some, and the last one counts."""
-    by_step = {r["step"]: r for r in run.records if r.get("split") == "train" and number(r, "step")}
+    by_step = {r["step"]: r for r in run.records if r.get("split") == "train" and (number(r, "step") or 0) > 0}
     return [by_step[step] for step in sorted(by_step)]
 
 

@@ -1,7 +1,8 @@
 """A record: the runs of a sweep or study in one small file, experiments/records/NAME.json, which git keeps.
 
     record = read(RECORDS / "ablations.json")
-    add(record, [entry], ...)
+    cell = add_cell(record, cell, title, settings)
+    add_run(record, entry)
     write(record, path)
 
 The file has the settings of its first cell in full, each other cell as what it changes in them, and one line for each
@@ -60,7 +61,7 @@ def read(path: Path) -> Record:
         record.together = sorted(found.get("together", []), key=_order)
     except OSError as error:
         raise UserError(f"cannot read the record {path} ({error.strerror}): name a file that exists") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"the record {path} is damaged ({one_line(error)}): get it back from git") from error
     return record
 

@@ -17,6 +17,8 @@ def read_kernels(run: Outcome) -> tuple[np.ndarray, int]:
         raise UserError("no checkpoint")
     try:
         loaded = load_run(run.folder, "latest")
+        if loaded.step != run.final.get("step"):
+            raise UserError(f"its last checkpoint is of step {loaded.step}, before its end")
         return np.asarray(loaded.params["conv1"]["kernel"]), loaded.config.model.towers
     except UserError:
         raise

@@ -15,6 +15,7 @@ from scipy import optimize, stats
 
 LEVEL = 0.05  # the probability that an interval excludes zero by chance
 POWER = 0.8  # the probability of seeing what is there
+SEEDS = 3  # that a verdict needs at least: two may be equal by chance, and their interval then has no width
 
 
 class Spread(NamedTuple):
@@ -31,6 +32,11 @@ class Interval(NamedTuple):
     mean: float
     low: float | None  # None for one seed
     high: float | None
+
+    @property
+    def counts(self) -> bool:
+        """Whether there are enough seeds for a verdict."""
+        return self.n >= SEEDS
 
     @property
     def excludes_zero(self) -> bool:
@@ -69,12 +75,16 @@ def p_value(values: Sequence[float]) -> float | None:
     return float(2 * stats.t.sf(abs(mean) / error, len(values) - 1))
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values, in the order given: below 0.05, a difference counts among all of them."""
+def holm(p_values: Sequence[float], comparisons: int = 0) -> list[float]:
+    """Holm's adjusted p-values, in the order given: below 0.05, a difference counts among all of them.
+
+    comparisons: how many there are to be, if more than those given.
+    """
+    count = max(comparisons, len(p_values))
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     adjusted, largest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - rank) * p_values[index]))
+        largest = max(largest, min(1.0, (count - rank) * p_values[index]))
         adjusted[index] = largest
     return adjusted
 

@@ -50,8 +50,8 @@ class Report:
 
     @property
     def comparisons(self) -> int:
-        """How many differences have an interval, and share its confidence."""
-        return sum(row.p is not None for row in self.rows)
+        """How many differences share the confidence, measured already or not, so that no verdict depends on that."""
+        return len(self.rows)
 
     @property
     def finished(self) -> int:
@@ -76,7 +76,7 @@ def verdict(difference: Interval | None, change: Change | None) -> str:
         return "no number to compare"
     if change.noise:
         return "2012's number is within noise"
-    if difference is None or difference.low is None or difference.high is None:
+    if difference is None or not difference.counts:
         return "too few seeds"
     if not difference.excludes_zero:
         return "not significant"
@@ -114,11 +114,10 @@ def measure(group: Group, base: Group) -> Row:
 
 
 def compare(rows: Sequence[Row]) -> list[Row]:
-    """The rows with what depends on how many of them are compared with the base: those of at least two seeds."""
-    several = [row for row in rows if len(row.differences) > 1]
-    adjusted = holm([p for row in several if (p := p_value(list(row.differences.values()))) is not None])
-    p_values = dict(zip(map(id, several), adjusted, strict=True))
-    count = max(1, len(several))
+    """The rows with what depends on how many of them are compared with the base: all, measured already or not."""
+    count = max(1, sum(not row.is_base for row in rows))
+    alone = {id(row): p for row in rows if (p := p_value(list(row.differences.values()))) is not None}
+    p_values = dict(zip(alone, holm(list(alone.values()), count), strict=True))
     compared = []
     for row in rows:
         differences = list(row.differences.values())

@@ -1,6 +1,7 @@
 """Runs and sweeps that were never trained: what the report reads, with the errors that a test wants."""
 
 import json
+import shutil
 
 from configs import quickstart
 
@@ -33,6 +34,13 @@ def fake(folder, seed=0, error=0.2, *, epochs=4, views=True, **fields):
         records.append(at | wanted | {"top1_error": error, "top5_error": error / 2})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     return folder
+
+
+def fail(folder, reason, **fields):
+    """Makes a run one that failed after its third epoch of four."""
+    shutil.rmtree(folder, ignore_errors=True)
+    fake(folder, int(folder.name.removeprefix("seed")), epochs=3, **fields)
+    (folder / "failed.txt").write_text(reason)
 
 
 def plan(folder, cells, seeds=(0, 1, 2), **fields):
