@@ -81,6 +81,11 @@ def test_caffenet_by_its_config(images, mean, tmp_path):
     """It has the shapes of caffe and another order. The mean image is in an .npz with an array of another shape."""
     net, layers = caffe_net("caffenet")
     origin, path = write(tmp_path, "V2", layers)
+    refuse("normalizes conv1 before its pool; add --config configs/caffe.py", origin, path, preset("caffenet"))
+    for old in (True, False):
+        path.write_bytes(foreign.caffemodel(layers, old, order=("pool", "norm")))
+        refuse("normalizes conv1 after its pool; add --config configs/caffenet.py", origin, path)
+    path.write_bytes(foreign.caffemodel(layers, old=False, order=()))
     np.savez(tmp_path / "mean.npz", mean=mean.astype(np.float64), channels=mean.mean((1, 2)))
     convert.import_weights(origin, path, preset("caffenet"), tmp_path / "run", tmp_path / "mean.npz")
     close(np.asarray(load_run(tmp_path / "run")(images)[0]), as_caffe(net, images, mean))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from ml_collections import ConfigDict
 
 from alexnet_jax import UserError
 from alexnet_jax.weights.layouts import Arrays, complete, plain, unreadable
@@ -61,6 +62,27 @@ def read(path: Path) -> Arrays:
             kernel = kernel.reshape(kernel.shape[2:])
         arrays[name] = {"kernel": kernel, "bias": bias.reshape(-1)}
     return complete(arrays, path)
+
+
+def refuse_other_order(path: Path, config: ConfigDict) -> None:
+    """Raises UserError if a .caffemodel normalizes before a pool where the config does so after it, or the reverse.
+
+    CaffeNet differs from Caffe's AlexNet in nothing else that a file of weights shows. Files list the layers without
+    weights too, as Net::ToProto of BVLC/caffe writes them; one that does not is taken as it is.
+    """
+    net = _parse(path, "NetParameter", "a .caffemodel")
+    names = [layer.name.decode("utf-8", "replace") for layer in (*net.layers, *net.layer)]
+    for number in ("1", "2"):
+        norm, pool, conv = f"norm{number}", f"pool{number}", f"conv{number}"
+        if norm not in names or pool not in names:
+            continue
+        after = names.index(norm) > names.index(pool)
+        if after != (conv in config.model.lrn.after_pool):
+            fits = "configs/caffenet.py" if after else "configs/caffe.py"
+            raise UserError(
+                f"{path} is not the network of {config.name}: it normalizes {conv} {'after' if after else 'before'} its "
+                f"pool; add --config {fits}"
+            )
 
 
 def read_mean(path: Path) -> np.ndarray:

@@ -190,6 +190,8 @@ def _read_params(origin: str, path: Path, config: ConfigDict) -> Arrays:
     read, layout, _ = ORIGINS[origin]
     arrays = read(path)
     refuse_other_network(arrays, layout, path, config)
+    if origin == "caffe":
+        caffe.refuse_other_order(path, config)
     maps = fc6_maps(config.model, network.shapes(config.model, config.data.crop))
     params = to_ours(arrays, layout, maps)
     for layer, p in params.items():

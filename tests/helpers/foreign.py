@@ -85,8 +85,11 @@ def fill(blob, array, old):
     return blob
 
 
-def caffemodel(net, old):
-    """A PyTorch network that reads RGB, {layer: module}, as a .caffemodel that reads BGR; old: in V1 layers."""
+def caffemodel(net, old, order=("norm", "pool")):
+    """A PyTorch network that reads RGB, {layer: module}, as a .caffemodel that reads BGR; old: in V1 layers.
+
+    order: of what follows conv1 and conv2; () for a file that lists only layers with weights and their ReLUs.
+    """
     message = CAFFE["NetParameter"](name="AlexNet")
     layers, convolution, relu = (message.layers, 4, 18) if old else (message.layer, "Convolution", "ReLU")
     for name, module in net.items():
@@ -98,6 +101,8 @@ def caffemodel(net, old):
         fill(layer.blobs.add(), weight, old)
         fill(layer.blobs.add(), module.bias.detach().numpy(), old)
         layers.add(name="relu", type=relu)
+        for kind in order if name in ("conv1", "conv2") else ():
+            layers.add(name=f"{kind}{name[-1]}")
     return message.SerializeToString()
 
 
