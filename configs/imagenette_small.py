@@ -31,7 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     o = c.optimizer
     o.rule = "epochs"
-    o.learning_rate = 0.005  # half the batch, half the rate: at 0.01 the loss hardly falls
+    o.learning_rate = 0.005  # half the batch, half the rate: at 0.01 the loss hardly falls at first
     o.drop_epochs = (31, 40)
     o.bias_rule = "weights"
     o.layer_rates = ()

@@ -1,1 +1,1 @@
-"""What is done with the network: ablation sweeps and their report, benchmarks, and the torture tests."""
+"""What is done with the network: ablation sweeps, their report and records, the claims, benchmarks, torture tests."""

@@ -78,11 +78,9 @@ def refuse_other_order(path: Path, config: ConfigDict) -> None:
             continue
         after = names.index(norm) > names.index(pool)
         if after != (conv in config.model.lrn.after_pool):
-            fits = "configs/caffenet.py" if after else "configs/caffe.py"
-            raise UserError(
-                f"{path} is not the network of {config.name}: it normalizes {conv} {'after' if after else 'before'} its "
-                f"pool; add --config {fits}"
-            )
+            where, fits = ("after", "configs/caffenet.py") if after else ("before", "configs/caffe.py")
+            there = f"it normalizes {conv} {where} its pool"
+            raise UserError(f"{path} is not the network of {config.name}: {there}; add --config {fits}")
 
 
 def read_mean(path: Path) -> np.ndarray:

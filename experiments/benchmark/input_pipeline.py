@@ -10,8 +10,8 @@ cache:
 DataLoader's images keep their channels last, as ours do, which saves it a copy.
 
 Prints what is measured, what ImageNet would take in each form and how many cores would feed a fast GPU. The training
-split is prepared twice and copied into a temporary folder, so choose a small set. TFDS must already
-have it in TFDS_DATA_DIR.
+split is prepared twice and copied into a temporary folder, so choose a small set. A set of TFDS must be in
+TFDS_DATA_DIR already.
 """
 
 import math

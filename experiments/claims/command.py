@@ -1,7 +1,7 @@
 """Writes what the records say of the paper's claims: experiments/CLAIMS.md, the README's table, docs/claims.png.
 
     alexnet claims                                   # from the checkout's records
-    alexnet claims --records FOLDER --out CLAIMS.md  # from others
+    alexnet claims --records FOLDER --out page.md --readme other.md --pictures FOLDER    # from others
 
 Everything is made from experiments/records, which alexnet record adds runs to. Pictures show what is measured;
 docs/figure1.png, the paper's Figure 1, is drawn if its runs are recorded.
