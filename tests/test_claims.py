@@ -14,7 +14,7 @@ from configs import quickstart
 from experiments.claims import command, figure1, measures, page, studies
 from experiments.claims.claims import CLAIMS
 from experiments.record import file
-from experiments.report.intervals import interval
+from experiments.report.intervals import difference
 from experiments.report.table import escaped
 from experiments.results import computes
 from experiments.sweep import choose, read_sweep
@@ -45,27 +45,29 @@ def study(name, *entries, settings=None):
     return record
 
 
-def pairs(cell, differences, of="top1"):
-    """Runs of a base and of a cell that differ so, in points."""
+def two(cell, differences):
+    """Runs of a base, hardly spread, and of a cell that differ so, in points."""
     found = []
-    for seed, difference in enumerate(differences):
-        found += [entry("base", seed, 0.3 + seed / 100), entry(cell, seed, 0.3 + seed / 100 + difference / 100)]
+    for seed, worse in enumerate(differences):
+        base = 0.3 + seed / 10**5
+        found += [entry("base", seed, base), entry(cell, seed, base + worse / 100)]
     return found
 
 
 # --- Measures ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_difference_is_paired_and_its_interval_allows_for_the_others():
+def test_an_interval_allows_for_the_other_differences():
     """Those that are not measured yet too: else more runs of other ablations would change a verdict."""
     values = [1.4, 1.9, 1.2, 1.7]
-    records = {"cifar10_norm": study("cifar10_norm", *pairs("norm_off", values))}
+    records = {"cifar10_norm": study("cifar10_norm", *two("norm_off", values))}
     found = measures.difference("cifar10_norm", "norm_off")(records)
-    assert found.interval == pytest.approx(interval(values)) and (found.n, found.verdict) == (4, "agrees")
-    assert found.ours == "+1.55 (+1.06 to +2.04)" and len(found.runs) == 8
-    records = {"ablations": study("ablations", *pairs("lrn_off", values))}
+    base, ours = ([run["top1"] * 100 for run in found.runs[i : i + 4]] for i in (0, 4))
+    assert found.interval == pytest.approx(difference(ours, base)) and (found.n, len(found.runs)) == (4, 8)
+    assert found.ours == "+1.55 (+1.06 to +2.04)" and found.verdict == "agrees"
+    records = {"ablations": study("ablations", *two("lrn_off", values))}
     found = measures.difference("ablations", "lrn_off")(records)
-    assert found.interval == pytest.approx(interval(values, len(ablations.NAMES) + 4))
+    assert found.interval == pytest.approx(difference(ours, base, len(ablations.NAMES) + 4))
     assert found.verdict == "not significant: 2.0 would have been seen"
     assert measures.difference("ablations", "tanh")(records) is None
     assert measures.difference("ablations", "lrn_off")({}) is None
@@ -74,11 +76,11 @@ def test_a_difference_is_paired_and_its_interval_allows_for_the_others():
 def test_every_number_of_an_ablation_that_a_claim_looks_at_is_counted(monkeypatch):
     """The interval of each is wider for all of them."""
     seen = set()
-    paired = measures.paired
+    compared = measures.compared
     monkeypatch.setattr(
-        measures, "paired", lambda records, *what: seen.add((*what[:2], what[2].__name__)) or paired(records, *what)
+        measures, "compared", lambda records, *what: seen.add((*what[:2], what[2].__name__)) or compared(records, *what)
     )
-    records = {name: study(name, *pairs("x", [1.0])) for name in ("ablations", "cifar10_norm")}
+    records = {name: study(name, *two("x", [1.0])) for name in ("ablations", "cifar10_norm")}
     for claim in CLAIMS:
         if claim.measure:
             claim.measure(records)
@@ -89,7 +91,7 @@ def test_every_number_of_an_ablation_that_a_claim_looks_at_is_counted(monkeypatc
 
 def test_verdicts_are_in_plain_words():
     def of(values, **more):
-        records = {"cifar10_norm": study("cifar10_norm", *pairs("norm_off", values))}
+        records = {"cifar10_norm": study("cifar10_norm", *two("norm_off", values))}
         return measures.difference("cifar10_norm", "norm_off", **more)(records).verdict
 
     assert of([-1.4, -1.6, -1.5]) == "contradicts"
@@ -100,7 +102,7 @@ def test_verdicts_are_in_plain_words():
 
 
 def test_runs_that_failed_count_for_nothing():
-    runs = pairs("lrn_off", [1.4, 1.9, 1.2])
+    runs = two("lrn_off", [1.4, 1.9, 1.2])
     failed = {"cell": "lrn_off", "seed": 3, "state": "failed", "reason": "the loss is nan (epoch 1 of 4)"}
     records = {"ablations": study("ablations", *runs, entry("base", 3), failed)}
     assert measures.difference("ablations", "lrn_off")(records).n == 3
@@ -111,7 +113,7 @@ def test_overfitting_needs_both_errors():
     """A lower training error, and a higher error."""
 
     def of(errors, trainings):
-        runs = pairs("crops_off", errors)
+        runs = two("crops_off", errors)
         for run, training in zip(runs[1::2], trainings, strict=True):
             run["training"] = [0.5, 0.4, 0.3, 0.2 + training / 100]
         return measures.overfitting("ablations", "crops_off")({"ablations": study("ablations", *runs)})
@@ -177,7 +179,7 @@ def test_a_published_error_is_compared_with_another_run_of_ours():
 def test_views_and_gaps():
     records = {
         "full": study("full", *[entry("imagenette", s, 0.2, centre_top1=0.2 + g) for s, g in enumerate((0.01, 0.02))]),
-        "cifar10": study("cifar10", entry("a", 0, 0.13), entry("b", 0, 0.11), entry("b", 1, 0.2)),
+        "cifar10": study("cifar10", entry("a", 0, 0.13), entry("b", 0, 0.10), entry("b", 1, 0.12)),
     }
     assert studies.views_gain("full", "imagenette")(records).interval.mean == pytest.approx(1.5)
     assert studies.gap("cifar10", ("a",), ("b",))(records).interval == (1, pytest.approx(2), None, None)
@@ -244,7 +246,7 @@ def test_the_first_steps():
 
 def test_dropout_takes_more_epochs():
     """With dropout it ends at 0.2 after four epochs; without, it is there after two."""
-    runs = pairs("dropout_off", [3, 3, 3])
+    runs = two("dropout_off", [3, 3, 3])
     for run in runs[1::2]:
         run["training"] = [0.4, 0.2, 0.1, 0.05]
     found = studies.epochs_of_dropout({"ablations": study("ablations", *runs)})
@@ -309,7 +311,7 @@ def test_the_command_writes_page_block_and_pictures(tmp_path):
     """With records of every study, and twice the same."""
     nets = [(cell, seed, until) for cell, until in (("base", 2), ("tanh", 9)) for seed in (0, 1)]
     runs = {
-        "ablations": pairs("lrn_off", [1.4, 1.9, 1.2]),
+        "ablations": two("lrn_off", [1.4, 1.9, 1.2]),
         "cifar10": [entry("cifar10_18pct", seed, 0.18) for seed in range(3)],
         "figure1": [entry(cell, seed, **falling(8, until, seed)) for cell, seed, until in nets],
     }

@@ -20,7 +20,7 @@ from configs import caffenet, quickstart, six_conv
 from experiments.changes import CHANGES, Change
 from experiments.jobs import Cell
 from experiments.report import command, page, pictures, table
-from experiments.report.intervals import detectable, holm, interval, p_value
+from experiments.report.intervals import detectable, difference, holm, interval, p_value
 from experiments.report.rows import make_report, verdict
 from experiments.results import completed, differing, read, training_errors
 
@@ -44,52 +44,60 @@ def sweep(tmp_path):
 
 
 def test_equals_a_table_made_by_hand(sweep):
-    """Differences of 3, 2 and 4 points; Student's t leaves 2.5 % above 4.303 with two degrees of freedom."""
+    """Variances of 4 and 7, three seeds each: Student's t leaves 2.5 % above 2.860 with 3.723 degrees of freedom."""
     found = make_report([sweep])
     [row] = found.rows
     assert found.base.top1 == pytest.approx((22, 2))
     assert row.top1 == pytest.approx((25, 7**0.5)) and row.top5 == pytest.approx((12.5, 7**0.5 / 2))
     assert row.training == pytest.approx((40, 0), abs=1e-9)
-    half = 4.303 / 3**0.5
+    half = 2.8598 * (11 / 3) ** 0.5
     assert row.difference == pytest.approx((3, 3, 3 - half, 3 + half), abs=1e-3)
     assert (row.title, row.fields, found.others) == ("DROPOUT_OFF", "model.dropout=0.0", [])
+    ends = "\u22122.48 to +8.48"
     assert table.results_table(found).rows == [
         ["BASE", "3", "22.00 ± 2.00", "40.00 ± 0.00", "", "", "", ""],
-        ["DROPOUT_OFF", "3", "25.00 ± 2.65", "40.00 ± 0.00", "+3.00", "+0.52 to +5.48", "", "no number to compare"],
+        ["DROPOUT_OFF", "3", "25.00 ± 2.65", "40.00 ± 0.00", "+3.00", ends, "", "no number to compare"],
     ]  # fmt: skip
     [[*cells, words]] = table.certainty_table(found).rows
-    assert cells == ["DROPOUT_OFF", "+3.00", "+0.52 to +5.48", "0.035", f"{detectable([3, 2, 4]):.2f}"]
+    assert cells == ["DROPOUT_OFF", "+3.00", ends, "0.2", "8.33"]
     assert words == "substantial overfitting; section 4.2"
 
 
-def test_interval_equals_scipys_paired_test():
-    ours, theirs = [3.1, 2.0, 4.7, -1.0, 0.3], [1.0, 2.5, 0.5, 0.0, -2.0]
-    reference = stats.ttest_rel(ours, theirs)
-    found = interval([a - b for a, b in zip(ours, theirs, strict=True)])
-    assert found[2:] == pytest.approx(tuple(reference.confidence_interval(0.95)))
+def test_intervals_equal_scipys():
+    ours, theirs = [3.1, 2.0, 4.7, -1.0, 0.3], [1.0, 2.5, 0.5]
+    reference = stats.ttest_ind(ours, theirs, equal_var=False)
+    found = difference(ours, theirs)
+    assert found[2:] == pytest.approx(tuple(reference.confidence_interval(0.95))) and found.n == 3
+    assert p_value(ours, theirs) == pytest.approx(reference.pvalue)
+    wider = reference.confidence_interval(1 - 0.05 / 4)
+    assert difference(ours, theirs, 4)[2:] == pytest.approx(tuple(wider))
+    assert difference(ours, [1.5]) == (1, pytest.approx(1.82 - 1.5), None, None)
+    assert difference(ours, []) is None and difference([], theirs) is None
+    assert interval(ours)[2:] == pytest.approx(tuple(stats.ttest_1samp(ours, 0).confidence_interval(0.95)))
     assert interval([2.5]) == (1, 2.5, None, None) and interval([]) is None
 
 
 def test_intervals_of_several_hold_at_once():
-    """By simulation: of 400 tables of six differences that are all zero, seeds shared, about one in twenty errs."""
+    """By simulation: of 400 tables of six differences that are all zero, with one base, about one in twenty errs."""
     generator = np.random.default_rng(0)
     errs = {1: 0, 6: 0}
     for _ in range(400):
-        base = generator.normal(0, 1, 5)
-        rows = [list(generator.normal(0, 1, 5) - base) for _ in range(6)]
+        base = list(generator.normal(0, 1, 5))
+        rows = [list(generator.normal(0, spread, 5)) for spread in (0.5, 1, 1, 1, 2, 2)]
         for comparisons in errs:
-            errs[comparisons] += any(interval(row, comparisons).excludes_zero for row in rows)
+            errs[comparisons] += any(difference(row, base, comparisons).excludes_zero for row in rows)
     assert errs[6] <= 30 < errs[1]  # 20 expected at most; 1 - 0.95^6 of 400 would be 106 if they were independent
-    ours, wider = interval([3.1, 2.0, 4.7], 4), stats.ttest_1samp([3.1, 2.0, 4.7], 0).confidence_interval(1 - 0.05 / 4)
-    assert ours[2:] == pytest.approx(tuple(wider))
 
 
-def test_p_values_equal_scipys_and_holms():
+def test_p_values_equal_holms():
     """Holm's example by hand: the smallest times 4, the next times 3, and none below the one before it."""
-    values = [3.1, 2.0, 4.7, -1.0]
-    assert p_value(values) == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
-    assert (p_value([1.0]), p_value([2.0, 2.0]), p_value([0.0, 0.0])) == (None, 0, 1)
+    assert (p_value([1.0], [2.0, 3.0]), p_value([2.0, 2.0], [1.0, 1.0]), p_value([1.0, 1.0], [1.0, 1.0])) == (
+        None,
+        0,
+        1,
+    )
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.01, 0.04], 4) == pytest.approx([0.04, 0.12])
     assert holm([0.9, 0.8]) == [1, 1] and holm([]) == []
 
 
@@ -97,19 +105,19 @@ def test_p_values_equal_scipys_and_holms():
 def test_what_so_many_seeds_would_have_seen(n, comparisons):
     """By simulation: a true difference of this size is found in four of five cases."""
     spread_out = [float(x) for x in np.linspace(-1, 1, n)]  # their standard deviation is that of the simulated ones
-    size = detectable(spread_out, comparisons)
+    size = detectable(spread_out, spread_out, comparisons)
     generator = np.random.default_rng(1)
-    cases = generator.normal(size, np.std(spread_out, ddof=1), (1000, n))
-    seen = np.mean([interval(list(case), comparisons).excludes_zero for case in cases])
+    cases = generator.normal(0, np.std(spread_out, ddof=1), (1000, 2, n))
+    seen = np.mean([difference(list(a + size), list(b), comparisons).excludes_zero for a, b in cases])
     assert seen == pytest.approx(0.8, abs=0.04)
-    assert detectable([1.0]) is None and detectable([2.0, 2.0]) == 0
+    assert detectable([1.0], [1.0, 2.0]) is None and detectable([2.0, 2.0], [1.0, 1.0]) == 0
 
 
 def test_a_verdict_allows_for_the_other_rows(tmp_path):
     """A difference that is significant alone is not among ten; its row says both."""
     for seed, error in ((0, 0.20), (1, 0.22), (2, 0.24)):
         fake(tmp_path / f"base/{seed}", seed, error)
-        fake(tmp_path / f"column/{seed}", seed, error + 0.03 + (seed - 1) * 0.008, model__lrn__layers=())
+        fake(tmp_path / f"column/{seed}", seed, error + 0.06 + (seed - 1) * 0.008, model__lrn__layers=())
     [alone] = make_report([tmp_path]).rows
     assert alone.simultaneous == alone.difference and alone.verdict == "agrees"
     for k in range(9):
@@ -133,29 +141,31 @@ def test_caffenets_numbers_have_a_column_where_there_are_any(tmp_path):
     assert numbers == {"base": "", CHANGES["pooling"].title: "\u22121.3", CHANGES["dropout_off"].title: ""}
 
 
-def test_seeds_are_paired_and_the_others_do_not_count(tmp_path):
-    """Seed 0 of the base and seed 3 of the other have no partner: two pairs, t = 12.706 for one degree of freedom."""
-    for seed, error in ((0, 0.9), (1, 0.2), (2, 0.3)):
+def test_every_seed_counts_also_one_that_the_base_lacks(tmp_path):
+    for seed, error in ((0, 0.25), (1, 0.2), (2, 0.3)):
         fake(tmp_path / f"base/{seed}", seed, error)
-    for seed, error in ((1, 0.21), (2, 0.34), (3, 0.9)):
+    for seed, error in ((1, 0.21), (3, 0.34)):
         fake(tmp_path / f"other/{seed}", seed, error, model__dropout=0.0)
     [row] = make_report([tmp_path]).rows
-    assert row.differences == pytest.approx({1: 1, 2: 4})
-    half = 12.706 * 4.5**0.5 / 2**0.5
-    assert row.difference == pytest.approx((2, 2.5, 2.5 - half, 2.5 + half), abs=1e-2)
-    assert "(2 pairs)" in table.results_table(make_report([tmp_path])).rows[1][5]
+    assert row.errors == pytest.approx({1: 21, 3: 34}) and row.differences == pytest.approx({1: -4, 3: 9})
+    assert row.difference == difference([21, 34], [25, 20, 30])
 
 
 def test_one_seed_has_no_interval_and_says_so(tmp_path):
     fake(tmp_path / "base/seed0", 0, 0.2)
     fake(tmp_path / "pooling", 0, 0.25, model__pool_size=2)
-    fake(tmp_path / "alone", 1, 0.25, model__lrn__k=1.0)
+    for seed in (0, 1):
+        fake(tmp_path / f"two/{seed}", seed, 0.25, model__lrn__k=1.0)
     found = make_report([tmp_path])
     caffe, pooling = found.rows
     assert pooling.difference == (1, pytest.approx(5), None, None) and pooling.verdict == "too few seeds"
-    assert caffe.difference is None and caffe.verdict == "2012's number is within noise"
+    assert caffe.verdict == "2012's number is within noise"
     cells = [row[5] for row in table.results_table(found).rows]
-    assert cells == ["", "no seed in common", "one seed only"]
+    assert cells == ["", "one seed of the base", "one seed only"]
+    (tmp_path / "base/seed0/metrics.jsonl").write_text("")
+    found = make_report([tmp_path])
+    assert [row.difference for row in found.rows] == [None, None]
+    assert [row[5] for row in table.results_table(found).rows] == ["", "no seed of the base", "no seed of the base"]
 
 
 @pytest.mark.parametrize(
@@ -333,9 +343,9 @@ def test_the_base_is_named(tmp_path):
     fake(tmp_path / "b/seed0", 0, 0.3, model__dropout=0.0)
     with pytest.raises(UserError, match="no configs have runs in a folder named base.*--base"):
         make_report([tmp_path])
-    for name, difference in (("a", 10), ("b", -10)):
+    for name, mean in (("a", 10), ("b", -10)):
         [row] = make_report([tmp_path], tmp_path / name).rows
-        assert row.difference.mean == pytest.approx(difference)
+        assert row.difference.mean == pytest.approx(mean)
     with pytest.raises(UserError, match="contains runs of 2 configs"):
         make_report([tmp_path], tmp_path)
     fake(tmp_path / "base", 1, 0.2, model__dropout=0.3)

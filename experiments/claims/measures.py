@@ -3,8 +3,9 @@
     measure = difference("ablations", "lrn_off")
     found = measure({"ablations": record})       # None if nothing is recorded of it
 
-Differences are paired by seed. Those of one study hold at once: their intervals are wider by the number of differences
-that it is to measure (see report/intervals.py), measured already or not, so that no verdict depends on how far it is.
+Differences are between means over seeds. Those of one study hold at once: their intervals are wider by the number of
+differences that it is to measure (see report/intervals.py), measured already or not, so that no verdict depends on how
+far it is.
 """
 
 import importlib
@@ -14,7 +15,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from experiments.record.file import Record
-from experiments.report.intervals import Interval, detectable, interval
+from experiments.report import intervals
+from experiments.report.intervals import Interval, interval
 from experiments.report.table import signed
 
 Records = dict[str, Record]
@@ -80,14 +82,14 @@ def difference(study: str, cell: str, of: Values = error, *, noise: bool = False
     """
 
     def measure(records: Records) -> Found | None:
-        pairs, values, count = paired(records, study, cell, of)
-        found = interval(values, count)
+        groups = compared(records, study, cell, of)
+        found = intervals.difference(*groups)
         if found is None:
             return None
-        verdict = "2012's number is within noise" if noise else judge(found, seen=detectable(values, count))
+        verdict = "2012's number is within noise" if noise else judge(found, seen=intervals.detectable(*groups))
         if not claimed and found.counts and found.excludes_zero:
             verdict = "significant; no claim of 2012"
-        return Found(points(found), found.n, verdict, scale_of(records[study], "base"), pairs, found)
+        return _found(records[study], cell, points(found), verdict, found)
 
     return measure
 
@@ -96,33 +98,30 @@ def overfitting(study: str, cell: str) -> Measure:
     """Overfitting without a cell's remedy: the training error is lower, and the error is higher."""
 
     def measure(records: Records) -> Found | None:
-        pairs, errors, count = paired(records, study, cell, error)
-        _, trainings, _ = paired(records, study, cell, training)
-        found, trained = interval(errors, count), interval(trainings, count)
+        found, trained = (intervals.difference(*compared(records, study, cell, of)) for of in (error, training))
         if found is None or trained is None:
             return None
         verdicts = {judge(found, 1), judge(trained, -1)}
         order = ("too few seeds", "contradicts", "not significant", "agrees")
         verdict = next(word for word in order if word in verdicts)
         ours = f"error {points(found)}; training error {points(trained)}"
-        return Found(ours, found.n, verdict, scale_of(records[study], "base"), pairs, found)
+        return _found(records[study], cell, ours, verdict, found)
 
     return measure
 
 
-def paired(records: Records, study: str, cell: str, of: Values) -> tuple[list[Run], list[float], int]:
-    """(the runs of a cell and of the base with the same seeds, their differences, how many of these hold at once)."""
-    record, count = records.get(study), comparisons(study)
-    theirs = first_cell(record, ("base",))
-    if record is None or not theirs:
-        return [], [], count
-    runs, values = [], []
-    for seed, run in record.of_cell(cell).items():
-        a, b = of(run), of(theirs[seed]) if seed in theirs else None
-        if a is not None and b is not None:
-            runs += [run, theirs[seed]]
-            values.append(a - b)
-    return runs, values, count
+def compared(records: Records, study: str, cell: str, of: Values) -> tuple[list[float], list[float], int]:
+    """(a number of each finished run of a cell, that of the base's runs, how many differences hold at once)."""
+    ours, base = (
+        [value for value in map(of, first_cell(records.get(study), (name,)).values()) if value is not None]
+        for name in (cell, "base")
+    )
+    return ours, base, comparisons(study)
+
+
+def _found(record: Record, cell: str, ours: str, verdict: str, found: Interval) -> Found:
+    runs = [run for name in ("base", cell) for run in record.of_cell(name).values()]
+    return Found(ours, found.n, verdict, scale_of(record, "base"), runs, found)
 
 
 def comparisons(study: str) -> int:

@@ -21,12 +21,12 @@ numbers are computed from the [records](records) of the runs, and a test compare
 
 - **2012**: the number of the paper, on ImageNet unless the row says otherwise. Ours are at the scale that the second
   table names, so that the verdict compares the signs; how large an effect is may well depend on the scale.
-- **Ours**: differences are in percentage points of top-1 error, mean over n seeds, paired by seed, above zero where the
-  change hurts. In brackets are 95 % intervals, by Student's t over seeds. Those of one study's ablations hold all at
-  once (Bonferroni), so they are wider than each would be alone; the others stand alone.
+- **Ours**: differences are in percentage points of top-1 error, between means over n seeds or more, above zero where
+  the change hurts. In brackets are 95 % intervals, by Welch's t over seeds. Those of one study's ablations hold all at
+  once (Bonferroni, for all that are planned), so they are wider than each would be alone; the others stand alone.
 - **agrees, contradicts**: the interval excludes zero, and the sign is the paper's, or is not. **not significant**: it
   includes zero; behind it is the smallest difference that so many seeds would have seen with probability 0.8.
-  **too few seeds**: there is no interval.
+  **too few seeds**: there are fewer than three.
 - What is counted run by run, the first steps and the colour of the towers, has no interval: **agrees** is then in every
   run, and a single run is only told, as **one seed**.
 - Training errors are those of the last epoch's crops: with augmentation and with dropout, where the network has them.

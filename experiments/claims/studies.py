@@ -19,7 +19,7 @@ from experiments.claims.measures import (
     scale_of,
     times,
 )
-from experiments.report.intervals import SEEDS, Interval, interval, spread
+from experiments.report.intervals import SEEDS, Interval, difference, interval, spread
 from experiments.sweeps.start import leaves_chance
 
 CHANCE = 0.05
@@ -74,16 +74,15 @@ def published(study: str, cells: Sequence[str], theirs: float) -> Measure:
 
 
 def gap(study: str, worse: Sequence[str], better: Sequence[str]) -> Measure:
-    """How much lower the error of one network is than that of another, seed by seed."""
+    """How much lower the error of one network is than that of another."""
 
     def measure(records: Records) -> Found | None:
         record = records.get(study)
         a, b = first_cell(record, worse), first_cell(record, better)
-        seeds = sorted(a.keys() & b.keys())
-        found = interval([100 * (a[seed]["top1"] - b[seed]["top1"]) for seed in seeds])
+        found = difference(*([100 * run["top1"] for run in net.values()] for net in (a, b)))
         if record is None or found is None:
             return None
-        runs = [net[seed] for seed in seeds for net in (a, b)]
+        runs = [*a.values(), *b.values()]
         cell = next(name for name in better if record.of_cell(name))
         return Found(points(found), found.n, judge(found), scale_of(record, cell), runs, found)
 

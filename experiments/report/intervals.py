@@ -1,9 +1,13 @@
-"""Differences between runs with the same seeds: intervals, alone and for several comparisons at once, and power.
+"""Differences between the mean errors of two networks: intervals, alone and for several at once, and power.
 
-Every interval is Student's t over the paired differences. Where a table has m of them, one in twenty of the plain ones
-misses by chance, so the simultaneous ones are Bonferroni's: each has confidence 1 - 0.05 / m, and all of them hold at
-once in at least 95 % of cases, whatever the dependence between them. They do depend on each other, because all share
-the base's runs. The p-values are Holm's, whose bound on errors is the same and which lose less.
+Every interval of a difference is Welch's: Student's t for two groups of runs that may spread differently. Runs with the
+same seed are not paired: the seed makes no two networks' errors alike (docs/ablations.md), and pairs have half the
+degrees of freedom.
+
+Where a table has m differences, one in twenty of the plain intervals misses by chance, so the simultaneous ones are
+Bonferroni's: each has confidence 1 - 0.05 / m, and all of them hold at once in at least 95 % of cases, whatever the
+dependence between them. They do depend on each other, because all share the base's runs. The p-values are Holm's, whose
+bound on errors is the same and which lose less.
 """
 
 import math
@@ -11,10 +15,12 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 from scipy import optimize, stats
 
 LEVEL = 0.05  # the probability that an interval excludes zero by chance
 POWER = 0.8  # the probability of seeing what is there
+GRID = 64  # quantiles of each variance, see detectable
 SEEDS = 3  # that a verdict needs at least: two may be equal by chance, and their interval then has no width
 
 
@@ -28,14 +34,14 @@ class Spread(NamedTuple):
 class Interval(NamedTuple):
     """A mean and its confidence interval."""
 
-    n: int
+    n: int  # values, or, of a difference, those of the smaller group
     mean: float
     low: float | None  # None for one seed
     high: float | None
 
     @property
     def counts(self) -> bool:
-        """Whether there are enough seeds for a verdict."""
+        """Whether there are enough seeds for a verdict, of the base too."""
         return self.n >= SEEDS
 
     @property
@@ -50,29 +56,42 @@ def spread(values: Sequence[float]) -> Spread | None:
     return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
-def interval(values: Sequence[float], comparisons: int = 1) -> Interval | None:
-    """Mean and interval by Student's t with n - 1 degrees of freedom; None without values.
-
-    comparisons: how many intervals are to hold at once, with 95 % confidence.
-    """
+def interval(values: Sequence[float]) -> Interval | None:
+    """Mean and interval by Student's t with n - 1 degrees of freedom; None without values."""
     if not values:
         return None
     n, mean = len(values), statistics.fmean(values)
     if n == 1:
         return Interval(n, mean, None, None)
-    half = _critical(n, comparisons) * statistics.stdev(values) / n**0.5
+    half = _critical(n - 1) * statistics.stdev(values) / n**0.5
     return Interval(n, mean, mean - half, mean + half)
 
 
-def p_value(values: Sequence[float]) -> float | None:
-    """The two-sided p-value of a mean of zero, by Student's t; None for fewer than two values."""
-    if len(values) < 2:
+def difference(values: Sequence[float], base: Sequence[float], comparisons: int = 1) -> Interval | None:
+    """How much higher the mean of `values` is than that of `base`, with Welch's interval; None if one is empty.
+
+    comparisons: how many intervals are to hold at once, with 95 % confidence. The interval's n is that of the smaller
+    group; it has no ends if that is one.
+    """
+    if not values or not base:
         return None
-    error = statistics.stdev(values) / len(values) ** 0.5
-    mean = statistics.fmean(values)
+    n, mean = min(len(values), len(base)), statistics.fmean(values) - statistics.fmean(base)
+    if n == 1:
+        return Interval(n, mean, None, None)
+    error, freedom = _welch(values, base)
+    half = _critical(freedom, comparisons) * error
+    return Interval(n, mean, mean - half, mean + half)
+
+
+def p_value(values: Sequence[float], base: Sequence[float]) -> float | None:
+    """The two-sided p-value of equal means, by Welch's t; None if there are fewer than two values in a group."""
+    if min(len(values), len(base)) < 2:
+        return None
+    error, freedom = _welch(values, base)
+    mean = statistics.fmean(values) - statistics.fmean(base)
     if not error:
         return float(mean == 0)
-    return float(2 * stats.t.sf(abs(mean) / error, len(values) - 1))
+    return float(2 * stats.t.sf(abs(mean) / error, freedom))
 
 
 def holm(p_values: Sequence[float], comparisons: int = 0) -> list[float]:
@@ -89,22 +108,42 @@ def holm(p_values: Sequence[float], comparisons: int = 0) -> list[float]:
     return adjusted
 
 
-def detectable(values: Sequence[float], comparisons: int = 1) -> float | None:
-    """The smallest true difference whose interval excludes zero with probability 0.8; None for fewer than two values.
+def detectable(values: Sequence[float], base: Sequence[float], comparisons: int = 1) -> float | None:
+    """The smallest true difference whose interval excludes zero with probability 0.8; None as p_value.
 
-    The standard deviation of the differences is taken to be the measured one, which few seeds know only roughly. The
-    test statistic then has a noncentral t distribution.
+    Both groups are taken to spread as measured, which few seeds know only roughly. How wide the interval of other runs
+    would be follows from the chi-squared distributions of their variances, of which a grid of quantiles is taken.
     """
-    n = len(values)
-    if n < 2:
+    groups = values, base
+    if min(map(len, groups)) < 2:
         return None
-    critical = _critical(n, comparisons)
+    error, _ = _welch(*groups)
+    if not error:
+        return 0.0
+    quantiles = (np.arange(GRID) + 0.5) / GRID
+    ours, theirs = np.meshgrid(
+        *(statistics.variance(g) / len(g) * stats.chi2.ppf(quantiles, len(g) - 1) / (len(g) - 1) for g in groups)
+    )
+    half = stats.t.ppf(1 - LEVEL / comparisons / 2, _freedom(ours, theirs, *map(len, groups))) * np.sqrt(ours + theirs)
 
-    def lacks(shift: float) -> float:  # an interval on the wrong side of zero is one case in thousands, left out
-        return float(stats.nct.sf(critical, n - 1, shift)) - POWER
+    def lacks(true: float) -> float:  # an interval on the wrong side of zero is one case in thousands, left out
+        return float(stats.norm.cdf((true - half) / error).mean()) - POWER
 
-    return optimize.brentq(lacks, 0, 4 * critical) * statistics.stdev(values) / n**0.5
+    return optimize.brentq(lacks, 0, half.max() + 4 * error)
 
 
-def _critical(n: int, comparisons: int) -> float:
-    return float(stats.t.ppf(1 - LEVEL / comparisons / 2, n - 1))
+def _welch(values: Sequence[float], base: Sequence[float]) -> tuple[float, float]:
+    """(the standard error of the difference of two means, its degrees of freedom)."""
+    ours, theirs = (statistics.variance(group) / len(group) for group in (values, base))
+    if not ours + theirs:
+        return 0.0, len(values) + len(base) - 2
+    return (ours + theirs) ** 0.5, _freedom(ours, theirs, len(values), len(base))
+
+
+def _freedom(ours, theirs, n: int, m: int):
+    """Welch's degrees of freedom of n and m values whose means have these variances, numbers or arrays."""
+    return (ours + theirs) ** 2 / (ours**2 / (n - 1) + theirs**2 / (m - 1))
+
+
+def _critical(freedom: float, comparisons: int = 1) -> float:
+    return float(stats.t.ppf(1 - LEVEL / comparisons / 2, freedom))

@@ -97,9 +97,8 @@ def _kernels(rows: Sequence[Row], folder: Path) -> tuple[list[Picture], dict[str
 
 
 def draw_differences(rows: Sequence[Row], path: Path) -> Path:
-    """Draws each ablation: a dot for the mean, small dots below for its seeds, a diamond for the number of 2012.
-
-    A bar is its interval alone, with whiskers to the ends of the one for all at once.
+    """Draws each ablation: a dot for the mean, small dots below for each seed's error to the base's mean, a diamond for
+    the number of 2012. A bar is its interval alone, with whiskers to the ends of the one for all at once.
 
     A value so large that it would squeeze all others together is outside the picture: an arrow at the edge stands for
     it, and next to the arrow the mean, as a number, if that is outside too. rows: those with a difference.

@@ -1,6 +1,7 @@
 """The numbers of a report: each ablation's mean error, and its difference to the base with a confidence interval."""
 
 import dataclasses
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from alexnet_jax import UserError
 from experiments import results
 from experiments.changes import CHANGES, Change
 from experiments.record import file
-from experiments.report.intervals import Interval, Spread, detectable, holm, interval, p_value, spread
+from experiments.report.intervals import Interval, Spread, detectable, difference, holm, p_value, spread
 from experiments.results import Group, Outcome, printable
 
 Curves = dict[int, list[float]]  # by seed: a number for each epoch
@@ -28,7 +29,8 @@ class Row:
     top1: Spread | None  # after the last epoch, as the next two; None if no run counts
     top5: Spread | None
     training: Spread | None
-    differences: dict[int, float]  # in top-1 error, by the seeds that the base has too
+    errors: dict[int, float]  # top-1, by seed
+    differences: dict[int, float]  # of each error to the mean of the base; none for the base
     difference: Interval | None  # their mean; None if there are none, and for the base
     is_base: bool
     # Known once all rows are measured, see compare:
@@ -67,20 +69,20 @@ class Report:
 # --- Verdicts ---------------------------------------------------------------------------------------------------------
 
 
-def verdict(difference: Interval | None, change: Change | None) -> str:
+def verdict(found: Interval | None, change: Change | None) -> str:
     """How a measured difference compares with the number of 2012, in words.
 
-    difference: with its simultaneous interval, if it is one of several.
+    found: the difference with its simultaneous interval, if it is one of several.
     """
     if change is None or change.top1 is None:
         return "no number to compare"
     if change.noise:
         return "2012's number is within noise"
-    if difference is None or not difference.counts:
+    if found is None or not found.counts:
         return "too few seeds"
-    if not difference.excludes_zero:
+    if not found.excludes_zero:
         return "not significant"
-    same_sign = (difference.mean > 0) == (change.top1 > 0)
+    same_sign = (found.mean > 0) == (change.top1 > 0)
     return "agrees" if same_sign else "contradicts"
 
 
@@ -91,11 +93,8 @@ def measure(group: Group, base: Group) -> Row:
     """The row of a group. The base's own row has no difference and no verdict."""
     change = results.find_change(group, base)
     fields = results.values(results.differing(group.settings, base.settings), group.settings)
-    top1 = _final(group, "top1_error")
-    differences = {}
-    if group is not base:
-        theirs = _final(base, "top1_error")
-        differences = {seed: error - theirs[seed] for seed, error in top1.items() if seed in theirs}
+    top1, theirs = _final(group, "top1_error"), list(_final(base, "top1_error").values())
+    compared = {} if group is base or not theirs else top1
     training = _curves(group, results.training_errors)
     return Row(
         title=group.title or _title(group, base, change, fields),
@@ -107,28 +106,33 @@ def measure(group: Group, base: Group) -> Row:
         top1=spread(list(top1.values())),
         top5=spread(list(_final(group, "top5_error").values())),
         training=spread([curve[-1] for curve in training.values()]),
-        differences=differences,
-        difference=interval(list(differences.values())),
+        errors=top1,
+        differences={seed: error - statistics.fmean(theirs) for seed, error in compared.items()},
+        difference=difference(list(compared.values()), theirs),
         is_base=group is base,
     )
 
 
 def compare(rows: Sequence[Row]) -> list[Row]:
     """The rows with what depends on how many of them are compared with the base: all, measured already or not."""
-    count = max(1, sum(not row.is_base for row in rows))
-    alone = {id(row): p for row in rows if (p := p_value(list(row.differences.values()))) is not None}
+    [base] = [list(row.errors.values()) for row in rows if row.is_base]
+    others = {id(row): list(row.errors.values()) for row in rows if not row.is_base}
+    count = max(1, len(others))
+    alone = {row: p for row, errors in others.items() if (p := p_value(errors, base)) is not None}
     p_values = dict(zip(alone, holm(list(alone.values()), count), strict=True))
     compared = []
     for row in rows:
-        differences = list(row.differences.values())
-        simultaneous = interval(differences, count)
+        if row.is_base:
+            compared.append(row)
+            continue
+        simultaneous = difference(others[id(row)], base, count)
         compared.append(
             dataclasses.replace(
                 row,
                 simultaneous=simultaneous,
                 p=p_values.get(id(row)),
-                detectable=detectable(differences, count),
-                verdict="" if row.is_base else verdict(simultaneous, row.change),
+                detectable=detectable(others[id(row)], base, count),
+                verdict=verdict(simultaneous, row.change),
             )
         )
     return compared

@@ -130,11 +130,11 @@ def notes(report: Report) -> list[str]:
     return [
         f"Errors are those on the validation split ({views(report)}) after the last epoch: mean ± standard deviation "
         "over n seeds. The training error is that of the last epoch's training crops, with augmentation and dropout.",
-        "A difference is in percentage points of top-1 error, between runs with the same seed. Above zero, the change "
-        "hurts. Intervals are Student's t over seeds: they say what other seeds would give, not what other images "
+        "A difference is in percentage points of top-1 error, between the means over seeds. Above zero, the change "
+        "hurts. Intervals are Welch's t over seeds: they say what other seeds would give, not what other images "
         f"would. {_at_once(report)}",
         "Seen with probability 0.8: the smallest true difference that would have made its interval exclude zero with "
-        "this probability, if the differences spread as much as measured. A smaller one may be there and not be seen.",
+        "this probability, if errors spread as much as measured. A smaller one may be there and not be seen.",
         "2012: what the change costs in top-1 error on ImageNet, according to the paper or a note in its code. These "
         f"runs are on {data(report)}. The verdict compares only the signs, and only if the interval for all at once "
         "excludes zero; otherwise the difference is not significant. 2012's number is within noise where it is the "
@@ -183,11 +183,10 @@ def _difference(row: Row) -> str:
 def _interval(row: Row) -> str:
     n = len(row.group.finished)
     if row.simultaneous is None:
-        return "no seed in common" if row.verdict and n else ""
+        return "no seed of the base" if row.verdict and n else ""
     if row.simultaneous.low is None:
-        return "one seed only" if n == 1 else "one pair only"
-    pairs = "" if row.simultaneous.n == n else f" ({row.simultaneous.n} pairs)"
-    return f"{_ends(row.simultaneous)}{pairs}"
+        return "one seed only" if n == 1 else "one seed of the base"
+    return _ends(row.simultaneous)
 
 
 def _ends(found: Interval | None) -> str:
