@@ -55,7 +55,7 @@ def read(folder: Path) -> Outcome:
         return Outcome(folder, "left out", printable(str(error)))
     except OSError as error:
         return Outcome(folder, "left out", f"cannot be read ({error.strerror})")
-    if settings and (wrong := _missing(settings)):
+    if settings and (wrong := missing(settings)):
         return Outcome(folder, "left out", f"its config.json has no usable {', '.join(wrong)}")
     progress = _progress(settings, records)
     views = settings.get("evaluation.views")
@@ -131,7 +131,7 @@ def _settings(path: Path) -> dict:
         raise UserError(f"{path} is damaged ({error})") from error
 
 
-def _missing(settings: dict) -> list[str]:
+def missing(settings: dict) -> list[str]:
     """The fields of NEEDED that a config lacks, or whose values make no sense."""
     wrong = [name for name, kind in NEEDED.items() if not isinstance(settings.get(name), kind)]
     if not wrong and settings["epochs"] <= 0:
@@ -250,7 +250,7 @@ def planned(sweep: Path) -> tuple[str, str, list[Group]]:
     try:
         plan = json.loads(path.read_bytes())
         base, seeds = completed(plan["config"]), [int(seed) for seed in plan["seeds"]]
-        if wrong := _missing(base):
+        if wrong := missing(base):
             raise ValueError(f"its config has no usable {', '.join(wrong)}")
         groups = []
         for cell, what in plan["cells"].items():

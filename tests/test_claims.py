@@ -313,11 +313,12 @@ def test_the_command_writes_page_block_and_pictures(tmp_path):
     runs = {
         "ablations": two("lrn_off", [1.4, 1.9, 1.2]),
         "cifar10": [entry("cifar10_18pct", seed, 0.18) for seed in range(3)],
-        "figure1": [entry(cell, seed, **falling(8, until, seed)) for cell, seed, until in nets],
+        "figure1": [entry(cell, seed, validation=[None] * 8, **falling(8, until, seed)) for cell, seed, until in nets],
     }
     (tmp_path / "records").mkdir()
     for name, entries in runs.items():
-        file.write(study(name, *entries), tmp_path / f"records/{name}.json")
+        epochs = {"epochs": len(entries[0]["training"])}
+        file.write(study(name, *entries, settings=epochs), tmp_path / f"records/{name}.json")
     (tmp_path / "README.md").write_text("before\n<!-- claims -->\nold\n<!-- /claims -->\nafter\n")
     flags = ["--records", "records", "--out", "CLAIMS.md", "--readme", "README.md", "--pictures", "docs"]
     flags = commands.parse(command, [word if word.startswith("--") else str(tmp_path / word) for word in flags])

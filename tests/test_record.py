@@ -155,6 +155,30 @@ def test_what_cannot_be_recorded_is_named(sweep, tmp_path, capsys):
             make_report([tmp_path / "records/damaged.json"])
 
 
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("runs", "training", None), ("runs", "training", [0.1]), ("runs", "top1", "0.2"), ("runs", "points", {}),
+        ("runs", "images", 3), ("runs", "seed", "0"), ("runs", "views", None), ("runs", "machine", []),
+        ("settings", "epochs", None), ("settings", "evaluation.views", "ten"), ("settings", None, []),
+        ("runs", None, "[" * 10**5),
+    ],
+)  # fmt: skip
+def test_a_damaged_record_is_one_line(sweep, tmp_path, part, name, value):
+    """By hand or by a bad merge: what every reader of a record relies on is checked once."""
+    path = record(tmp_path, sweep)
+    found = json.loads(path.read_text())
+    if name is None:
+        found[part] = value
+    else:
+        inside = found[part][0] if part == "runs" else found[part]
+        inside[name] = value
+    path.write_text(json.dumps(found))
+    with pytest.raises(UserError, match="is damaged .*get it back from git") as error:
+        make_report([path])
+    assert "\n" not in str(error.value)
+
+
 def test_points_are_means_over_neighbours():
     """450 records of three steps each become 150 means of three; the last, of one step, weighs as one step."""
     train = [{"step": 3 * i, "epoch": i / 10, "loss": float(i), "top1_error": 0.5} for i in range(1, 451)]

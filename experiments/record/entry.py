@@ -64,6 +64,34 @@ def of_run(run: Outcome, cell: str, seed: int) -> dict[str, Any]:
     return entry
 
 
+def check(entry: dict, settings: dict):
+    """Raises ValueError, naming the run and the field, unless an entry has what its state promises.
+
+    settings: the flat config of its cell.
+    """
+    finished, epochs = entry["state"] == "finished", settings["epochs"]
+
+    def errors(value, count: int | None) -> bool:
+        numbers = isinstance(value, list) and all(v is None or number({"": v}, "") is not None for v in value)
+        return numbers and count in (None, len(value))
+
+    good = {
+        "seed": type(entry["seed"]) is int,
+        "top1": not finished or number(entry, "top1") is not None,
+        "top5": not finished or number(entry, "top5") is not None,
+        "views": not finished or type(entry.get("views")) is int,
+        "steps": not finished or type(entry.get("steps")) is int,
+        "images": not finished or errors(entry.get("images"), 2),
+        "training": not finished or errors(entry.get("training"), epochs),
+        "validation": not finished or errors(entry.get("validation"), epochs),
+        "points": not finished or all(errors(entry["points"][name], None) for name in ("epoch", "loss", "top1")),
+        "color": errors(entry.get("color", []), None),
+        "machine": isinstance(entry.get("machine", {}), dict),
+    }
+    if wrong := [name for name, fine in good.items() if not fine]:
+        raise ValueError(f"its run {entry['cell']}, seed {entry['seed']}, has no usable {', '.join(wrong)}")
+
+
 def outcome(entry: dict, settings: dict, folder: Path) -> Outcome:
     """The run of an entry as the report reads it; its records are one for each epoch.
 

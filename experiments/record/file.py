@@ -54,9 +54,13 @@ def read(path: Path) -> Record:
         record = Record(found["name"], found["config"], found["settings"])
         for cell, what in found["cells"].items():
             record.titles[cell], record.fields[cell] = what["title"], what["fields"]
+            named = {"name": record.config, "seed": 0}
+            if wrong := results.missing(record.settings_of(cell) | named):
+                raise ValueError(f"its cell {cell} has no usable {', '.join(wrong)}")
         for run in found["runs"]:
             if run["cell"] not in record.fields or run["state"] not in entries.PROGRESS:
                 raise ValueError(f"its run {run['cell']} has no cell, or an unknown state")
+            entries.check(run, record.settings_of(run["cell"]))
             record.runs[run["cell"], run["seed"]] = run
         record.together = sorted(found.get("together", []), key=_order)
     except OSError as error:
