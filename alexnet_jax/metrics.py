@@ -6,6 +6,7 @@ read_metrics("runs/paper/metrics.jsonl")           # [{"step": 20, "epoch": 0.1,
 """
 
 import contextlib
+import itertools
 import json
 import math
 import sys
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from alexnet_jax import UserError, one_line
 from alexnet_jax.files import replacing
 
-OLD = "metrics.old.jsonl"  # the records of a run that started again
+OLD = "metrics.old{}.jsonl"  # the records of a run that started again, once for each time
 TOP = 5  # section 2: top-1 and top-5 error
 
 # ---------------------------------------------------------------- errors
@@ -116,7 +117,7 @@ def _drop_after(path: Path, step: int, steps_per_epoch: int) -> None:
                 "it to resume without them"
             )
     elif not step and path.exists() and b'"validation"' in path.read_bytes():
-        old = path.with_name(OLD)
+        old = next(p for i in itertools.count(1) if not (p := path.with_name(OLD.format(i))).exists())
         path.replace(old)
         print(f"warning: {path} has records and no checkpoint is left: they are kept in {old}", file=sys.stderr)
     elif step:

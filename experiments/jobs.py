@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -70,6 +70,10 @@ class Cell:
         """The file that says why it failed."""
         return self.workdir / results.FAILED
 
+    def done(self) -> bool:
+        """Whether nothing is left to do: after its last evaluation a run may still fail to save or to draw."""
+        return self.finished() and not self.failure().exists()
+
     def stamp(self) -> tuple[int, int] | None:
         """What changes whenever epochs_done may have changed."""
         try:
@@ -86,6 +90,7 @@ def train_cell(config: str, workdir: str, cores: tuple[int, ...] = (), gpus: str
     """
     if "SUBMITIT_LOCAL_JOB_ID" in os.environ:
         stopping.watch()  # instead of submitit, which ignores SIGTERM
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see _submit
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)
     if gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus
@@ -96,9 +101,8 @@ def train_cell(config: str, workdir: str, cores: tuple[int, ...] = (), gpus: str
     (path / results.FAILED).unlink(missing_ok=True)
     while True:
         try:
-            if main.run(ConfigDict(json.loads(config)), path):
-                raise UserError("stopped by a signal")
-            (path / results.FAILED).unlink(missing_ok=True)  # that of another job for which this one waited
+            if main.run(ConfigDict(json.loads(config)), path) == 0:  # else a signal has stopped it
+                (path / results.FAILED).unlink(missing_ok=True)  # that of another job for which this one waited
             return
         except claims.Busy:
             time.sleep(2)
@@ -118,14 +122,13 @@ def launch(cells: list[Cell], executor: submitit.Executor, at_once: int = 1) -> 
     """
     here = isinstance(executor, submitit.LocalExecutor)
     free = shares(at_once) if here else [()] * len(cells)
-    waiting = [c for c in cells if not c.finished()]
+    waiting = [c for c in cells if not c.done()]
     running: dict[Cell, tuple[submitit.Job, tuple[int, ...], TextIO | None]] = {}
     failed: dict[str, str] = {}
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES") if here else None
     stamps, done = {c: c.stamp() for c in cells}, {c: c.epochs_done() for c in cells}
     total = sum(c.config.epochs for c in cells)
-    as_ctrl_c = _handling(signal.SIGTERM, signal.default_int_handler)
-    with as_ctrl_c, tqdm(total=total, unit=" epochs", dynamic_ncols=True, bar_format=BAR) as bar:
+    with _sigterm_as_ctrl_c(), tqdm(total=total, unit=" epochs", dynamic_ncols=True, bar_format=BAR) as bar:
         bar.write(f"{len(cells) - len(waiting)} of {len(cells)} cells are finished", file=sys.stderr)
         try:
             while waiting or running:
@@ -134,17 +137,18 @@ def launch(cells: list[Cell], executor: submitit.Executor, at_once: int = 1) -> 
                     if here and lock is None:
                         continue
                     waiting.remove(cell)
-                    if cell.finished():  # another sweep has run it meanwhile
+                    if cell.done():  # another sweep has run it meanwhile
                         release(lock)
                         continue
                     cores = free.pop(0)
-                    running[cell] = _submit(executor, cell, cores, gpus), cores, lock
+                    with _ctrl_c_later() if here else contextlib.nullcontext():
+                        running[cell] = _submit(executor, cell, cores, gpus), cores, lock
                     if not free:
                         break
                 for cell in [c for c, (job, _, _) in running.items() if job.done()]:
                     job, cores, lock = running.pop(cell)
                     free.append(cores)
-                    if not cell.finished() or cell.failure().exists():
+                    if not cell.done():
                         failed[str(cell)] = _reason(cell, job)
                         bar.write(f"failed: {cell}: {failed[str(cell)]}", file=sys.stderr)
                     release(lock)
@@ -157,44 +161,52 @@ def launch(cells: list[Cell], executor: submitit.Executor, at_once: int = 1) -> 
                     time.sleep(1 if here else 10)
         finally:
             if here and running:  # stopping the sweep stops its runs; jobs on a cluster continue
-                _stop({cell: job for cell, (job, _, _) in running.items()})
+                _stop([job for job, _, _ in running.values()])
     return failed
 
 
 def _submit(executor: submitit.Executor, cell: Cell, cores: tuple[int, ...], gpus: str | None) -> submitit.Job:
-    """Starts the job of a cell. Raises UserError if the cluster refuses it.
-
-    Submitit kills its job one second after Ctrl-C, so its own process here is told to ignore that; the run does not.
-    """
-    with _handling(signal.SIGINT, signal.SIG_IGN):
-        try:
-            return executor.submit(train_cell, cell.config.to_json(), str(cell.workdir), cores, gpus)
-        except submitit.core.utils.FailedJobError as e:
-            raise UserError(f"the job of {cell} cannot be submitted ({one_line(e)}): check the options --slurm") from e
+    """Starts the job of a cell. Raises UserError if the cluster refuses it."""
+    try:
+        return executor.submit(train_cell, cell.config.to_json(), str(cell.workdir), cores, gpus)
+    except submitit.core.utils.FailedJobError as e:
+        raise UserError(f"the job of {cell} cannot be submitted ({one_line(e)}): check the options --slurm") from e
 
 
 @contextlib.contextmanager
-def _handling(number: signal.Signals, handler: Callable | signal.Handlers) -> Iterator[None]:
-    before = signal.signal(number, handler)
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     try:
         yield
     finally:
-        signal.signal(number, before)
+        signal.signal(signal.SIGTERM, before)
 
 
-def _stop(jobs: dict[Cell, submitit.Job]):
-    """Asks the runs here to finish their step and save it, and waits for them; a second Ctrl-C does not wait.
+@contextlib.contextmanager
+def _ctrl_c_later() -> Iterator[None]:
+    """Ctrl-C waits until the block ends, in which a job is started: none is forgotten.
 
-    They have not failed, whatever they wrote.
+    The job inherits this. Its process of submitit's, which would kill the run a second after Ctrl-C in the terminal,
+    never sees one; the run itself ends the inheritance.
     """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _stop(jobs: list[submitit.Job]):
+    """Asks the runs here to finish their step and save it, and waits for them; a second Ctrl-C does not wait."""
     print("stopping: the runs save their last step", file=sys.stderr)
-    for job in jobs.values():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(job.job_id), signal.SIGTERM)  # submitit's process, which passes it on
-    while not all(job.done() for job in jobs.values()):
+    asked = 0
+    while left := [job for job in jobs if not job.done()]:
+        if asked % 10 == 0:  # again each second: submitit passes nothing on before its run has begun
+            for job in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(job.job_id), signal.SIGTERM)
+        asked += 1
         time.sleep(0.1)
-    for cell in jobs:
-        cell.failure().unlink(missing_ok=True)
 
 
 def take(cell: Cell, folder: Path) -> TextIO | None:
@@ -241,7 +253,7 @@ def _reason(cell: Cell, job: submitit.Job) -> str:
     path = cell.failure()
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"it ended without a message; its output is in {job.paths.stderr}\n")
+        path.write_text(f"it was stopped, or ended without a message; its output is in {job.paths.stderr}\n")
     return path.read_text().strip()
 
 

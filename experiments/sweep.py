@@ -188,7 +188,12 @@ def unrecorded(cells: list[Cell], name: str, folder: Path = file.RECORDS) -> lis
         known = ", ".join(sorted(p.stem for p in folder.glob("*.json"))) or "none"
         raise UserError(f"--skip-recorded: there is no record '{name}' in {folder}, only {known}")
     recorded = file.finished(path)
-    left = [c for c in cells if (results.computes(results.completed(c.config.to_dict())), c.seed) not in recorded]
+
+    def known(cell: Cell) -> bool:
+        mine = results.computes(results.completed(cell.config.to_dict()))
+        return any(seed == cell.seed and not results.departing(settings, mine) for settings, seed in recorded)
+
+    left = [cell for cell in cells if not known(cell)]
     print(f"{len(cells) - len(left)} of {len(cells)} cells are recorded in {path}", file=sys.stderr)
     return left
 

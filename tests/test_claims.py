@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from helpers.sweeps import entry
 
 from alexnet_jax import UserError
 from alexnet_jax.cli import commands
@@ -19,18 +20,6 @@ from experiments.report.table import escaped
 from experiments.results import computes
 from experiments.sweep import choose, read_sweep
 from experiments.sweeps import ablations
-
-
-def entry(cell, seed, top1=0.3, **more):
-    """A finished run of four epochs: its training error falls to 0.2, its centre crop is worse by a point."""
-    found = {
-        "cell": cell, "seed": seed, "state": "finished", "views": 10, "top1": top1, "top5": top1 / 2,
-        "centre_top1": top1 + 0.01, "centre_top5": top1 / 2 + 0.01, "images": [2841, 3925],
-        "training": [0.5, 0.4, 0.3, 0.2], "validation": [None, None, None, top1], "steps": 40, "hours": 0.5,
-        "points": {"epoch": [1.0, 2.0, 3.0, 4.0], "loss": [2.0, 1.5, 1.0, 0.5], "top1": [0.5, 0.4, 0.3, 0.2]},
-        "machine": {"CPU": "A CPU avx2", "cores": 1, "devices": "1 x 1 cpu", "jax": "0.1"}, "date": "2026-01-02",
-    }  # fmt: skip
-    return found | more
 
 
 def study(name, *entries, settings=None):

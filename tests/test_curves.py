@@ -58,12 +58,14 @@ def test_records_whose_checkpoints_are_gone_are_kept(tmp_path, capsys):
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps(record(1)) + "\n")
     Log(tmp_path, **log).close()
-    assert not (tmp_path / OLD).exists() and path.read_text() == "" and "warning" not in capsys.readouterr().err
-    text = json.dumps(record(2, "validation")) + "\n"
-    path.write_text(text)
-    Log(tmp_path, **log).close()
-    assert (tmp_path / OLD).read_text() == text and path.read_text() == ""
-    assert f"kept in {tmp_path / OLD}" in capsys.readouterr().err
+    old = [tmp_path / OLD.format(i) for i in (1, 2)]
+    assert not old[0].exists() and path.read_text() == "" and "warning" not in capsys.readouterr().err
+    for again in old:  # nothing is overwritten
+        text = json.dumps(record(2, "validation", learning_rate=len(again.name))) + "\n"
+        path.write_text(text)
+        Log(tmp_path, **log).close()
+        assert again.read_text() == text and path.read_text() == ""
+        assert f"kept in {again}" in capsys.readouterr().err
 
 
 def test_curves_draws_every_run_in_its_colour(tmp_path):

@@ -155,13 +155,16 @@ def test_what_cannot_be_recorded_is_named(sweep, tmp_path, capsys):
             make_report([tmp_path / "records/damaged.json"])
 
 
+DEEP = "[" * 10**5
+
+
 @pytest.mark.parametrize(
     ("part", "name", "value"),
     [
         ("runs", "training", None), ("runs", "training", [0.1]), ("runs", "top1", "0.2"), ("runs", "points", {}),
         ("runs", "images", 3), ("runs", "seed", "0"), ("runs", "views", None), ("runs", "machine", []),
         ("settings", "epochs", None), ("settings", "evaluation.views", "ten"), ("settings", None, []),
-        ("runs", None, "[" * 10**5),
+        ("runs", "centre_top1", "0.2"), ("runs", "hours", "1"), ("runs", None, DEEP),
     ],
 )  # fmt: skip
 def test_a_damaged_record_is_one_line(sweep, tmp_path, part, name, value):
@@ -173,7 +176,7 @@ def test_a_damaged_record_is_one_line(sweep, tmp_path, part, name, value):
     else:
         inside = found[part][0] if part == "runs" else found[part]
         inside[name] = value
-    path.write_text(json.dumps(found))
+    path.write_text(json.dumps(found).replace(f'"{DEEP}"', DEEP))
     with pytest.raises(UserError, match="is damaged .*get it back from git") as error:
         make_report([path])
     assert "\n" not in str(error.value)

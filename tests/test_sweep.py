@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from helpers.runs import records
-from helpers.sweeps import fake
+from helpers.sweeps import entry, fake
 
 from alexnet_jax import UserError, checkpoint
 from alexnet_jax.cli import commands
@@ -460,7 +460,7 @@ def test_recorded_runs_are_left_out_if_asked(config, tmp_path, capsys):
     for cell, change in (("first", {}), ("second", {"model.pool_size": 2, "model.pool_stride": 2})):
         file.add_cell(record, cell, cell, settings | change | {"name": "other", "log_every_steps": 99})
     for cell, seed, state in (("first", 0, "finished"), ("second", 2, "finished"), ("first", 1, "unfinished")):
-        record.runs[cell, seed] = {"cell": cell, "seed": seed, "state": state}
+        record.runs[cell, seed] = entry(cell, seed, state=state)
     file.write(record, tmp_path / "earlier.json")
     left = sweep.unrecorded(cells, "earlier", tmp_path)
     assert [(c.name, c.seed) for c in left] == [("pooling", 0), ("base", 1), ("pooling", 1), ("base", 2)]

@@ -53,6 +53,6 @@ def measure(records: Records) -> Found | None:
             text = f"more than {end / max(reached):.1f} times: {relu_epochs}, tanh not there after {end:g}"
         prefix = "one seed" if len(seeds) == 1 else "agrees" if faster else "contradicts"
         return Found(text, len(seeds), f"{prefix}: {verdict}", scale, runs)
-    found = ratio([b / a for a, b in zip(reached, theirs, strict=True)])
+    found = ratio([epochs for epochs in theirs if epochs is not None], reached)
     text = f"{times(found)}: {relu_epochs}, {spread(theirs).mean:.1f} with tanh"
     return Found(text, found.n, judge_ratio(found, 6, "ReLU is faster"), scale, runs, found)

@@ -16,7 +16,7 @@ from fractions import Fraction
 
 from experiments.record.file import Record
 from experiments.report import intervals
-from experiments.report.intervals import Interval, interval
+from experiments.report.intervals import Interval
 from experiments.report.table import signed
 
 Records = dict[str, Record]
@@ -138,9 +138,9 @@ def first_cell(record: Record | None, names: Sequence[str]) -> dict[int, Run]:
 # --- Ratios ----------------------------------------------------------------------------------------------------------
 
 
-def ratio(values: Sequence[float]) -> Interval:
-    """The geometric mean of ratios and its 95 % interval, that of their logarithms."""
-    logs = interval([math.log(value) for value in values])
+def ratio(values: Sequence[float], base: Sequence[float]) -> Interval:
+    """How many times as large as `base` the values are: geometric means, and Welch's interval of their logarithms."""
+    logs = intervals.difference(*([math.log(value) for value in group] for group in (values, base)))
     assert logs is not None
     ends = (None, None) if logs.low is None else (math.exp(logs.low), math.exp(logs.high))
     return Interval(logs.n, math.exp(logs.mean), *ends)

@@ -137,7 +137,16 @@ def _counts(found: Sequence[Row]) -> str:
 
 
 def _short(word: str) -> str:
-    known = ("agrees", "contradicts", "not significant", "not measured", "out of reach", "too few seeds", "one seed")
+    known = (
+        "agrees",
+        "contradicts",
+        "not significant",
+        "not measured",
+        "out of reach",
+        "too few seeds",
+        "one seed",
+        "two seeds",
+    )
     return next((k for k in known if word.startswith(k)), "other")
 
 

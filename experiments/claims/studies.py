@@ -126,13 +126,13 @@ def epochs_of_dropout(records: Records) -> Found | None:
     counts = [
         tuple(_epochs_to(net[seed]["training"], base[seed]["training"][-1]) for net in (base, other)) for seed in seeds
     ]
-    ratios = [a / b for a, b in counts if a and b]
-    scale, never = scale_of(record, "dropout_off"), len(seeds) - len(ratios)
+    both = [(a, b) for a, b in counts if a and b]
+    scale, never = scale_of(record, "dropout_off"), len(seeds) - len(both)
     if never:
         text = f"without dropout it is not reached in {never} of {len(seeds)} runs"
         verdict = "one seed: contradicts" if len(seeds) == 1 else "contradicts: not in every run"
         return Found(text, len(seeds), verdict, scale, runs)
-    found = ratio(ratios)
+    found = ratio([a for a, _ in both], [b for _, b in both])
     return Found(times(found), found.n, judge_ratio(found, 2, "it takes longer"), scale, runs, found)
 
 

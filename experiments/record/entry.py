@@ -69,27 +69,31 @@ def check(entry: dict, settings: dict):
 
     settings: the flat config of its cell.
     """
-    finished, epochs = entry["state"] == "finished", settings["epochs"]
+    finished, epochs, points = entry["state"] == "finished", settings["epochs"], entry.get("points")
+    machine = entry.get("machine", {})
 
     def errors(value, count: int | None) -> bool:
+        """A list of numbers or null, `count` of them, or any number but none."""
         numbers = isinstance(value, list) and all(v is None or number({"": v}, "") is not None for v in value)
-        return numbers and count in (None, len(value))
+        return numbers and (len(value) == count if count else bool(value))
+
+    def curve() -> bool:
+        return isinstance(points, dict) and all(errors(points.get(name), None) for name in ("epoch", "loss", "top1"))
 
     good = {
-        "seed": type(entry["seed"]) is int,
-        "top1": not finished or number(entry, "top1") is not None,
-        "top5": not finished or number(entry, "top5") is not None,
-        "views": not finished or type(entry.get("views")) is int,
-        "steps": not finished or type(entry.get("steps")) is int,
-        "images": not finished or errors(entry.get("images"), 2),
-        "training": not finished or errors(entry.get("training"), epochs),
-        "validation": not finished or errors(entry.get("validation"), epochs),
-        "points": not finished or all(errors(entry["points"][name], None) for name in ("epoch", "loss", "top1")),
-        "color": errors(entry.get("color", []), None),
-        "machine": isinstance(entry.get("machine", {}), dict),
+        "seed": type(entry.get("seed")) is int,
+        "hours": number(entry, "hours") is not None or "hours" not in entry,
+        "color": errors(entry.get("color", [0.0]), None),
+        "machine": isinstance(machine, dict) and isinstance(machine.get("CPU") or "", str),
+        "points": curve() or not (finished or points),
     }
+    if finished:
+        good |= {name: number(entry, name) is not None for name in ("top1", "top5", "views", "steps")}
+        good |= {name: errors([entry.get(name, "")], 1) for name in ("centre_top1", "centre_top5")}
+        good |= {name: errors(entry.get(name), epochs) for name in ("training", "validation")}
+        good["images"] = errors(entry.get("images"), 2)
     if wrong := [name for name, fine in good.items() if not fine]:
-        raise ValueError(f"its run {entry['cell']}, seed {entry['seed']}, has no usable {', '.join(wrong)}")
+        raise ValueError(f"its run {entry['cell']}, seed {entry.get('seed')}, has no usable {', '.join(wrong)}")
 
 
 def outcome(entry: dict, settings: dict, folder: Path) -> Outcome:

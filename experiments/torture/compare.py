@@ -51,7 +51,11 @@ def prepared(ours: Path, theirs: Path) -> list[str]:
 
 def _files(folder: Path) -> set[str]:
     found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-    return {n for n in found if not n.endswith(".lock") and not Path(n).name.startswith("events.out.tfevents")}
+    ignored = (
+        "events.out.tfevents",
+        "metrics.old",
+    )  # the latter of a run that was killed while it saved for the first time
+    return {n for n in found if not n.endswith(".lock") and not Path(n).name.startswith(ignored)}
 
 
 def _names(what: str, ours: set[str], theirs: set[str]) -> list[str]:
