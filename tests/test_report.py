@@ -161,7 +161,9 @@ def test_one_seed_has_no_interval_and_says_so(tmp_path):
     assert pooling.difference == (1, pytest.approx(5), None, None) and pooling.verdict == "too few seeds"
     assert caffe.verdict == "2012's number is within noise"
     cells = [row[5] for row in table.results_table(found).rows]
-    assert cells == ["", "one seed of the base", "one seed only"]
+    assert cells == ["", "two seeds only", "one seed only"]
+    fake(tmp_path / "two/2", 2, 0.25, model__lrn__k=1.0)
+    assert table.results_table(make_report([tmp_path])).rows[1][5] == "one seed of the base"
     (tmp_path / "base/seed0/metrics.jsonl").write_text("")
     found = make_report([tmp_path])
     assert [row.difference for row in found.rows] == [None, None]

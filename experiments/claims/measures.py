@@ -167,9 +167,9 @@ def judge_ratio(found: Interval, then: float, says: str) -> str:
 
 
 def points(found: Interval) -> str:
-    """A difference in percentage points with its interval."""
+    """A difference in percentage points with its interval, if that of so few seeds says anything."""
     text = signed(found.mean)
-    if found.low is not None:
+    if found.counts:
         text += f" ({signed(found.low)} to {signed(found.high)})"
     return text
 

@@ -184,8 +184,9 @@ def _interval(row: Row) -> str:
     n = len(row.group.finished)
     if row.simultaneous is None:
         return "no seed of the base" if row.verdict and n else ""
-    if row.simultaneous.low is None:
-        return "one seed only" if n == 1 else "one seed of the base"
+    if not row.simultaneous.counts:
+        few = {1: "one seed", 2: "two seeds"}
+        return f"{few[n]} only" if n in few else f"{few[row.simultaneous.n]} of the base"
     return _ends(row.simultaneous)
 
 
