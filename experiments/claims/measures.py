@@ -148,7 +148,7 @@ def ratio(values: Sequence[float], base: Sequence[float]) -> Interval:
 
 def times(found: Interval) -> str:
     """A ratio in words."""
-    ends = "" if found.low is None else f" ({found.low:.1f} to {found.high:.1f})"
+    ends = f" ({found.low:.1f} to {found.high:.1f})" if found.counts else ""
     return f"{found.mean:.1f} times{ends}"
 
 

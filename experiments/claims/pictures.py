@@ -66,18 +66,22 @@ def draw_claims(found: Sequence[Row], path: Path) -> Path:
 
 
 def _draw_rows(axes: Axes, found: Sequence[Row], label: str):
-    """One claim below the other, each with its words to the left."""
+    """One claim below the other, each with its words to the left. An interval that is cut off ends in an arrow."""
     axes.set(ylim=(len(found) - 0.5, -0.5), yticks=[])
+    low, high = _limits(found)
+    axes.set_xlim(low, high)
     for y, (claim, there) in enumerate(found):
         if y:
             axes.axhline(y - 0.5, color="#e4e4e4", lw=0.6, zorder=0)
         axes.plot(claim.number, y, zorder=4, **THEIRS)
         words = f"{claim.section.partition(',')[0]}  {claim.says}"
         if there is not None and there.interval is not None:
-            mean, low, high = there.interval[1:]
-            axes.plot(mean, y, **OURS)
-            if low is not None and high is not None:
-                axes.plot((low, high), (y, y), color=BLUE, lw=2, solid_capstyle="butt", marker="|", ms=8)
+            axes.plot(there.interval.mean, y, **OURS)
+            ends = there.interval.ends
+            axes.plot(np.clip(ends, low, high), [y] * len(ends), color=BLUE, lw=2, solid_capstyle="butt")
+            for end, edge, arrow in zip(ends, (low, high), "<>", strict=False):
+                within = low <= end <= high
+                axes.plot(end if within else edge, y, color=BLUE, marker="|" if within else arrow, ms=8, clip_on=False)
         lines = textwrap.wrap(words, 56, max_lines=2, placeholder=" ...")
         axes.annotate(
             "\n".join(lines), (0, y), (-6, 0), ("axes fraction", "data"), "offset points",
@@ -85,8 +89,21 @@ def _draw_rows(axes: Axes, found: Sequence[Row], label: str):
         )  # fmt: skip
     axes.set_xlabel(label, size=8.5)
     axes.tick_params(labelsize=8.5)
-    axes.margins(x=0.06)
     axes.spines[["left", "top", "right"]].set_visible(False)
+
+
+def _limits(found: Sequence[Row]) -> tuple[float, float]:
+    """From the lowest to the highest number, with room for intervals at most as long as all of that on either side."""
+    shown = [claim.number for claim, _ in found if claim.number is not None]
+    shown += [there.interval.mean for _, there in found if there and there.interval]
+    if found[0][0].unit == "points":
+        shown.append(0.0)
+    lowest, highest = min(shown), max(shown)
+    room = (highest - lowest) or 1.0
+    ends = [end for _, there in found if there and there.interval for end in there.interval.ends]
+    low, high = max(lowest - room, min([lowest, *ends])), min(highest + room, max([highest, *ends]))
+    margin = 0.06 * (high - low) or room
+    return low - margin, high + margin
 
 
 # --- Figure 1 ---------------------------------------------------------------------------------------------------------

@@ -45,6 +45,11 @@ class Interval(NamedTuple):
         return self.n >= SEEDS
 
     @property
+    def ends(self) -> list[float]:
+        """Both ends; none of too few seeds."""
+        return [self.low, self.high] if self.counts and self.low is not None and self.high is not None else []
+
+    @property
     def excludes_zero(self) -> bool:
         return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
 

@@ -16,7 +16,6 @@ from alexnet_jax import UserError
 from alexnet_jax.analysis import plots
 from alexnet_jax.files import slug
 from experiments.record.kernels import read_kernels
-from experiments.report.intervals import Interval
 from experiments.report.rows import Curves, Report, Row
 from experiments.results import printable
 
@@ -135,7 +134,7 @@ def _range(rows: Sequence[Row]) -> tuple[float, float]:
     most = max(1, 4 * np.quantile(np.abs(means), 0.75, method="lower"), *map(abs, then))
     shown = [*means, *then]
     for row in rows:
-        shown += [*row.differences.values(), *_ends(row.simultaneous)]
+        shown += [*row.differences.values(), *(row.simultaneous.ends if row.simultaneous else [])]
     within = np.clip(shown, -most, most)
     low, high = min(0, *within), max(0, *within)
     width = (high - low) or 1.0
@@ -146,9 +145,9 @@ def _range(rows: Sequence[Row]) -> tuple[float, float]:
 def _draw_difference(axes: Axes, row: Row, y: float, low: float, high: float):
     """One ablation at the height y, between the edges low and high."""
     found = row.difference
-    ends = _ends(row.simultaneous)
+    ends = row.simultaneous.ends if row.simultaneous else []
     if ends:
-        axes.plot(np.clip(_ends(found), low, high), (y, y), color=BLUE, lw=3, solid_capstyle="butt")
+        axes.plot(np.clip(found.ends, low, high), (y, y), color=BLUE, lw=3, solid_capstyle="butt")
         axes.plot(np.clip(ends, low, high), (y, y), color=BLUE, lw=1, solid_capstyle="butt")
         for end in ends:
             axes.plot(end, y, color=BLUE, marker="|", ms=8, mew=1)  # not drawn outside the axes
@@ -160,11 +159,6 @@ def _draw_difference(axes: Axes, row: Row, y: float, low: float, high: float):
     axes.plot(found.mean, y, **MEAN)
     if row.change and row.change.top1 is not None:
         axes.plot(row.change.top1, y, zorder=4, **NUMBER_OF_2012)
-
-
-def _ends(found: Interval | None) -> list[float]:
-    """The two ends of an interval; none of one seed."""
-    return [] if found is None or found.low is None or found.high is None else [found.low, found.high]
 
 
 def _leads_out(axes: Axes, edge: float, y: float, arrow: str, mean: float | None):
