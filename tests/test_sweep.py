@@ -1,5 +1,6 @@
 """A sweep plans what it says, survives its own death, and continues after a cell that fails."""
 
+import contextlib
 import json
 import os
 import signal
@@ -85,18 +86,25 @@ def here(monkeypatch):
     monkeypatch.setattr(jobs, "set_up_libraries", lambda: None)
 
 
+@contextlib.contextmanager
+def begun(flags, log, shell=()):
+    """A sweep in processes of its own, of which a run has written its first record to `log`; `shell` starts it."""
+    command = [*shell, sys.executable, "-m", "experiments.sweep", *map(str, flags)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes) as process:
+        while not log.exists() or not log.read_text():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        yield process
+
+
 @pytest.mark.slow
 def test_killed_and_resumed(mine, tmp_path, capsys, here):
     """With its run, at once, in the middle. The failed cell is named, and nothing is done twice."""
     workdir = tmp_path / "runs"
     flags = ("--sweep", mine, "--seeds", 1, "--only", "fails", "--workdir", workdir)
-    command = [sys.executable, "-m", "experiments.sweep", *map(str, flags)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     base, log = workdir / "base" / "seed0", workdir / "base" / "seed0" / "metrics.jsonl"
-    with subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes) as process:
-        while not log.exists() or not log.read_text():
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.02)
+    with begun(flags, log) as process:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     assert records(base)[-1]["epoch"] < 2
@@ -258,16 +266,14 @@ def test_what_another_job_left_does_not_fail_a_finished_run(config, tmp_path, mo
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM"])
 def test_a_stopped_sweep_lets_its_run_save_its_step(mine, tmp_path, how):
-    """Ctrl-C in a terminal goes to all processes, SIGTERM to the sweep. The run has not failed."""
+    """Ctrl-C in a terminal goes to all processes, SIGTERM to the sweep, which a script's background has made deaf to
+    Ctrl-C. The run has not failed.
+    """
     workdir = tmp_path / "runs"
     flags = ("--sweep", mine, "--seeds", 1, "--only", "pooling", "--workdir", workdir)
-    command = [sys.executable, "-m", "experiments.sweep", *map(str, flags)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     base, log = workdir / "base" / "seed0", workdir / "base" / "seed0" / "metrics.jsonl"
-    with subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes) as process:
-        while not log.exists() or not log.read_text():
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.02)
+    deaf = () if how == "Ctrl-C" else ("sh", "-c", 'trap "" INT; exec "$@"', "sh")
+    with begun(flags, log, deaf) as process:
         if how == "Ctrl-C":
             os.killpg(process.pid, signal.SIGINT)
         else:
