@@ -122,11 +122,12 @@ def launch(cells: list[Cell], executor: submitit.Executor, at_once: int = 1) -> 
     """
     here = isinstance(executor, submitit.LocalExecutor)
     free = shares(at_once) if here else [()] * len(cells)
-    waiting = [c for c in cells if not c.done()]
+    stamps = {cell: cell.stamp() for cell in cells}
+    trained = {cell: cell.epochs_done() for cell in cells}
+    waiting = [cell for cell in cells if not cell.done()]
     running: dict[Cell, tuple[submitit.Job, tuple[int, ...], TextIO | None]] = {}
     failed: dict[str, str] = {}
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES") if here else None
-    stamps, done = {c: c.stamp() for c in cells}, {c: c.epochs_done() for c in cells}
     total = sum(c.config.epochs for c in cells)
     with _sigterm_as_ctrl_c(), tqdm(total=total, unit=" epochs", dynamic_ncols=True, bar_format=BAR) as bar:
         bar.write(f"{len(cells) - len(waiting)} of {len(cells)} cells are finished", file=sys.stderr)
@@ -155,8 +156,8 @@ def launch(cells: list[Cell], executor: submitit.Executor, at_once: int = 1) -> 
                 bar.set_postfix_str("; ".join(map(str, running)) if len(running) < 3 else f"{len(running)} jobs")
                 for cell in cells:
                     if (stamp := cell.stamp()) != stamps[cell]:
-                        stamps[cell], done[cell] = stamp, cell.epochs_done()
-                bar.update(sum(done.values()) - bar.n)
+                        stamps[cell], trained[cell] = stamp, cell.epochs_done()
+                bar.update(sum(trained.values()) - bar.n)
                 if waiting or running:
                     time.sleep(1 if here else 10)
         finally:

@@ -138,15 +138,9 @@ def _counts(found: Sequence[Row]) -> str:
 
 def _short(word: str) -> str:
     known = (
-        "agrees",
-        "contradicts",
-        "not significant",
-        "not measured",
-        "out of reach",
-        "too few seeds",
-        "one seed",
+        "agrees", "contradicts", "not significant", "not measured", "out of reach", "too few seeds", "one seed",
         "two seeds",
-    )
+    )  # fmt: skip
     return next((k for k in known if word.startswith(k)), "other")
 
 

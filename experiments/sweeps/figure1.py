@@ -11,8 +11,8 @@ As the paper says, each has the rate that makes it train fastest: of those in th
 lowest error of the third training epoch. For ReLU that is 0.004 (34.6 %; 0.002 and 0.008 have 35.2 and 41.7), for tanh
 0.016 (48.7 %; 0.008 and 0.032 have 51.2 and 49.7), one seed each.
 
-tanh trains for 50 epochs, eight times as long as ReLU takes to 25 %. An epoch takes a
-minute on one core of an AMD EPYC.
+tanh trains for 50 epochs, eight times as long as ReLU takes to 25 %. An epoch takes a minute on
+one core of an AMD EPYC.
 """
 
 from ml_collections import ConfigDict

@@ -51,10 +51,8 @@ def prepared(ours: Path, theirs: Path) -> list[str]:
 
 def _files(folder: Path) -> set[str]:
     found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-    ignored = (
-        "events.out.tfevents",
-        "metrics.old",
-    )  # the latter of a run that was killed while it saved for the first time
+    # metrics.old is that of a run that was killed while it saved for the first time.
+    ignored = ("events.out.tfevents", "metrics.old")
     return {n for n in found if not n.endswith(".lock") and not Path(n).name.startswith(ignored)}
 
 
