@@ -1,4 +1,4 @@
-"""The shape of the package: who imports whom, and what runs without TensorFlow."""
+"""The shape of the package and of the experiments: who imports whom, and what runs without TensorFlow."""
 
 import ast
 import subprocess
@@ -9,8 +9,9 @@ import pytest
 from helpers.runs import write_config
 
 import alexnet_jax
+import experiments
 
-PACKAGE = Path(alexnet_jax.__file__).parent
+PACKAGE, BESIDE = Path(alexnet_jax.__file__).parent, Path(experiments.__file__).parent
 # A file imports only from lower floors, or from its own floor to its left.
 FLOORS = [
     ["files", "cli.stopping", "cli.memory", "cli.config_file", "cli.commands", "data.classes"],
@@ -29,6 +30,22 @@ FLOORS = [
     ["cli.verbs", "main", "__main__"],
 ]  # fmt: skip
 ORDER = [name for floor in FLOORS for name in floor]
+# In experiments, too, a file imports only what stands before it.
+EXPERIMENTS = [
+    "changes", "results", "record.kernels", "record.together", "record.entry", "record.file",
+    "record.command",
+    "benchmark.stepper", "jobs", "sweep",
+    "sweeps.paper", "sweeps.small", "sweeps.smoke", "sweeps.finetune", "sweeps.ablations", "sweeps.ablation_rates",
+    "sweeps.start", "sweeps.towers", "sweeps.cifar10", "sweeps.cifar10_norm", "sweeps.figure1",
+    "benchmark.worker", "benchmark.limits", "benchmark.ours", "benchmark.peer", "benchmark.turns", "benchmark.machine",
+    "benchmark.steps", "benchmark.table", "benchmark.split", "benchmark.scaling", "benchmark.input_pipeline",
+    "benchmark.command", "benchmark.__main__",
+    "report.intervals", "report.rows", "report.table", "report.pictures", "report.page", "report.command",
+    "claims.measures", "claims.figure1", "claims.studies", "claims.claims", "claims.page", "claims.pictures",
+    "claims.command",
+    "torture.processes", "torture.cases", "torture.compare", "torture.trials", "torture.kills", "torture.disk",
+    "torture.fields", "torture.images", "torture.files", "torture.__main__",
+]  # fmt: skip
 
 
 def imports(path, top_only=False):
@@ -43,17 +60,22 @@ def imports(path, top_only=False):
     return found
 
 
-def test_every_file_has_its_floor():
-    there = (p.relative_to(PACKAGE).with_suffix("") for p in PACKAGE.rglob("*.py") if p.stem != "__init__")
-    assert sorted(ORDER) == sorted(".".join(path.parts) for path in there)
+@pytest.mark.parametrize(("folder", "order"), [(PACKAGE, ORDER), (BESIDE, EXPERIMENTS)])
+def test_every_file_has_its_place(folder, order):
+    there = (p.relative_to(folder).with_suffix("") for p in folder.rglob("*.py") if p.stem != "__init__")
+    assert sorted(order) == sorted(".".join(path.parts) for path in there)
 
 
-@pytest.mark.parametrize("name", ORDER)
-def test_files_import_downwards(name):
-    found = imports(PACKAGE / f"{name.replace('.', '/')}.py")
-    ours = {m.removeprefix("alexnet_jax.") for m in found} & set(ORDER)
-    above = [m for m in ours if ORDER.index(m) >= ORDER.index(name)]
-    assert not above, f"{name}.py imports {above}, which stand above it"
+@pytest.mark.parametrize(
+    ("folder", "order", "name"),
+    [(PACKAGE, ORDER, name) for name in ORDER] + [(BESIDE, EXPERIMENTS, name) for name in EXPERIMENTS],
+)
+def test_files_import_one_way(folder, order, name):
+    path = folder / f"{name.replace('.', '/')}.py"
+    assert "TYPE_CHECKING" not in path.read_text()
+    ours = {m.removeprefix(f"{folder.name}.") for m in imports(path)} & set(order)
+    later = [m for m in ours if order.index(m) >= order.index(name)]
+    assert not later, f"{name}.py imports {later}, which stand after it"
 
 
 @pytest.mark.parametrize("name", ORDER)

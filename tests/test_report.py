@@ -1,26 +1,19 @@
-"""The report: its numbers equal a table made by hand, what is left out is named, and the page is one harmless file."""
+"""The report: its numbers equal a table made by hand, and what is left out is named."""
 
-import ast
 import json
-from html.parser import HTMLParser
-from pathlib import Path
 
-import numpy as np
 import pytest
-from helpers.sweeps import STEPS, fail, fake, plan, tree
+from helpers.sweeps import STEPS, fail, fake, plan, three_seeds, tree
 from ml_collections import ConfigDict
-from PIL import Image
-from scipy import stats
 
-import experiments
 from alexnet_jax import UserError
 from alexnet_jax.cli import commands
 from alexnet_jax.config import FIELDS, flat, unflat
 from configs import caffenet, quickstart, six_conv
 from experiments.changes import CHANGES, Change
 from experiments.jobs import Cell
-from experiments.report import command, page, pictures, table
-from experiments.report.intervals import detectable, difference, holm, interval, p_value
+from experiments.report import command, table
+from experiments.report.intervals import difference, interval
 from experiments.report.rows import make_report, verdict
 from experiments.results import completed, differing, read, training_errors
 
@@ -32,12 +25,7 @@ def run(*words):
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Three seeds of a base and of no dropout, all finished."""
-    plan(tmp_path / "small", {"base": {}, "dropout_off": {"model.dropout": 0.0}})
-    for seed, (base, other) in enumerate([(0.20, 0.23), (0.22, 0.24), (0.24, 0.28)]):
-        fake(tmp_path / f"small/base/seed{seed}", seed, base)
-        fake(tmp_path / f"small/dropout_off/seed{seed}", seed, other, model__dropout=0.0)
-    return tmp_path / "small"
+    return three_seeds(tmp_path / "small")
 
 
 # --- Numbers ----------------------------------------------------------------------------------------------------------
@@ -61,56 +49,6 @@ def test_equals_a_table_made_by_hand(sweep):
     [[*cells, words]] = table.certainty_table(found).rows
     assert cells == ["DROPOUT_OFF", "+3.00", ends, "0.2", "8.33"]
     assert words == "substantial overfitting; section 4.2"
-
-
-def test_intervals_equal_scipys():
-    ours, theirs = [3.1, 2.0, 4.7, -1.0, 0.3], [1.0, 2.5, 0.5]
-    reference = stats.ttest_ind(ours, theirs, equal_var=False)
-    found = difference(ours, theirs)
-    assert found[2:] == pytest.approx(tuple(reference.confidence_interval(0.95))) and found.n == 3
-    assert p_value(ours, theirs) == pytest.approx(reference.pvalue)
-    wider = reference.confidence_interval(1 - 0.05 / 4)
-    assert difference(ours, theirs, 4)[2:] == pytest.approx(tuple(wider))
-    assert difference(ours, [1.5]) == (1, pytest.approx(1.82 - 1.5), None, None)
-    assert difference(ours, []) is None and difference([], theirs) is None
-    assert interval(ours)[2:] == pytest.approx(tuple(stats.ttest_1samp(ours, 0).confidence_interval(0.95)))
-    assert interval([2.5]) == (1, 2.5, None, None) and interval([]) is None
-
-
-def test_intervals_of_several_hold_at_once():
-    """By simulation: of 400 tables of six differences that are all zero, with one base, about one in twenty errs."""
-    generator = np.random.default_rng(0)
-    errs = {1: 0, 6: 0}
-    for _ in range(400):
-        base = list(generator.normal(0, 1, 5))
-        rows = [list(generator.normal(0, spread, 5)) for spread in (0.5, 1, 1, 1, 2, 2)]
-        for comparisons in errs:
-            errs[comparisons] += any(difference(row, base, comparisons).excludes_zero for row in rows)
-    assert errs[6] <= 30 < errs[1]  # 20 expected at most; 1 - 0.95^6 of 400 would be 106 if they were independent
-
-
-def test_p_values_equal_holms():
-    """Holm's example by hand: the smallest times 4, the next times 3, and none below the one before it."""
-    assert (p_value([1.0], [2.0, 3.0]), p_value([2.0, 2.0], [1.0, 1.0]), p_value([1.0, 1.0], [1.0, 1.0])) == (
-        None,
-        0,
-        1,
-    )
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.01, 0.04], 4) == pytest.approx([0.04, 0.12])
-    assert holm([0.9, 0.8]) == [1, 1] and holm([]) == []
-
-
-@pytest.mark.parametrize(("n", "comparisons"), [(3, 1), (8, 12)])
-def test_what_so_many_seeds_would_have_seen(n, comparisons):
-    """By simulation: a true difference of this size is found in four of five cases."""
-    spread_out = [float(x) for x in np.linspace(-1, 1, n)]  # their standard deviation is that of the simulated ones
-    size = detectable(spread_out, spread_out, comparisons)
-    generator = np.random.default_rng(1)
-    cases = generator.normal(0, np.std(spread_out, ddof=1), (1000, 2, n))
-    seen = np.mean([difference(list(a + size), list(b), comparisons).excludes_zero for a, b in cases])
-    assert seen == pytest.approx(0.8, abs=0.04)
-    assert detectable([1.0], [1.0, 2.0]) is None and detectable([2.0, 2.0], [1.0, 1.0]) == 0
 
 
 def test_a_verdict_allows_for_the_other_rows(tmp_path):
@@ -380,159 +318,6 @@ def test_what_is_missing_or_damaged_is_the_users_to_fix(tmp_path, sweep):
     assert "\n" not in str(error.value)
 
 
-# --- The page ---------------------------------------------------------------------------------------------------------
-
-
-class Page(HTMLParser):
-    """Parses a page into its tags, and its tables as rows of text; checks that every tag is closed."""
-
-    EMPTY = {"meta", "link", "img"}
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.tables, self.text = [], [], [], ""
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag not in self.EMPTY:
-            self.open.append(tag)
-        if tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data if "style" not in self.open else ""
-        if {"td", "th"} & set(self.open):
-            self.tables[-1][-1][-1] += data
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.tags if name == tag]
-
-
-HOSTILE = "<script>alert('1')</script> $k_ | \x1b[31m & <b>"
-
-
-@pytest.fixture
-def hostile(tmp_path):
-    """A sweep in which everything that comes from files is code or a control sequence."""
-    root = tmp_path / "<script>x"
-    plan(root, {"base": {}, "<img src=x>": {"model.dropout": 0.0}, "unfinished": {"model.dropout": 0.1}}, seeds=(0, 1))
-    written = json.loads((root / "sweep.json").read_text())
-    written["sweep"] = written["config"]["name"] = written["config"]["data"]["name"] = HOSTILE
-    for cell in written["cells"].values():
-        cell["title"] += HOSTILE
-    (root / "sweep.json").write_text(json.dumps(written))
-    for seed in (0, 1):
-        fake(root / f"base/seed{seed}", seed, 0.2, data__name=HOSTILE, name=HOSTILE)
-        fake(root / f"<img src=x>/seed{seed}", seed, 0.3, data__name=HOSTILE, model__dropout=0.0)
-    fake(root / "unfinished/seed0", 0, epochs=1, data__name=HOSTILE, model__dropout=0.1)
-    (root / "unfinished/seed0/failed.txt").write_text(HOSTILE)
-    return root
-
-
-def test_the_page_is_one_file_that_runs_nothing(hostile, tmp_path, capsys):
-    run(hostile, "--out", tmp_path / "out")
-    text = (tmp_path / "out/report.html").read_text()
-    assert "http" not in text and "@import" not in text and "url(" not in text
-    read_page = Page(text)
-    names = {name for name, _ in read_page.tags}
-    assert not names & {"script", "b", "iframe", "object", "svg"}
-    assert not [a for _, attributes in read_page.tags for a in attributes if a.startswith("on")]
-    images = read_page.all("img")
-    assert len(images) == 2 and all(i["src"].startswith("data:image/png;base64,") and i["alt"] for i in images)
-    assert all(link["href"].startswith(("data:", "#")) for link in read_page.all("a") + read_page.all("link"))
-    assert read_page.all("html") == [{"lang": "en"}] and len(read_page.all("title")) == 1
-    assert all(cell["scope"] in ("col", "row") for cell in read_page.all("th"))
-    assert len(read_page.all("caption")) == len(read_page.all("table")) == 4
-    assert "<script>alert('1')</script>" in read_page.text and "no checkpoint" in read_page.text
-    markdown, terminal = (tmp_path / "out/table.md").read_text(), capsys.readouterr().out
-    assert "<script" not in markdown and "<b>" not in markdown and "\x1b" not in text + markdown + terminal
-    rows = markdown.split("\n\n")[0].splitlines()
-    assert len({line.replace("\\|", "").count("|") for line in rows}) == 1 and len(rows) == 5
-    assert not list((tmp_path / "out").glob("*.tmp"))
-
-
-def test_the_page_shows_the_table_and_what_is_not_in_it(sweep, tmp_path):
-    fail(sweep / "dropout_off/seed2", "out of memory", model__dropout=0.0)
-    found = make_report([sweep])
-    (tmp_path / "out").mkdir()
-    results, certainty, runs, others = Page(
-        page.html(found, pictures.draw(found, tmp_path / "out"), "the command")
-    ).tables
-    shown = table.results_table(found)
-    assert results == [shown.headings, *shown.rows]
-    sure = table.certainty_table(found)
-    assert certainty == [sure.headings, *sure.rows]
-    assert runs[1:] == [
-        ["BASE", "", "20.00", "22.00", "24.00"],
-        ["DROPOUT_OFF", "model.dropout=0.0", "23.00", "24.00", ""],
-    ]
-    assert others[1:] == [["DROPOUT_OFF", "failed", "out of memory (epoch 3 of 4)", str(sweep / "dropout_off/seed2")]]
-
-
-def test_kernels_are_drawn_of_a_run_with_a_checkpoint(tiny_run, tmp_path):
-    before = sorted(p.name for p in tiny_run.iterdir())
-    run(tiny_run, "--out", tmp_path / "out")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "curves.png", "kernels_00_base.png", "report.html", "table.md"
-    ]  # fmt: skip
-    assert sorted(p.name for p in tiny_run.iterdir()) == before
-    assert any(
-        image["alt"].startswith("Kernels") for image in Page((tmp_path / "out/report.html").read_text()).all("img")
-    )
-
-
-def test_a_checkpoint_that_cannot_be_read_is_reported(tmp_path):
-    (fake(tmp_path / "base", 0) / "checkpoints").mkdir()
-    found = make_report([tmp_path])
-    drawn = pictures.draw(found, tmp_path)
-    [(reason, titles)] = drawn.without_kernels.items()
-    assert titles == ["base"] and "cannot be read" in reason and drawn.kernels == []
-    assert reason in Page(page.html(found, drawn, "")).text
-
-
-def test_what_is_far_off_does_not_squeeze_the_rest(tmp_path):
-    """A mean of 40 points or of 80 is only a number in the picture: the rows above are the same, pixel by pixel."""
-    drawn = []
-    for name, error in (("a", 0.5), ("b", 0.9)):
-        fake(tmp_path / name / "base", 0, 0.1)
-        for k, small in ((1.0, 0.11), (1.5, 0.095), (2.5, 0.12), (3.0, error)):
-            fake(tmp_path / name / str(k), 0, small, model__lrn__k=k)
-        path = pictures.draw_differences(make_report([tmp_path / name]).rows, tmp_path / f"{name}.png")
-        with Image.open(path) as image:
-            drawn.append(np.asarray(image.convert("L")))
-    one, other = drawn
-    differs = np.flatnonzero((one != other).any(axis=1))
-    assert one.shape == other.shape and differs.size
-    row, below = pictures.ROW * pictures.DPI, 0.5 * pictures.DPI
-    assert len(one) - below - row < differs.min() and differs.max() < len(one) - below
-
-
-def test_a_sweep_that_has_just_begun_has_a_page(tmp_path):
-    plan(tmp_path / "s", {"base": {}, "dropout_off": {"model.dropout": 0.0}}, seeds=(0,))
-    run(tmp_path / "s", "--out", tmp_path / "out")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["report.html", "table.md"]
-    assert "2 of 2 runs are not in these numbers" in Page((tmp_path / "out/report.html").read_text()).text
-
-
-def test_an_unwritable_folder_is_the_users_to_fix(sweep, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="--out"):
-        run(sweep, "--out", tmp_path / "file")
-    (tmp_path / "out/table.md").mkdir(parents=True)
-    with pytest.raises(UserError, match="table.md"):
-        run(sweep, "--out", tmp_path / "out")
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["table.md"]
-
-
 def test_files_and_folders_without_runs_are_skipped(sweep, tmp_path, capsys):
     """As the shell expands runs/small/*: sweep.json, the jobs' folder, the cells."""
     (sweep / "jobs").mkdir()
@@ -548,9 +333,6 @@ def test_a_deeply_nested_config_is_left_out(sweep):
     assert read(sweep / "base" / "seed0").state == "left out"
 
 
-# --- The shape of experiments -----------------------------------------------------------------------------------------
-
-
 def test_runs_of_earlier_versions_compare_with_todays():
     """Also one of six convolutions, and one with lrn.after_pool as it once was, true or false."""
     for preset in (six_conv, caffenet, quickstart):
@@ -560,41 +342,3 @@ def test_runs_of_earlier_versions_compare_with_todays():
         old["model.lrn.after_pool"] = bool(old["model.lrn.after_pool"])
         changed = differing(completed(json.loads(unflat(old).to_json())), flat(new))
         assert not {"model.conv_sizes", "model.conv_strides", "model.pooled", "model.lrn.after_pool"} & set(changed)
-
-
-# A file imports only files above it. Below sweep are the configs that it loads, the benchmarks and the report.
-ORDER = [
-    "changes", "results", "record.kernels", "record.together", "record.entry", "record.file",
-    "record.command",
-    "benchmark.stepper", "jobs", "sweep",
-    "sweeps.paper", "sweeps.small", "sweeps.smoke", "sweeps.finetune", "sweeps.ablations", "sweeps.ablation_rates",
-    "sweeps.start", "sweeps.towers", "sweeps.cifar10", "sweeps.cifar10_norm", "sweeps.figure1",
-    "benchmark.worker", "benchmark.limits", "benchmark.ours", "benchmark.peer", "benchmark.turns", "benchmark.machine",
-    "benchmark.steps", "benchmark.table", "benchmark.split", "benchmark.scaling", "benchmark.input_pipeline",
-    "benchmark.command", "benchmark.__main__",
-    "report.intervals", "report.rows", "report.table", "report.pictures", "report.page", "report.command",
-    "claims.measures", "claims.figure1", "claims.studies", "claims.claims", "claims.page", "claims.pictures",
-    "claims.command",
-    "torture.processes", "torture.cases", "torture.compare", "torture.trials", "torture.kills", "torture.disk",
-    "torture.fields", "torture.images", "torture.files", "torture.__main__",
-]  # fmt: skip
-FOLDER = Path(experiments.__file__).parent
-
-
-def test_every_file_of_experiments_has_its_place():
-    there = [path.relative_to(FOLDER).with_suffix("") for path in FOLDER.rglob("*.py") if path.stem != "__init__"]
-    assert sorted(ORDER) == sorted(".".join(path.parts) for path in there)
-
-
-@pytest.mark.parametrize("name", ORDER)
-def test_experiments_import_one_way(name):
-    text = (FOLDER / f"{name.replace('.', '/')}.py").read_text()
-    assert "TYPE_CHECKING" not in text
-    found = set()
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    ours = {module.removeprefix("experiments.") for module in found} & set(ORDER)
-    assert not [module for module in ours if ORDER.index(module) >= ORDER.index(name)]

@@ -1,8 +1,9 @@
-"""Runs and sweeps that were never trained: what the report reads, with the errors that a test wants."""
+"""Runs and sweeps that were never trained: what the report reads, with the errors that a test wants; and their jobs."""
 
 import json
 import shutil
 
+from alexnet_jax import UserError
 from configs import quickstart
 
 STEPS = 5  # of an epoch
@@ -61,3 +62,33 @@ def plan(folder, cells, seeds=(0, 1, 2), **fields):
     cells = {cell: {"title": cell.upper(), "fields": changed} for cell, changed in cells.items()}
     tidy = {"sweep": folder.name, "config": tree(**fields), "seeds": list(seeds), "cells": cells}
     (folder / "sweep.json").write_text(json.dumps(tidy))
+
+
+def three_seeds(folder):
+    """A sweep of three seeds of a base and of no dropout, all finished."""
+    plan(folder, {"base": {}, "dropout_off": {"model.dropout": 0.0}})
+    for seed, (base, other) in enumerate([(0.20, 0.23), (0.22, 0.24), (0.24, 0.28)]):
+        fake(folder / f"base/seed{seed}", seed, base)
+        fake(folder / f"dropout_off/seed{seed}", seed, other, model__dropout=0.0)
+    return folder
+
+
+class Job:
+    """A job that has ended."""
+
+    def done(self):
+        return True
+
+
+class Here:
+    """An executor that runs a job in this process, at once."""
+
+    def __init__(self, launcher, folder, options):
+        self.folder = folder
+
+    def submit(self, function, *args):
+        try:
+            function(*args)
+        except UserError as error:
+            print(error)
+        return Job()
