@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.report.intervals import detectable, difference, holm, interval, p_value
+from experiments.report.intervals import detectable, difference, holm, interval, p_value, seed_effect
 
 
 def test_intervals_equal_scipys():
@@ -55,3 +55,20 @@ def test_what_so_many_seeds_would_have_seen(n, comparisons):
     seen = np.mean([difference(list(a + size), list(b), comparisons).excludes_zero for a, b in cases])
     assert seen == pytest.approx(0.8, abs=0.04)
     assert detectable([1.0], [1.0, 2.0]) is None and detectable([2.0, 2.0], [1.0, 1.0]) == 0
+
+
+def test_a_seeds_effect():
+    """Of two networks F is the variance of their sums over that of their differences; without an effect p is uniform."""
+    ours, theirs = {0: 3.0, 1: 1.0, 2: 4.0, 5: 1.5}, {2: 3.5, 5: 2.0, 0: 2.0, 1: 2.5, 9: 99.0}
+    pairs = np.array([[ours[seed], theirs[seed]] for seed in ours])
+    f = pairs.sum(axis=1).var() / (pairs[:, 0] - pairs[:, 1]).var()
+    assert seed_effect([ours, theirs, {0: 7.0, 1: 5.0}]) == pytest.approx((f, stats.f.sf(f, 3, 3), 2, 4))
+    assert seed_effect([ours]) is seed_effect([ours, {7: 1.0, 8: 2.0, 9: 1.0}]) is None
+    assert seed_effect([ours, {seed: error + 1 for seed, error in ours.items()}]) is None
+    generator = np.random.default_rng(2)
+    chance, alike = 0, 0
+    for _ in range(400):
+        errors = generator.normal(0, 1, (6, 4)) + generator.normal(0, 9, (6, 1))
+        chance += seed_effect([dict(enumerate(row)) for row in errors]).p < 0.05
+        alike += seed_effect([dict(enumerate(row)) for row in errors + generator.normal(0, 2, 4)]).p < 0.05
+    assert 10 <= chance <= 30 and alike > 300

@@ -1,7 +1,7 @@
 """Differences between the mean errors of two networks: intervals, alone and for several at once, and power.
 
 Every interval of a difference is Welch's: Student's t for two groups of runs that may spread differently. Runs with the
-same seed are not paired: the seed makes no two networks' errors alike (docs/ablations.md), and pairs have half the
+same seed are not paired: the seed makes no two networks' errors alike, which seed_effect tests, and pairs have half the
 degrees of freedom.
 
 Where a table has m differences, one in twenty of the plain intervals misses by chance, so the simultaneous ones are
@@ -12,7 +12,7 @@ bound on errors is the same and which lose less.
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -52,6 +52,15 @@ class Interval(NamedTuple):
     @property
     def excludes_zero(self) -> bool:
         return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
+
+
+class SeedEffect(NamedTuple):
+    """An F test of whether networks trained with the same seed have errors that are alike."""
+
+    f: float  # the variance between seeds over that within them
+    p: float
+    groups: int  # networks
+    seeds: int  # that all of them have
 
 
 def spread(values: Sequence[float]) -> Spread | None:
@@ -135,6 +144,26 @@ def detectable(values: Sequence[float], base: Sequence[float], comparisons: int 
         return float(stats.norm.cdf((true - half) / error).mean()) - POWER
 
     return optimize.brentq(lacks, 0, half.max() + 4 * error)
+
+
+def seed_effect(groups: Sequence[Mapping[int, float]]) -> SeedEffect | None:
+    """Two-way analysis of variance, networks and seeds without interaction, of errors by seed.
+
+    Groups with fewer than three seeds are left out, and of the others the seeds that not all have. None if this leaves
+    no two groups or no two seeds, or if nothing varies within the seeds.
+    """
+    groups = [group for group in groups if len(group) >= SEEDS]
+    seeds = sorted(set.intersection(*map(set, groups))) if len(groups) > 1 else []
+    if len(seeds) < 2:
+        return None
+    errors = np.array([[group[seed] for seed in seeds] for group in groups])
+    residuals = errors - errors.mean(axis=1, keepdims=True) - errors.mean(axis=0) + errors.mean()
+    freedom = len(seeds) - 1, (len(groups) - 1) * (len(seeds) - 1)
+    within = (residuals**2).sum() / freedom[1]
+    if within < 1e-12:  # rounding
+        return None
+    f = len(groups) * errors.mean(axis=0).var(ddof=1) / within
+    return SeedEffect(float(f), float(stats.f.sf(f, *freedom)), len(groups), len(seeds))
 
 
 def _welch(values: Sequence[float], base: Sequence[float]) -> tuple[float, float]:

@@ -10,7 +10,17 @@ from alexnet_jax import UserError
 from experiments import results
 from experiments.changes import CHANGES, Change
 from experiments.record import file
-from experiments.report.intervals import Interval, Spread, detectable, difference, holm, p_value, spread
+from experiments.report.intervals import (
+    Interval,
+    SeedEffect,
+    Spread,
+    detectable,
+    difference,
+    holm,
+    p_value,
+    seed_effect,
+    spread,
+)
 from experiments.results import Group, Outcome, printable
 
 Curves = dict[int, list[float]]  # by seed: a number for each epoch
@@ -54,6 +64,11 @@ class Report:
     def comparisons(self) -> int:
         """How many differences share the confidence, measured already or not, so that no verdict depends on that."""
         return len(self.rows)
+
+    @property
+    def seed_effect(self) -> SeedEffect | None:
+        """Whether the same seed makes the errors of several rows alike; None if too few runs could tell."""
+        return seed_effect([row.errors for row in (self.base, *self.rows)])
 
     @property
     def finished(self) -> int:

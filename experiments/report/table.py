@@ -139,6 +139,7 @@ def notes(report: Report) -> list[str]:
         f"runs are on {data(report)}. The verdict compares only the signs, and only if the interval for all at once "
         "excludes zero; otherwise the difference is not significant. 2012's number is within noise where it is the "
         "difference of two single runs, a tenth of a point or so.",
+        *_seed_effect(report),
         *_second_reference(report),
     ]
 
@@ -154,6 +155,18 @@ def _at_once(report: Report) -> str:
         f"{alone}). Holm's p allows for their number too, loses less, and may be below 0.05 where the "
         "interval just includes zero. Of intervals that are 95 % each alone, one in twenty excludes zero by chance."
     )
+
+
+def _seed_effect(report: Report) -> list[str]:
+    """Whether runs of the same seed could have been paired."""
+    found = report.seed_effect
+    if found is None:
+        return []
+    return [
+        f"Runs of the same seed are not paired. Between the {found.seeds} seeds that {found.groups} of these networks "
+        f"share, errors vary {found.f:.2f} times as much as within them (F test of a two-way analysis of variance, "
+        f"p {found.p:.2g}): 1 is chance."
+    ]
 
 
 def _second_reference(report: Report) -> list[str]:
