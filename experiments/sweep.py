@@ -48,7 +48,7 @@ def add_flags(parser: ArgumentParser):
     says = "ablations, start, towers, finetune, paper, ... or a file; the config's argument follows a colon"
     parser.add_argument("--sweep", required=True, metavar="NAME[:ARG]", help=says)
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N - 1 (default: 3)")
-    says = "ablations, comma-separated, lrn for all of lrn_*; the base always runs (default: all)"
+    says = "ablations, comma-separated, lrn for all of lrn_*; the base always runs, base for it alone (default: all)"
     parser.add_argument("--only", default="", metavar="NAME,...", help=says)
     add_workdir(parser, required=False, help="the sweep's folder (default: runs/sweep_NAME)")
     says = "where the runs train: here, or each as a SLURM job (default: local)"
@@ -126,15 +126,18 @@ def _find(name: str) -> Path:
 
 
 def choose(ablations: dict[str, Change], only: str) -> dict[str, Change]:
-    """The ablations that `only` names, or all if it is empty: "lrn" is lrn_off, lrn_across, ... Raises UserError."""
+    """The ablations that `only` names, or all if it is empty: "lrn" is lrn_off, lrn_across, ..., "base" is none.
+
+    Raises UserError.
+    """
     words = [w.strip() for w in only.split(",") if w.strip()]
     if not words:
         return ablations
     chosen = set()
     for word in words:
         named = {name for name in ablations if name == word or name.startswith(f"{word}_")}
-        if not named:
-            raise UserError(f"--only: there is no ablation '{word}'; there are {', '.join(ablations)}")
+        if not named and word != "base":
+            raise UserError(f"--only: there is no ablation '{word}'; there are base, {', '.join(ablations)}")
         chosen |= named
     return {name: change for name, change in ablations.items() if name in chosen}
 

@@ -58,7 +58,7 @@ def test_what_so_many_seeds_would_have_seen(n, comparisons):
 
 
 def test_a_seeds_effect():
-    """Of two networks F is the variance of their sums over that of their differences; without an effect p is uniform."""
+    """Of two networks F is the variance of the sums over that of the differences; without an effect p is uniform."""
     ours, theirs = {0: 3.0, 1: 1.0, 2: 4.0, 5: 1.5}, {2: 3.5, 5: 2.0, 0: 2.0, 1: 2.5, 9: 99.0}
     pairs = np.array([[ours[seed], theirs[seed]] for seed in ours])
     f = pairs.sum(axis=1).var() / (pairs[:, 0] - pairs[:, 1]).var()

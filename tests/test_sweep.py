@@ -203,7 +203,8 @@ def test_only_takes_families():
         "lrn_off", "lrn_across", "lrn_before_relu", "lrn_after_pool", "lrn_caffe"
     ]  # fmt: skip
     assert list(sweep.choose(CHANGES, "pooling, lrn_off")) == ["lrn_off", "pooling"]
-    with pytest.raises(UserError, match="no ablation 'lr'; there are lrn_off"):
+    assert sweep.choose(CHANGES, "base") == {} and list(sweep.choose(CHANGES, "base,pooling")) == ["pooling"]
+    with pytest.raises(UserError, match="no ablation 'lr'; there are base, lrn_off"):
         sweep.choose(CHANGES, "lr")
 
 

@@ -10,6 +10,17 @@ from experiments.report.table import escaped
 
 BEGIN, END = "<!-- claims -->", "<!-- /claims -->"  # around the README's block
 SHOWN = 10  # rows of the README
+SHORT = {  # how a verdict begins, and its name where verdicts are counted
+    "agrees that": "agrees in direction, not in size",
+    "2012's number": "2012's number is within noise",
+    "significant": "no claim of 2012",
+} | {
+    word: word
+    for word in (
+        "agrees", "contradicts", "not significant", "not measured", "out of reach", "too few seeds", "one seed",
+        "two seeds", "one set",
+    )
+}  # fmt: skip
 Row = tuple[Claim, Found | None]
 
 INTRO = """# The paper's claims, rerun
@@ -26,14 +37,18 @@ numbers are computed from the [records](records) of the runs, and a test compare
   once (Bonferroni, for all that are planned), so they are wider than each would be alone; the others stand alone.
 - **agrees, contradicts**: the interval excludes zero, and the sign is the paper's, or is not. **not significant**: it
   includes zero; behind it is the smallest difference that so many seeds would have seen with probability 0.8.
-  **too few seeds**: there are fewer than three.
+  **too few seeds**: there are fewer than three. **one set**: one average of several networks' probabilities.
 - What is counted run by run, the first steps and the colour of the towers, has no interval: **agrees** is then in every
-  run, and a single run is only told, as **one seed**.
+  run, and a single run is only told, as **one seed**. A tower is colour-blind if at most a quarter of its kernels are
+  mostly colour, and more than half of the other tower's; towers are apart beyond chance if Fisher's exact test has a p
+  below 0.05.
 - Training errors are those of the last epoch's crops: with augmentation and with dropout, where the network has them.
 - **not measured**: no finished run is recorded. **out of reach**: it cannot be measured here, and the second table says
   what it would take.
 - Published networks for CIFAR-10: ours is the mean ± standard deviation. It agrees if the published error, which is
   rounded, is where one more run of ours would be with 95 % probability.
+- **Command, hours**: of the runs that the row reads. n is that of the smaller group; of a base, more seeds may be
+  recorded than the command trains. Where a row names a change, its command trains the base too.
 """
 
 
@@ -62,8 +77,12 @@ def block(records: Records) -> str:
     ]
     table = _table(("section", "claim", "2012", "ours", "n", "verdict", "ours is on"), body)
     reach = sum(1 for claim, _ in every if claim.measure)
-    count = f"Measured so far: {len(measured)} of {len(every)} claims; {len(every) - reach} are out of reach here."
-    return f"{BEGIN}\n{table}\n\n{count}\n{END}"
+    note = (
+        'In brackets are 95 % intervals, those of the ablations for all at once. Behind "not significant" is the '
+        f"smallest difference that so many seeds would have seen, in points. Of {len(every)} rows {len(measured)} "
+        f"are measured so far, and {len(every) - reach} are out of reach here."
+    )
+    return f"{BEGIN}\n{table}\n\n{note}\n{END}"
 
 
 def with_block(text: str, records: Records, path: str) -> str:
@@ -96,7 +115,7 @@ def _claims(found: Sequence[Row]) -> str:
 def _measured(found: Sequence[Row]) -> str:
     body = []
     for i, (claim, there) in enumerate(found, start=1):
-        command = claim.command.replace("{seeds}", str(there.n if there else 8))
+        command = claim.command.replace("{seeds}", str(there.n if there else claim.seeds))
         scale = there.scale if there else f"needs {claim.takes}" if claim.takes else "not run"
         body.append([str(i), scale, f"`{command}`" if command else "", _hours(there.runs) if there else ""])
     return _table(("row", "scale", "command", "hours of training"), body, code=2)
@@ -133,15 +152,11 @@ def _failures(records: Records) -> list[str]:
 def _counts(found: Sequence[Row]) -> str:
     """How many claims have which verdict."""
     counts = Counter(_short(verdict(claim, there)) for claim, there in found)
-    return f"The {len(found)} rows: " + ", ".join(f"{word} {count}" for word, count in counts.most_common()) + "."
+    return f"The {len(found)} rows: " + "; ".join(f"{count} {word}" for word, count in counts.most_common()) + "."
 
 
 def _short(word: str) -> str:
-    known = (
-        "agrees", "contradicts", "not significant", "not measured", "out of reach", "too few seeds", "one seed",
-        "two seeds",
-    )  # fmt: skip
-    return next((k for k in known if word.startswith(k)), "other")
+    return next((short for begins, short in SHORT.items() if word.startswith(begins)), "other")
 
 
 def _hours(runs: Iterable[dict]) -> str:
