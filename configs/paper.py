@@ -1,4 +1,4 @@
-"""The network and the training of Krizhevsky, Sutskever and Hinton (NIPS 2012), to the letter.
+"""The network and the training of Krizhevsky, Sutskever and Hinton (NIPS 2012), as the text has them.
 
     alexnet train --config configs/paper.py              # ImageNet, ILSVRC-2012
     alexnet train --config configs/paper.py:imagenette   # the same network on ten classes
