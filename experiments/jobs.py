@@ -117,7 +117,8 @@ def train_cell(config: str, workdir: str, cores: tuple[int, ...] = (), gpus: str
 def launch(cells: list[Cell], executor: submitit.Executor, at_once: int = 1) -> dict[str, str]:
     """Runs the cells that are not finished: here `at_once` at a time, on a cluster all of them.
 
-    Cells that another sweep runs here, in the same folder, are left to it.
+    Cells that another sweep runs here, in the same folder, are left to it. Those whose job an earlier start of this one
+    has submitted to a cluster, where it waits or runs, are waited for.
     Returns {cell: reason} of those that failed.
     """
     here = isinstance(executor, submitit.LocalExecutor)
@@ -129,6 +130,10 @@ def launch(cells: list[Cell], executor: submitit.Executor, at_once: int = 1) -> 
     failed: dict[str, str] = {}
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES") if here else None
     total = sum(c.config.epochs for c in cells)
+    for cell in [] if here else list(waiting):
+        if job := _submitted(cell, Path(executor.folder)):
+            waiting.remove(cell)
+            running[cell] = job, free.pop(), None
     with _sigterm_as_ctrl_c(), tqdm(total=total, unit=" epochs", dynamic_ncols=True, bar_format=BAR) as bar:
         bar.write(f"{len(cells) - len(waiting)} of {len(cells)} cells are finished", file=sys.stderr)
         try:
@@ -142,6 +147,7 @@ def launch(cells: list[Cell], executor: submitit.Executor, at_once: int = 1) -> 
                         release(lock)
                         continue
                     cores = free.pop(0)
+                    cell.failure().unlink(missing_ok=True)  # an earlier run's
                     with _ctrl_c_later() if here else contextlib.nullcontext():
                         running[cell] = _submit(executor, cell, cores, gpus), cores, lock
                     if not free:
@@ -169,9 +175,26 @@ def launch(cells: list[Cell], executor: submitit.Executor, at_once: int = 1) -> 
 def _submit(executor: submitit.Executor, cell: Cell, cores: tuple[int, ...], gpus: str | None) -> submitit.Job:
     """Starts the job of a cell. Raises UserError if the cluster refuses it."""
     try:
-        return executor.submit(train_cell, cell.config.to_json(), str(cell.workdir), cores, gpus)
+        job = executor.submit(train_cell, cell.config.to_json(), str(cell.workdir), cores, gpus)
+        if not isinstance(executor, submitit.LocalExecutor):
+            _number(cell, Path(executor.folder)).write_text(job.job_id)
+        return job
     except submitit.core.utils.FailedJobError as e:
         raise UserError(f"the job of {cell} cannot be submitted ({one_line(e)}): check the options --slurm") from e
+
+
+def _submitted(cell: Cell, folder: Path) -> submitit.Job | None:
+    """The job of a cell that waits or runs on the cluster, submitted by an earlier start of this sweep."""
+    try:
+        job = submitit.SlurmJob(folder, _number(cell, folder).read_text())
+    except FileNotFoundError:
+        return None
+    return None if job.done() else job
+
+
+def _number(cell: Cell, folder: Path) -> Path:
+    """The file with the number of a cell's last job on the cluster."""
+    return folder / f"{cell.name}.seed{cell.seed}.job"
 
 
 @contextlib.contextmanager
@@ -274,7 +297,7 @@ def make_executor(launcher: str, folder: Path, options: list[str]) -> submitit.E
         key, equals, value = option.partition("=")
         if not equals:
             raise UserError(f"--slurm {option} is not KEY=VALUE, as in --slurm partition=gpu")
-        parameters[f"slurm_{key}"] = int(value) if value.isdigit() else value
+        parameters[f"slurm_{key}"] = int(value) if value.isdecimal() else value
     try:
         if launcher == "slurm":
             slurm = submitit.AutoExecutor(folder, cluster="slurm")

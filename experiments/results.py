@@ -74,6 +74,12 @@ def read(folder: Path) -> Outcome:
     return Outcome(folder, "finished", "", settings, records, final)
 
 
+def training_records(run: Outcome) -> list[dict]:
+    """A run's training records, one for each step: a resumed run repeats some, and the last one counts."""
+    by_step = {r["step"]: r for r in run.records if r.get("split") == "train" and (number(r, "step") or 0) > 0}
+    return [by_step[step] for step in sorted(by_step)]
+
+
 def training_errors(run: Outcome) -> list[float]:
     """The top-1 training error of each epoch of a finished run, fractions; nan where an epoch has no record.
 
@@ -81,12 +87,10 @@ def training_errors(run: Outcome) -> list[float]:
     numbers of steps.
     """
     epochs = run.settings["epochs"]
-    train = [r for r in run.records if r.get("split") == "train" and (number(r, "step") or 0) > 0]
-    records = {r["step"]: number(r, "top1_error") for r in train}  # a resumed run repeats steps: the last one counts
     sums, steps, before = [0.0] * epochs, [0] * epochs, 0
-    for step in sorted(records):
+    for record in training_records(run):
+        step, error = record["step"], number(record, "top1_error")
         epoch = min(math.ceil(step * epochs / run.final["step"]), epochs)
-        error = records[step]
         if error is not None:
             sums[epoch - 1] += error * (step - before)
             steps[epoch - 1] += step - before
@@ -249,15 +253,19 @@ def planned(sweep: Path) -> tuple[str, str, list[Group]]:
     path = sweep / PLAN
     try:
         plan = json.loads(path.read_bytes())
-        base, seeds = completed(plan["config"]), [int(seed) for seed in plan["seeds"]]
+        base = completed(plan["config"])
         if wrong := missing(base):
             raise ValueError(f"its config has no usable {', '.join(wrong)}")
         groups = []
         for cell, what in plan["cells"].items():
             group = Group(printable(what["title"]), computes(base | _flat(what["fields"])))
             group.name = printable(cell)
+            seeds = [int(seed) for seed in what.get("seeds", plan.get("seeds"))]  # the plan's, until 2026-11-28
             group.runs = [_planned_run(sweep / cell / f"seed{seed}", seed, group) for seed in seeds]
             groups.append(group)
+        if not groups:
+            raise ValueError("it plans no run")
+        _count_classes(groups)
         return printable(plan["sweep"]), printable(base["name"]), groups
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror})") from error
@@ -275,6 +283,14 @@ def _planned_run(folder: Path, seed: int, group: Group) -> Outcome:
         reason = f"not what sweep.json plans: {values(fields, run.settings)}"
         return dataclasses.replace(run, state="left out", reason=reason)
     return run
+
+
+def _count_classes(groups: list[Group]):
+    """Puts the number of classes into a plan that leaves it to the data, once a run has it."""
+    counted = [r.settings["model.num_classes"] for g in groups for r in g.runs if r.state in ("finished", "unfinished")]
+    for group in groups:
+        if counted and group.settings["model.num_classes"] == 0:
+            group.settings["model.num_classes"] = counted[0]
 
 
 def gather(folders: Sequence[Path], groups: list[Group]) -> list[Outcome]:
@@ -327,11 +343,10 @@ def find_change(group: Group, base: Group) -> Change | None:
     """The entry of CHANGES that a group makes to the base, if it is one of them, also at a learning rate of its own."""
     fields = {f: group.settings.get(f) for f in differing(group.settings, base.settings)}
     at_its_rate = {f: value for f, value in fields.items() if f != "optimizer.learning_rate"}
-    config = ConfigDict(unflatten_dict(base.settings, sep="."))
     for change in CHANGES.values():
         try:
-            changed = _flat(change.fields(config))
-        except (AttributeError, KeyError, TypeError, ValueError):  # an older base without the fields that it changes
+            changed = _flat(change.fields(ConfigDict(unflatten_dict(base.settings, sep="."))))
+        except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError):  # an older base, or an edited one
             continue
         effect = {f: v for f, v in changed.items() if f not in base.settings or base.settings[f] != v}
         if effect and effect in (fields, at_its_rate):

@@ -16,6 +16,7 @@ machine, shares the cells. With --skip-recorded NAME it leaves out the runs that
 """
 
 import json
+import math
 import re
 import statistics
 import sys
@@ -70,8 +71,7 @@ def main(flags: Namespace) -> int:
         raise UserError(f"--at-once is {flags.at_once} and must be from 1 to 1000")
     base, ablations = read_sweep(flags.sweep)
     ablations = choose(ablations, flags.only)
-    stem = Path(flags.sweep).stem.replace(":", "_")
-    workdir = expanded(flags.workdir or f"runs/sweep_{stem}")
+    workdir = expanded(flags.workdir or f"runs/sweep_{_label(flags.sweep)}")
     planned = cells = make_cells(base, ablations, flags.seeds, workdir)
     if flags.skip_recorded:
         cells = unrecorded(planned, flags.skip_recorded)
@@ -112,6 +112,12 @@ def read_sweep(name: str) -> tuple[ConfigDict, dict[str, Change]]:
     return base, ablations
 
 
+def _label(name: str) -> str:
+    """A sweep's name as a part of a folder's: small_cifar10 for small:cifar10, mine for folder/mine.py."""
+    name, _, arg = name.partition(":")
+    return "_".join(filter(None, (Path(name).stem, re.sub(r"[^\w.-]+", "_", arg))))
+
+
 def _find(name: str) -> Path:
     """The file of a sweep. Raises UserError if there is none."""
     is_path = "/" in name or name.endswith(".py")
@@ -135,8 +141,10 @@ def choose(ablations: dict[str, Change], only: str) -> dict[str, Change]:
         return ablations
     chosen = set()
     for word in words:
+        if word == "base":
+            continue
         named = {name for name in ablations if name == word or name.startswith(f"{word}_")}
-        if not named and word != "base":
+        if not named:
             raise UserError(f"--only: there is no ablation '{word}'; there are base, {', '.join(ablations)}")
         chosen |= named
     return {name: change for name, change in ablations.items() if name in chosen}
@@ -208,17 +216,20 @@ def record(workdir: Path, sweep: str, base: ConfigDict, cells: list[Cell], title
     """
     path = workdir / results.PLAN
     config = json.loads(base.to_json())
-    seeds = sorted({cell.seed for cell in cells})
-    plan = {"sweep": sweep, "config": config, "seeds": seeds, "cells": _planned(base, cells, titles)}
+    plan = {"sweep": sweep, "config": config, "cells": _planned(base, cells, titles)}
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         with locked(workdir):
             if path.exists():
                 old = json.loads(path.read_text())
-                if results.completed(old["config"]) != results.completed(config):
+                there, here = (results.computes(results.completed(c)) for c in (old["config"], config))
+                if there != here:
                     raise UserError(f"{workdir} contains a sweep of another base: name another --workdir")
-                plan["seeds"] = sorted({*old["seeds"], *plan["seeds"]})
-                plan["cells"] = old["cells"] | plan["cells"]
+                cells_there = {name: {"seeds": old.get("seeds")} | cell for name, cell in old["cells"].items()}
+                for name in cells_there.keys() & plan["cells"].keys():
+                    cell = plan["cells"][name]
+                    cell["seeds"] = sorted({*cells_there[name]["seeds"], *cell["seeds"]})
+                plan["cells"] = cells_there | plan["cells"]
             with replacing(path) as partial:
                 partial.write_text(json.dumps(plan, indent=2) + "\n")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
@@ -226,13 +237,14 @@ def record(workdir: Path, sweep: str, base: ConfigDict, cells: list[Cell], title
 
 
 def _planned(base: ConfigDict, cells: list[Cell], titles: dict[str, str]) -> dict[str, dict]:
-    """The cells of a plan: each title, and the fields that the runs will have otherwise than the base."""
+    """The cells of a plan: each title, the fields that its runs have otherwise than the base, and their seeds."""
     settings = results.computes(results.completed(base.to_dict()))
     planned = {}
     for cell in cells:
         ours = results.computes(results.completed(cell.config.to_dict()))
         fields = {name: ours[name] for name in results.differing(ours, settings)}
-        planned.setdefault(cell.name, {"title": titles.get(cell.name, cell.name), "fields": fields})
+        one = planned.setdefault(cell.name, {"title": titles.get(cell.name, cell.name), "fields": fields, "seeds": []})
+        one["seeds"].append(cell.seed)
     return planned
 
 
@@ -280,7 +292,8 @@ def run_seconds(base: ConfigDict) -> float:
         step()
         seconds.append(time.perf_counter() - start)
     steps = base.epochs * (len(prepared.train) // base.batch_size)
-    evaluations = len(range(0, base.epochs, base.evaluation.every_epochs)) + base.evaluation.views
+    evaluations = math.ceil(base.epochs / base.evaluation.every_epochs)
+    evaluations += base.evaluation.views if base.evaluation.views > 1 else 0
     steps += evaluations * len(prepared.evaluation) / base.batch_size / 3
     return compiling + steps * statistics.median(seconds)
 

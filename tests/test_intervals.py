@@ -33,6 +33,14 @@ def test_intervals_of_several_hold_at_once():
     assert errs[6] <= 30 < errs[1]  # 20 expected at most; 1 - 0.95^6 of 400 would be 106 if they were independent
 
 
+def test_equal_errors_are_equal_however_many_there_are():
+    """Means of 3, 4, ..., 11 equal numbers differ in the last digit, and their intervals have no width."""
+    for value in 100 * np.arange(3926) / 3925:
+        for n, m in ((3, 11), (7, 5), (11, 8)):
+            ours, theirs = [float(value)] * n, [float(value)] * m
+            assert not difference(ours, theirs).excludes_zero and p_value(ours, theirs) == 1
+
+
 def test_p_values_equal_holms():
     """Holm's example by hand: the smallest times 4, the next times 3, and none below the one before it."""
     assert (p_value([1.0], [2.0, 3.0]), p_value([2.0, 2.0], [1.0, 1.0]), p_value([1.0, 1.0], [1.0, 1.0])) == (

@@ -128,6 +128,50 @@ def test_a_job_that_the_cluster_refuses_is_one_line(config, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_a_sweep_on_a_cluster_waits_for_the_jobs_that_it_has_submitted(config, tmp_path, monkeypatch, done):
+    """The same command after Ctrl-C, which leaves them running. One of an ended job is submitted again."""
+    monkeypatch.setattr(jobs.time, "sleep", lambda seconds: done.add("running"))
+    submitted = []
+
+    class Submitted:
+        def __init__(self, folder, job_id):
+            self.job_id, self.paths = job_id, type("", (), {"stderr": "its output"})
+
+        def done(self):
+            return self.job_id == "1" or "running" in done
+
+    class Cluster(Here):
+        def submit(self, function, config, workdir, cores, gpus):
+            submitted.append(Path(workdir).name)
+            done.add(submitted[-1])
+            return Submitted(self.folder, "3")
+
+    monkeypatch.setattr(jobs.submitit, "SlurmJob", Submitted)
+    monkeypatch.setattr(jobs.submitit, "LocalExecutor", type("", (), {}))
+    cells = [jobs.Cell(name, 0, config, tmp_path / name) for name in ("running", "ended", "new")]
+    for cell, number in zip(cells, "21", strict=False):
+        (tmp_path / f"{cell.name}.seed0.job").write_text(number)
+    assert jobs.launch(cells, Cluster("slurm", tmp_path, [])) == {} and submitted == ["ended", "new"]
+    assert [(tmp_path / f"{cell.name}.seed0.job").read_text() for cell in cells] == ["2", "3", "3"]
+
+
+def test_an_earlier_runs_failure_is_not_taken_for_this_ones(config, tmp_path, monkeypatch, done):
+    """A job that ends before it begins to train: killed at once, or unable to import."""
+
+    class Dies(Here):
+        def submit(self, function, *args):
+            job = Job()
+            job.paths = type("", (), {"stderr": "its output"})
+            return job
+
+    monkeypatch.setattr(jobs.submitit, "LocalExecutor", Dies)
+    cell = jobs.Cell("base", 0, config, tmp_path / "base")
+    cell.workdir.mkdir()
+    cell.failure().write_text("the loss is nan")
+    failed = jobs.launch([cell], Dies("local", tmp_path / "jobs", []))
+    assert "without a message" in failed["base, seed 0"] and "nan" not in cell.failure().read_text()
+
+
 @pytest.mark.parametrize("gpus", [None, "", "-1", "1,0", "GPU-8a56"])
 def test_a_job_sees_the_gpus_of_the_sweep(config, tmp_path, monkeypatch, gpus):
     """Which submitit would hide: its job begins with an empty CUDA_VISIBLE_DEVICES."""

@@ -32,7 +32,7 @@ FLOORS = [
 ORDER = [name for floor in FLOORS for name in floor]
 # In experiments, too, a file imports only what stands before it.
 EXPERIMENTS = [
-    "changes", "results", "record.kernels", "record.together", "record.entry", "record.file",
+    "changes", "results", "record.kernels", "record.ensemble", "record.entry", "record.file",
     "record.command",
     "benchmark.stepper", "jobs", "sweep",
     "sweeps.paper", "sweeps.small", "sweeps.smoke", "sweeps.finetune", "sweeps.ablations", "sweeps.ablation_rates",

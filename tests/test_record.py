@@ -8,7 +8,7 @@ from helpers.sweeps import fail, fake, plan
 
 from alexnet_jax import UserError
 from alexnet_jax.cli import commands
-from experiments.record import command, entry, file, together
+from experiments.record import command, ensemble, entry, file
 from experiments.report import table
 from experiments.report.rows import make_report
 from experiments.results import computes, read
@@ -94,6 +94,18 @@ def test_a_cell_is_known_by_what_it_computes(sweep, tmp_path):
     assert file.read(record(tmp_path, another, "--cell", "quarter")).fields["quarter"] == {"model.dropout": 0.25}
 
 
+def test_what_is_planned_and_not_started_counts_among_the_comparisons(sweep, tmp_path):
+    """Else a record would allow for fewer than its sweep, and the verdict would depend on how far it is."""
+    changes = {"model.pool_size": 2}
+    plan(sweep, {"base": {}, "dropout_off": {"model.dropout": 0.0}, "pooling": changes})
+    theirs, ours = make_report([sweep]), make_report([record(tmp_path, sweep)])
+    assert ours.comparisons == theirs.comparisons == 2
+    assert table.results_table(ours).rows[1] == table.results_table(theirs).rows[1]
+    assert file.read(tmp_path / "records/study.json").fields["pooling"] == changes
+    fake(sweep / "pooling/seed0", 0, 0.3, model__pool_size=2)
+    assert sorted(file.read(record(tmp_path, sweep)).of_cell("pooling")) == [0]
+
+
 def test_other_results_of_the_same_run_are_refused(sweep, tmp_path):
     path = record(tmp_path, sweep)
     before = path.read_bytes()
@@ -141,9 +153,24 @@ def test_a_failure_without_a_config_takes_the_cell_from_any_other_run_or_is_name
 
 
 def test_what_cannot_be_recorded_is_named(sweep, tmp_path, capsys):
+    """The other runs are recorded, and the record can be read."""
     (sweep / "base/seed1/config.json").write_text("{")
-    record(tmp_path, sweep)
-    assert "not recorded" in (said := capsys.readouterr().err) and "seed1" in said
+    (sweep / "base/seed2/provenance.json").write_text("{")
+    (sweep / "dropout_off/seed0/metrics.jsonl").write_text(
+        "".join(line for line in (sweep / "dropout_off/seed0/metrics.jsonl").open() if "train" not in line)
+    )
+    nan = (
+        (sweep / "dropout_off/seed1/metrics.jsonl")
+        .read_text()
+        .replace('"epoch": 2.0, "split": "train"', '"epoch": NaN, "split": "train"')
+    )
+    (sweep / "dropout_off/seed1/metrics.jsonl").write_text(nan)
+    found = file.read(record(tmp_path, sweep))
+    assert found.runs.keys() == {("base", 0), ("dropout_off", 2)} and "NaN" in nan
+    said = capsys.readouterr().err
+    for run in ("base/seed1", "base/seed2", "dropout_off/seed0", "dropout_off/seed1"):
+        assert f"not recorded: {sweep / run}: " in said
+    assert "no usable" in said and len(said.splitlines()) == 4
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no run to record in .*empty"):
         record(tmp_path, tmp_path / "empty")
@@ -164,7 +191,14 @@ DEEP = "[" * 10**5
         ("runs", "training", None), ("runs", "training", [0.1]), ("runs", "top1", "0.2"), ("runs", "points", {}),
         ("runs", "images", 3), ("runs", "seed", "0"), ("runs", "views", None), ("runs", "machine", []),
         ("settings", "epochs", None), ("settings", "evaluation.views", "ten"), ("settings", None, []),
-        ("runs", "centre_top1", "0.2"), ("runs", "hours", "1"), ("runs", None, DEEP),
+        ("runs", "centre_top1", "0.2"), ("runs", "hours", "1"), ("runs", None, DEEP), ("runs", "date", 5),
+        ("runs", "points", {"epoch": [1.0, 2.0], "loss": [1.0], "top1": [0.5, 0.5]}),
+        ("runs", "points", {"epoch": [None], "loss": [1.0], "top1": [0.5]}),
+        ("runs", "points", {"epoch": [1e308], "loss": [1.0], "top1": [0.5]}), ("runs", "seed", 1),
+        ("settings", "model.conv_widths", {}), ("settings", "model.gone", 1),
+        ("cells", "base", {"title": 5, "fields": {}}),
+        ("ensembles", None, [{"cell": "base", "seeds": [0, 1]}]),
+        ("ensembles", None, [{"cell": "base", "seeds": 3, "top1": 0.2}]),
     ],
 )  # fmt: skip
 def test_a_damaged_record_is_one_line(sweep, tmp_path, part, name, value):
@@ -213,19 +247,40 @@ def test_a_checkpoints_kernels_are_counted(tiny_run, tmp_path):
     assert math.isclose(run["points"]["epoch"][-1], len(run["training"]))
 
 
-def test_runs_together_are_evaluated_as_one(tiny_run, tmp_path):
+def test_flags_that_would_do_nothing_are_refused(sweep, tmp_path):
+    for words, says in (
+        (("--ensemble", 4), "--ensemble is 4 and must be from 2 to 3"),
+        (("--ensemble", 1), "must be from 2 to 3"),
+        (("--cell", "mine"), "--cell mine: .*small is a sweep"),
+    ):
+        with pytest.raises(UserError, match=says):
+            record(tmp_path, sweep, *words)
+
+
+def test_a_run_without_a_field_of_its_record_is_refused_at_once(sweep, tmp_path):
+    """Of a later version, which has dropped the field: recorded as a cell, it could never be found again."""
+    path = record(tmp_path, sweep)
+    kept = file.read(path)
+    kept.settings["model.gone"] = 1
+    settings = read(sweep / "dropout_off/seed1").settings | {"model.dropout": 0.1}
+    with pytest.raises(UserError, match="the record study has model.gone, and a run of new has not"):
+        file.add_cell(kept, "new", "new", settings)
+    assert "new" not in kept.fields
+
+
+def test_an_ensemble_is_evaluated_as_one(tiny_run, tmp_path):
     """A run with itself has its own error; it is written once, and other records are left as they are."""
     [alone] = file.read(record(tmp_path, tiny_run)).runs.values()
-    found = together.of_runs("base", [read(tiny_run), read(tiny_run)])
+    found = ensemble.of_runs("base", [read(tiny_run), read(tiny_run)])
     assert found == {"cell": "base", "seeds": [alone["seed"]] * 2, "views": alone["views"]} | {
         name: pytest.approx(alone[name], abs=1e-6) for name in ("top1", "top5")
     }
     kept = file.read(tmp_path / "records/study.json")
     before = (tmp_path / "records/study.json").read_bytes()
     for _ in range(2):
-        file.add_together(kept, found)
+        file.add_ensemble(kept, found)
     file.write(kept, tmp_path / "records/study.json")
-    assert file.read(tmp_path / "records/study.json").together == [found]
+    assert file.read(tmp_path / "records/study.json").ensembles == [found]
     assert (tmp_path / "records/study.json").read_bytes().startswith(before[:-3])
     record(tmp_path, tiny_run)
-    assert file.read(tmp_path / "records/study.json").together == [found]
+    assert file.read(tmp_path / "records/study.json").ensembles == [found]

@@ -239,7 +239,8 @@ def test_a_plan_may_leave_the_number_of_classes_to_the_data(tmp_path):
     """The run writes how many there are: it is the planned one all the same, and may go on."""
     plan(tmp_path / "s", {"base": {}}, seeds=[0], model__num_classes=0)
     fake(tmp_path / "s/base/seed0", 0, 0.2, model__num_classes=7)
-    assert list(make_report([tmp_path / "s"]).base.group.finished) == [0]
+    found = make_report([tmp_path / "s"]).base.group
+    assert list(found.finished) == [0] and found.settings["model.num_classes"] == 7
     Cell("base", 0, ConfigDict(tree(model__num_classes=0)), tmp_path / "s/base/seed0").check()
     with pytest.raises(UserError, match="another config"):
         Cell("base", 0, ConfigDict(tree(model__num_classes=6)), tmp_path / "s/base/seed0").check()
@@ -308,6 +309,7 @@ def test_what_is_missing_or_damaged_is_the_users_to_fix(tmp_path, sweep):
         "[]",
         '{"sweep": "x"}',
         '{"sweep": "x", "config": {}, "seeds": [0], "cells": {}}',
+        json.dumps({"sweep": "x", "config": tree(), "cells": {}}),
         '{"sweep": "x", "config": 1}',
     ):
         (sweep / "sweep.json").write_text(damaged)

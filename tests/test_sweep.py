@@ -141,7 +141,7 @@ def test_cells_go_seed_by_seed(config, tmp_path):
 def test_recorded_runs_are_left_out_if_asked(config, tmp_path, capsys):
     """Those that are finished and compute the same, under any name; not another seed, and not an unfinished one."""
     cells = sweep.make_cells(config, {"pooling": CHANGES["pooling"]}, 3, tmp_path)
-    record, settings = file.Record("earlier"), results.completed(cells[0].config.to_dict())
+    record, settings = file.Record("earlier", "base"), results.completed(cells[0].config.to_dict())
     for cell, change in (("first", {}), ("second", {"model.pool_size": 2, "model.pool_stride": 2})):
         file.add_cell(record, cell, cell, settings | change | {"name": "other", "log_every_steps": 99})
     for cell, seed, state in (("first", 0, "finished"), ("second", 2, "finished"), ("first", 1, "unfinished")):
@@ -198,12 +198,22 @@ def test_the_plan_counts_epochs(config, tmp_path, monkeypatch, capsys):
     assert "long  x-" in said and "3.0 runs that remain take 50 min" in said
 
 
+def test_a_sweeps_folder_is_named_after_it_and_its_argument():
+    names = {
+        "small": "small", "small:cifar10": "small_cifar10", "x/mine.py": "mine", "x/mine.py:long": "mine_long",
+        "/x/mine.py:a.b": "mine_a.b", "small:a/b": "small_a_b",
+    }  # fmt: skip
+    assert {name: sweep._label(name) for name in names} == names
+
+
 def test_only_takes_families():
     assert list(sweep.choose(CHANGES, "lrn")) == [
         "lrn_off", "lrn_across", "lrn_before_relu", "lrn_after_pool", "lrn_caffe"
     ]  # fmt: skip
     assert list(sweep.choose(CHANGES, "pooling, lrn_off")) == ["lrn_off", "pooling"]
-    assert sweep.choose(CHANGES, "base") == {} and list(sweep.choose(CHANGES, "base,pooling")) == ["pooling"]
+    rates = sweep.read_sweep("ablation_rates")[1]  # base_0.01 and so on
+    assert sweep.choose(CHANGES, "base") == sweep.choose(rates, "base") == {}
+    assert list(sweep.choose(CHANGES, "base,pooling")) == ["pooling"]
     with pytest.raises(UserError, match="no ablation 'lr'; there are base, lrn_off"):
         sweep.choose(CHANGES, "lr")
 
@@ -216,8 +226,17 @@ def test_a_workdir_of_another_base_is_refused(config, tmp_path):
     record({}, 1)
     record({"pooling": CHANGES["pooling"]}, 3)
     plan = json.loads((tmp_path / "sweep.json").read_text())
-    assert plan["seeds"] == [0, 1, 2] and list(plan["cells"]) == ["base", "pooling"]
-    assert plan["cells"]["pooling"] == {"title": CHANGES["pooling"].title, "fields": {"model.pool_size": 2}}
+    assert list(plan["cells"]) == ["base", "pooling"] and plan["cells"]["base"]["seeds"] == [0, 1, 2]
+    assert plan["cells"]["pooling"] == {
+        "title": CHANGES["pooling"].title, "fields": {"model.pool_size": 2}, "seeds": [0, 1, 2]
+    }  # fmt: skip
+    record({"tanh": CHANGES["tanh"]}, 1)
+    plan = json.loads((tmp_path / "sweep.json").read_text())
+    assert {name: cell["seeds"] for name, cell in plan["cells"].items()} == {
+        "base": [0, 1, 2], "pooling": [0, 1, 2], "tanh": [0]
+    }  # fmt: skip
+    config.log_every_steps, config.checkpoint_every_steps = 77, 50  # they compute nothing
+    record({}, 1)
     config.batch_size = 8
     with pytest.raises(UserError, match="another base"):
         record({}, 1)
@@ -233,11 +252,13 @@ def test_a_workdir_of_another_base_is_refused(config, tmp_path):
         (["--sweep", "cifar10:smoke"], "cifar10 takes none"),
         (["--sweep", "figure1:smoke"], "figure1 takes only tanh"),
         (["--sweep", "smoke:mnist"], "mnist"),
-        (["--sweep", "smoke", "--launcher", "slurm"], "slurm"),
+        (["--sweep", "smoke", "--launcher", "slurm"], "--launcher slurm cannot be used here"),
+        (["--sweep", "smoke", "--slurm", "mem=\u00b2", "--launcher", "slurm"], "cannot be used here"),
         (["--sweep", "smoke", "--slurm", "gpu"], "KEY=VALUE"),
     ],
 )
-def test_wrong_flags_end_in_one_line(flags, says, tmp_path):
+def test_wrong_flags_end_in_one_line(flags, says, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")  # where SLURM is not
     with pytest.raises(UserError, match=says) as error:
         run(*flags, "--workdir", tmp_path / "runs")
     assert "\n" not in str(error.value)

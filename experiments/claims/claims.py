@@ -7,6 +7,7 @@ computerhistory/AlexNet-Source-Code) or cuda-convnet's. Differences are in perce
 from dataclasses import dataclass
 from typing import Literal
 
+from experiments.changes import CHANGES
 from experiments.claims import figure1, studies
 from experiments.claims.measures import Measure, difference, overfit, overfitting, training
 
@@ -31,17 +32,13 @@ class Claim:
     seeds: int = 8  # of the command while none is measured
 
 
-def _ablation(section: str, says: str, paper: str, cell: str, number: float | None = None, **more) -> Claim:
-    """A claim about the error that a change of the ablations costs."""
-    more = {"measure": difference("ablations", cell), "unit": "points"} | more
+def _ablation(section: str, says: str, paper: str, cell: str, **more) -> Claim:
+    """A claim about the error that a change of the ablations costs; its number is that of the change."""
+    change = CHANGES[cell]
+    measure = difference("ablations", cell, noise=change.noise)
+    more = {"measure": measure, "number": change.top1, "unit": "points"} | more
     command = SWEEP.replace("{only}", cell)
-    return Claim(section, says, paper, command=command, number=number, **more)
-
-
-def _little(section: str, says: str, paper: str, cell: str, number: float | None = None) -> Claim:
-    """A note that a change of the ablations matters little: its sign means nothing."""
-    measure = difference("ablations", cell, noise=True)
-    return _ablation(section, f"{says} changes little", paper, cell, number, measure=measure)
+    return Claim(section, says, paper, command=command, **more)
 
 
 def _ours(says: str, cell: str) -> Claim:
@@ -74,24 +71,24 @@ def _views(study: str, cell: str, what: str, command: str, **more) -> Claim:
 
 
 CLAIMS = (
-    _ablation("1", "removing any convolution hurts: without conv3", "worse", "conv3_removed"),
-    _ablation("1", "removing any convolution hurts: without conv4", "worse", "conv4_removed"),
+    _ablation("1", "removing any convolution hurts: without conv3", "worse", "conv3_removed", number=None),
+    _ablation("1", "removing any convolution hurts: without conv4", "worse", "conv4_removed", number=None),
     _ours("conv3 and conv4 removed", "conv34_removed"),
     Claim(
         "3.1, figure 1", "a ReLU network reaches 25 % training error sooner than a tanh network, CIFAR-10", "6 times",
         figure1.measure, "alexnet sweep --sweep figure1 --seeds {seeds}", main=True,
     ),
     _ours("tanh instead of ReLU: the error, not the speed", "tanh"),
-    _ablation("3.2", "one column of half the kernels raises the error", "1.7", "one_column", 1.7, main=True),
+    _ablation("3.2", "one column of half the kernels raises the error", "1.7", "one_column", main=True),
     _unreachable(
         "3.2", "two GPUs train a little faster than the one column on one GPU", "slightly less time",
         "two accelerators of the same kind",
     ),
-    _ablation("3.2, note #150", "towers that meet only at the classifier raise the error", "1.17", "no_exchange", 1.17),
-    _ablation("3.3", "no response normalization raises the error", "1.4", "lrn_off", 1.4, main=True),
+    _ablation("3.2, note #150", "towers that meet only at the classifier raise the error", "1.17", "no_exchange"),
+    _ablation("3.3", "no response normalization raises the error", "1.4", "lrn_off", main=True),
     Claim(
         "3.3", "CIFAR-10: the network with normalization has a lower error (two published networks)", "2 (13 to 11 %)",
-        studies.gap("cifar10", ("cifar10_13pct",), ("cifar10_11pct",)),
+        studies.gap("cifar10", "cifar10_13pct", "cifar10_11pct"),
         CIFAR.replace("{only}", "cifar10_13pct,cifar10_11pct"), "", 2.0, "points", seeds=3,
     ),
     Claim(
@@ -99,10 +96,13 @@ CLAIMS = (
         difference("cifar10_norm", "norm_off"), "alexnet sweep --sweep cifar10_norm --seeds {seeds}", "",
         2.0, "points", seeds=5,
     ),
-    _little("3.3, notes #120, #131", "normalizing conv1 after its pool", "0.11, one run each", "lrn_after_pool", 0.11),
-    _little("3.3, notes #131, #135", "k = 1 instead of 2", "-0.14, one run each", "lrn_caffe", -0.14),
+    _ablation(
+        "3.3, notes #120, #131", "normalizing conv1 after its pool changes little", "0.11, one run each",
+        "lrn_after_pool",
+    ),
+    _ablation("3.3, notes #131, #135", "k = 1 instead of 2 changes little", "-0.14, one run each", "lrn_caffe"),
     _ablation("3.3, note #166", "both norms before the ReLU gain nothing", "no gain", "lrn_before_relu"),
-    _ablation("3.4", "pooling without overlap raises the error", "0.4", "pooling", 0.4, main=True),
+    _ablation("3.4", "pooling without overlap raises the error", "0.4", "pooling", main=True),
     _ablation(
         "3.4", "and overfits a little more: error minus training error", "slightly more", "pooling",
         measure=difference("ablations", "pooling", overfit), unit="",
@@ -112,7 +112,7 @@ CLAIMS = (
         "4.1", "without crops and flips the network overfits", "substantial", "crops_off",
         measure=overfitting("ablations", "crops_off"), main=True,
     ),
-    _ablation("4.1", "no colour noise raises the error", "over 1", "noise_off", 1.0, main=True),
+    _ablation("4.1", "no colour noise raises the error", "over 1", "noise_off", main=True),
     _views("ablations", "base", "a quarter of the width", SWEEP.replace("{only}", "base"), main=True),
     _views("full", "imagenette", "full width", "alexnet train --config configs/imagenette.py"),
     _views("full", "imagenette_small", "half the width", "alexnet train --config configs/imagenette_small.py"),
@@ -143,8 +143,8 @@ CLAIMS = (
     _unreachable("6, table 2", "ILSVRC-2012, one network", "40.7 and 18.2 %", IMAGENET),
     Claim(
         "6, table 2", "one network has a higher error than five averaged", "2.6 (40.7 to 38.1 %)",
-        studies.together("ablations", "base", 5),
-        "alexnet record runs/sweep_ablations/base --to ablations --together 5", "", 2.6, "points",
+        studies.ensemble("ablations", "base", 5),
+        "alexnet record runs/sweep_ablations/base --to ablations --ensemble 5", "", 2.6, "points",
     ),
     _unreachable(
         "6, table 2", "validation and test error are alike", "within 0.1", "ILSVRC-2012's test labels, not published"
@@ -176,8 +176,8 @@ CLAIMS = (
         "6.1, figure 4", "nearest neighbours by fc7 show the same objects", "a picture",
         "a judge: alexnet figures draws the picture, and nothing scores it",
     ),
-    _ablation("7", "a middle layer is worth about 2 %: without conv3", "about 2", "conv3_removed", 2.0),
-    _ablation("7", "a middle layer is worth about 2 %: without conv4", "about 2", "conv4_removed", 2.0, main=True),
+    _ablation("7", "a middle layer is worth about 2 %: without conv3", "about 2", "conv3_removed"),
+    _ablation("7", "a middle layer is worth about 2 %: without conv4", "about 2", "conv4_removed", main=True),
     _cifar("cifar10_80sec", 26, "80 seconds"),
     _cifar("cifar10_18pct", 18, "norms within maps, no augmentation"),
     _cifar("cifar10_13pct", 13, "locally connected layers, crops and flips"),

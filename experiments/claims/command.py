@@ -47,5 +47,7 @@ def main(flags: Namespace):
 
 
 def read(folder: Path) -> Records:
-    """The records of a folder, by name. Raises UserError if one is damaged."""
+    """The records of a folder, by name. Raises UserError if there is no folder, or if a record is damaged."""
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}: name that of the records with --records")
     return {path.stem: file.read(path) for path in sorted(folder.glob("*.json"))}

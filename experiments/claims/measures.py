@@ -179,11 +179,10 @@ def judge(found: Interval, sign: int = 1, seen: float | None = None) -> str:
 
     seen: the smallest difference that these seeds would have seen with probability 0.8.
     """
-    if not found.counts:
-        return "too few seeds"
-    if not found.excludes_zero:
-        return "not significant" + (f": {seen:.1f} would have been seen" if seen is not None else "")
-    return "agrees" if found.mean * sign > 0 else "contradicts"
+    verdict = intervals.judge(found, sign)
+    if verdict == "not significant" and seen is not None:
+        return f"{verdict}: {math.ceil(10 * seen) / 10:.1f} would have been seen"
+    return verdict
 
 
 def scale_of(record: Record, cell: str) -> str:

@@ -7,6 +7,7 @@ from alexnet_jax import UserError
 from experiments.claims.claims import CLAIMS, Claim
 from experiments.claims.measures import Found, Records
 from experiments.report.table import escaped
+from experiments.results import printable
 
 BEGIN, END = "<!-- claims -->", "<!-- /claims -->"  # around the README's block
 SHOWN = 10  # rows of the README
@@ -145,7 +146,8 @@ def _failures(records: Records) -> list[str]:
     for name, record in sorted(records.items()):
         for (cell, seed), run in sorted(record.runs.items()):
             if run["state"] != "finished":
-                lines.append(escaped(f"{run['state']}: {name}, {cell}, seed {seed}: {run.get('reason', '')}"))
+                reason = printable(run.get("reason", ""))
+                lines.append(escaped(f"{run['state']}: {name}, {cell}, seed {seed}: {reason}"))
     return ["In no number above:", "\n".join(f"- {line}" for line in lines)] if lines else []
 
 

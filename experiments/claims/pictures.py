@@ -30,7 +30,7 @@ def draw(records: Records, folder: Path) -> list[Path]:
     ]
     drawn = [draw_claims(measured, folder / "claims.png")] if measured else []
     record = records.get("figure1")
-    relu, tanh = first_cell(record, figure1.RELU), first_cell(record, figure1.TANH)
+    relu, tanh = (first_cell(record, (cell,)) for cell in (figure1.RELU, figure1.TANH))
     if relu and tanh:
         drawn.append(draw_figure1(list(relu.values()), list(tanh.values()), folder / "figure1.png"))
     return drawn

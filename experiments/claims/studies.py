@@ -1,5 +1,6 @@
 """Measures that are not differences to a base: views, published errors, towers, the epochs of dropout, first steps."""
 
+import math
 from collections.abc import Sequence
 
 from scipy import stats
@@ -56,7 +57,7 @@ def published(study: str, cells: Sequence[str], theirs: float) -> Measure:
             return None
         runs = list(record.of_cell(cell).values())
         found = spread([100 * run["top1"] for run in runs])
-        away = f"within {max(abs(found.mean - theirs), 0.05):.1f} points"
+        away = f"within {max(math.ceil(10 * abs(found.mean - theirs) - 1e-9), 1) / 10:.1f} points"
         views = f"{runs[0]['views']} views" if runs[0]["views"] > 1 else "one view"
         n, scale = len(runs), scale_of(record, cell)
         ours = interval([100 * run["top1"] for run in runs])
@@ -73,28 +74,27 @@ def published(study: str, cells: Sequence[str], theirs: float) -> Measure:
     return measure
 
 
-def gap(study: str, worse: Sequence[str], better: Sequence[str]) -> Measure:
+def gap(study: str, worse: str, better: str) -> Measure:
     """How much lower the error of one network is than that of another."""
 
     def measure(records: Records) -> Found | None:
         record = records.get(study)
-        a, b = first_cell(record, worse), first_cell(record, better)
+        a, b = (first_cell(record, (cell,)) for cell in (worse, better))
         found = difference(*([100 * run["top1"] for run in net.values()] for net in (a, b)))
         if record is None or found is None:
             return None
         runs = [*a.values(), *b.values()]
-        cell = next(name for name in better if record.of_cell(name))
-        return Found(points(found), found.n, judge(found), scale_of(record, cell), runs, found)
+        return Found(points(found), found.n, judge(found), scale_of(record, better), runs, found)
 
     return measure
 
 
-def together(study: str, cell: str, count: int) -> Measure:
+def ensemble(study: str, cell: str, count: int) -> Measure:
     """How much lower the error of several runs is, their probabilities averaged, than their mean error."""
 
     def measure(records: Records) -> Found | None:
         record = records.get(study)
-        kept = record.together if record else []
+        kept = record.ensembles if record else []
         averaged = next((e for e in kept if e["cell"] == cell and len(e["seeds"]) == count), None)
         members = first_cell(record, (cell,))
         if record is None or averaged is None or not members.keys() >= set(averaged["seeds"]):

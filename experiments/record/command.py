@@ -3,10 +3,11 @@
     alexnet record runs/sweep_ablations --to ablations        # a sweep: experiments/records/ablations.json
     alexnet record runs/imagenette --to full                  # one run; its cell is named after its folder
     alexnet record runs/x --to full --cell source             # or as you say
-    alexnet record runs/sweep_ablations/base --to ablations --together 5    # also five runs averaged: minutes
+    alexnet record runs/sweep_ablations/base --to ablations --ensemble 5    # also five runs averaged: minutes
 
-Runs that failed or are unfinished are recorded as such. Recording a run twice changes nothing, and the records of
-another machine's runs add up. alexnet report experiments/records/ablations.json shows a record as it shows a sweep.
+Runs that failed or are unfinished are recorded as such, and of a sweep also the ablations that have not been started:
+they count among the comparisons. Recording a run twice changes nothing, and the records of another machine's runs add
+up. alexnet report experiments/records/ablations.json shows a record as it shows a sweep.
 """
 
 import re
@@ -19,8 +20,8 @@ import jax
 from alexnet_jax import UserError
 from alexnet_jax.files import locked
 from experiments import results
-from experiments.record import entry, file, kernels, together
-from experiments.results import Outcome
+from experiments.record import ensemble, entry, file, kernels
+from experiments.results import Outcome, printable
 
 
 def add_flags(parser: ArgumentParser):
@@ -28,8 +29,8 @@ def add_flags(parser: ArgumentParser):
     parser.add_argument("runs", nargs="+", type=Path, help="runs, sweeps, or folders that contain them at any depth")
     parser.add_argument("--to", required=True, metavar="NAME", help="the record: experiments/records/NAME.json")
     parser.add_argument("--cell", default="", help="the name of the runs' cell (default: that of the sweep or folder)")
-    says = "evaluate the first N finished runs of each cell as one, their probabilities averaged"
-    parser.add_argument("--together", type=int, default=0, metavar="N", help=says)
+    says = "evaluate the first N finished runs of each cell as an ensemble, their probabilities averaged"
+    parser.add_argument("--ensemble", type=int, default=0, metavar="N", help=says)
     says = "where records are kept (default: the checkout's experiments/records)"
     parser.add_argument("--records", type=Path, default=file.RECORDS, metavar="FOLDER", help=says)
 
@@ -53,7 +54,9 @@ def _add(flags: Namespace, path: Path) -> dict[str, int]:
     finished: dict[str, dict[int, Outcome]] = {}
     found = _found(flags.runs, flags.cell)
     found.sort(key=lambda each: not each[0].settings)  # runs with a config first: they say what their cell is
-    for run, cell, title in found:
+    for run, cell, title, planned in found:
+        if run.state == "missing" and planned and record.fields:
+            file.add_cell(record, cell, title, planned)
         if run.state not in entry.PROGRESS:
             if run.state != "missing":
                 print(f"not recorded: {run.folder}: {run.reason}", file=sys.stderr)
@@ -62,10 +65,16 @@ def _add(flags: Namespace, path: Path) -> dict[str, int]:
         if not settings:
             print(f"not recorded: {run.folder}: {run.reason}, and no config.json says of what", file=sys.stderr)
             continue
-        record.config = record.config or settings["name"]
-        cell = file.add_cell(record, cell, title, settings)
         seed = _seed(run)
-        word = file.add_run(record, entry.of_run(run, cell, seed))
+        try:
+            ours = entry.of_run(run, cell, seed)
+            entry.check(ours, settings)
+        except (UserError, ValueError) as error:
+            print(f"not recorded: {run.folder}: {printable(str(error))}", file=sys.stderr)
+            continue
+        record.config = record.config or settings["name"]
+        cell = ours["cell"] = file.add_cell(record, cell, title, settings)
+        word = file.add_run(record, ours)
         known = record.runs[cell, seed]
         if run.state == "finished" and "color" not in known and (shares := kernels.colors(run)):
             known["color"] = shares
@@ -74,27 +83,40 @@ def _add(flags: Namespace, path: Path) -> dict[str, int]:
             finished.setdefault(cell, {})[seed] = run
     if not done:
         raise UserError(f"no run to record in {', '.join(map(str, flags.runs))}: name folders of runs or sweeps")
-    for cell, runs in finished.items():
-        if flags.together > 1 and len(runs) >= flags.together:
-            chosen = [runs[seed] for seed in sorted(runs)[: flags.together]]
-            file.add_together(record, together.of_runs(cell, chosen))
+    if flags.ensemble:
+        _add_ensembles(record, finished, flags.ensemble)
     file.write(record, path)
     return done
 
 
-def _found(paths: list[Path], cell: str) -> list[tuple[Outcome, str, str]]:
-    """Each run with the name and the title of its cell, those of sweeps first. Raises UserError."""
+def _add_ensembles(record: file.Record, finished: dict[str, dict[int, Outcome]], count: int):
+    """Adds that of the first runs of each cell that has as many. Raises UserError if none has."""
+    enough = {cell: runs for cell, runs in finished.items() if len(runs) >= count}
+    if count < 2 or not enough:
+        most = max(map(len, finished.values()), default=0)
+        raise UserError(f"--ensemble is {count} and must be from 2 to {most}, as many as a cell here has finished runs")
+    for cell, runs in enough.items():
+        file.add_ensemble(record, ensemble.of_runs(cell, [runs[seed] for seed in sorted(runs)[:count]]))
+
+
+def _found(paths: list[Path], cell: str) -> list[tuple[Outcome, str, str, dict]]:
+    """Each run with the name and the title of its cell and what it is planned to compute, those of sweeps first.
+
+    Raises UserError.
+    """
     folders, sweeps = results.find(paths)
+    if sweeps and cell:
+        raise UserError(f"--cell {cell}: {sweeps[0]} is a sweep, which names its cells: leave --cell out")
     found = []
     planned = set()
     for sweep in sweeps:
         for group in results.planned(sweep)[2]:
-            found += [(run, group.name, group.title) for run in group.runs]
+            found += [(run, group.name, group.title, group.settings) for run in group.runs]
             planned |= {run.folder.resolve() for run in group.runs}
     for folder in folders:
         if folder.resolve() not in planned:
             name = cell or _cell(folder.resolve())
-            found.append((results.read(folder), name, name))
+            found.append((results.read(folder), name, name, {}))
     return found
 
 

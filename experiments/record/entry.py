@@ -14,7 +14,7 @@ An entry is a dict, one line of JSON:
     steps           of training
     hours           of training, without the evaluations; images_per_second is the mean
     machine         the last machine's CPU, cores, devices, jax
-    date            of the last record
+    date            on which its records were last written
     color           the share of colour kernels among conv1's kernels, for each tower
 """
 
@@ -25,7 +25,7 @@ from typing import Any
 
 from alexnet_jax.runs import provenance
 from experiments import results
-from experiments.results import Outcome, number
+from experiments.results import Outcome, number, printable
 
 POINTS = 200  # kept of a run's training records
 MACHINE = ("CPU", "cores", "devices", "jax")
@@ -54,7 +54,7 @@ def of_run(run: Outcome, cell: str, seed: int) -> dict[str, Any]:
             "training": [_rounded(error) for error in results.training_errors(run)],
             "validation": [_rounded(error) for error in results.validation_errors(run)],
         }
-    train = _training_records(run)
+    train = results.training_records(run)
     if train:
         entry |= {"steps": train[-1]["step"], "points": points(train)} | _speed(train, run.settings.get("batch_size"))
     if machines := came_from.get("machines"):
@@ -78,12 +78,18 @@ def check(entry: dict, settings: dict):
         return numbers and (len(value) == count if count else bool(value))
 
     def curve() -> bool:
-        return isinstance(points, dict) and all(errors(points.get(name), None) for name in ("epoch", "loss", "top1"))
+        """Lists of one length; an epoch is a number, since a step is computed from it."""
+        if not isinstance(points, dict) or not errors(points.get("epoch"), None):
+            return False
+        within = all(at is not None and 0 < at <= epochs for at in points["epoch"])
+        return within and all(errors(points.get(name), len(points["epoch"])) for name in ("loss", "top1"))
 
     good = {
         "seed": type(entry.get("seed")) is int,
         "hours": number(entry, "hours") is not None or "hours" not in entry,
         "color": errors(entry.get("color", [0.0]), None),
+        "date": isinstance(entry.get("date", ""), str),
+        "reason": isinstance(entry.get("reason", ""), str),
         "machine": isinstance(machine, dict) and isinstance(machine.get("CPU") or "", str),
         "points": curve() or not (finished or points),
     }
@@ -103,7 +109,7 @@ def outcome(entry: dict, settings: dict, folder: Path) -> Outcome:
     """
     settings = settings | {"seed": entry["seed"]}
     if entry["state"] != "finished":
-        return Outcome(folder, entry["state"], entry.get("reason", ""), settings)
+        return Outcome(folder, entry["state"], printable(entry.get("reason", "")), settings)
     epochs = settings["epochs"]
 
     def record(split: str, epoch: int, error: float) -> dict:
@@ -131,7 +137,7 @@ def points(train: list[dict]) -> dict[str, list]:
     for start in range(0, len(train), width):
         group = train[start : start + width]
         weights = [b["step"] - a for a, b in zip([before, *(r["step"] for r in group)], group, strict=False)]
-        found["epoch"].append(group[-1]["epoch"])
+        found["epoch"].append(number(group[-1], "epoch"))
         for name, ours in (("loss", "loss"), ("top1_error", "top1")):
             values = [number(r, name) for r in group]
             finite = None not in values
@@ -139,12 +145,6 @@ def points(train: list[dict]) -> dict[str, list]:
             found[ours].append(_rounded(mean, 4))
         before = group[-1]["step"]
     return found
-
-
-def _training_records(run: Outcome) -> list[dict]:
-    """One record for each step: a resumed run repeats some, and the last one counts."""
-    by_step = {r["step"]: r for r in run.records if r.get("split") == "train" and (number(r, "step") or 0) > 0}
-    return [by_step[step] for step in sorted(by_step)]
 
 
 def _speed(train: list[dict], batch_size: int | None) -> dict[str, float]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from alexnet_jax import UserError, one_line
+from alexnet_jax.config import FIELDS, FREE, fields_of, refuse_wrong_values, unflat
 from alexnet_jax.files import replacing
 from alexnet_jax.runs.run import renewed
 from experiments import results
@@ -35,7 +36,7 @@ class Record:
     titles: dict[str, str] = field(default_factory=dict)  # of its cells
     fields: dict[str, dict[str, Any]] = field(default_factory=dict)  # what each cell changes in the settings
     runs: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)  # entries by cell and seed
-    together: list[dict[str, Any]] = field(default_factory=list)  # see together.py
+    ensembles: list[dict[str, Any]] = field(default_factory=list)  # see ensemble.py
 
     def settings_of(self, cell: str) -> dict[str, Any]:
         """The flat settings of a cell, without name and seed; fields newer than the record have their defaults."""
@@ -49,23 +50,32 @@ class Record:
 
 def read(path: Path) -> Record:
     """Reads a record. Raises UserError if there is none, or if it is damaged."""
+    free = {name: FIELDS[name].default for name in fields_of(FREE)}  # not recorded
     try:
         found = json.loads(path.read_bytes())
         record = Record(found["name"], found["config"], found["settings"])
         for cell, what in found["cells"].items():
             record.titles[cell], record.fields[cell] = what["title"], what["fields"]
-            named = {"name": record.config, "seed": 0}
-            if wrong := results.missing(record.settings_of(cell) | named):
+            if not isinstance(what["title"], str):
+                raise ValueError(f"its cell {cell} has no usable title")
+            settings = record.settings_of(cell) | {"name": record.config, "seed": 0}
+            if wrong := results.missing(settings):
                 raise ValueError(f"its cell {cell} has no usable {', '.join(wrong)}")
+            refuse_wrong_values(unflat(free | settings))
         for run in found["runs"]:
             if run["cell"] not in record.fields or run["state"] not in entries.PROGRESS:
                 raise ValueError(f"its run {run['cell']} has no cell, or an unknown state")
             entries.check(run, record.settings_of(run["cell"]))
+            if (run["cell"], run["seed"]) in record.runs:
+                raise ValueError(f"it has two runs {run['cell']}, seed {run['seed']}: remove one")
             record.runs[run["cell"], run["seed"]] = run
-        record.together = sorted(found.get("together", []), key=_order)
+        record.ensembles = sorted(found.get("ensembles", []), key=_order)
+        for averaged in record.ensembles:
+            if results.number(averaged, "top1") is None:
+                raise ValueError(f"its ensemble of {averaged['cell']} has no usable top1")
     except OSError as error:
         raise UserError(f"cannot read the record {path} ({error.strerror}): name a file that exists") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UserError) as error:
         raise UserError(f"the record {path} is damaged ({one_line(error)}): get it back from git") from error
     return record
 
@@ -90,15 +100,15 @@ def write(record: Record, path: Path):
         f'{{"name": {line(record.name)}, "config": {line(record.config)},\n"settings": {{\n{settings}\n}},\n'
         f'"cells": {{\n{cells}\n}},\n"runs": [\n{lines(map(line, runs))}\n]'
     )
-    if record.together:
-        text += f',\n"together": [\n{lines(map(line, sorted(record.together, key=_order)))}\n]'
+    if record.ensembles:
+        text += f',\n"ensembles": [\n{lines(map(line, sorted(record.ensembles, key=_order)))}\n]'
     text += "}\n"
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
-def _order(together: dict) -> tuple[str, list[int]]:
-    return together["cell"], together["seeds"]
+def _order(ensemble: dict) -> tuple[str, list[int]]:
+    return ensemble["cell"], list(ensemble["seeds"])
 
 
 # --- Adding runs ------------------------------------------------------------------------------------------------------
@@ -114,7 +124,7 @@ def add_cell(record: Record, cell: str, title: str, settings: dict[str, Any]) ->
         record.settings, record.fields[cell], record.titles[cell] = settings, {}, title
         return cell
     if cell in record.fields:
-        if fields := differing(renewed(record.settings_of(cell)), renewed(settings)):
+        if fields := differing(record.settings_of(cell), renewed(settings)):
             raise UserError(
                 f"the record {record.name} has another cell {cell} ({results.values(fields[:3], settings)} here): name "
                 "this one with --cell"
@@ -123,8 +133,10 @@ def add_cell(record: Record, cell: str, title: str, settings: dict[str, Any]) ->
     for known in record.fields:
         if record.settings_of(known) == renewed(settings):
             return known
-    base = renewed(record.settings)
-    record.fields[cell] = {name: settings[name] for name in differing(settings, base) if name in settings}
+    base = computes(renewed(record.settings))
+    if lost := base.keys() - settings.keys():
+        raise UserError(f"the record {record.name} has {min(lost)}, and a run of {cell} has not: record it by itself")
+    record.fields[cell] = {name: settings[name] for name in differing(settings, base)}
     record.titles[cell] = title
     return cell
 
@@ -158,9 +170,9 @@ def add_run(record: Record, run: dict[str, Any]) -> str:
     return "resumed"
 
 
-def add_together(record: Record, entry: dict[str, Any]):
-    """Adds the error of several runs together, or replaces what was recorded of the same runs."""
-    record.together = [known for known in record.together if _order(known) != _order(entry)] + [entry]
+def add_ensemble(record: Record, entry: dict[str, Any]):
+    """Adds the error of an ensemble, or replaces what was recorded of the same runs."""
+    record.ensembles = [known for known in record.ensembles if _order(known) != _order(entry)] + [entry]
 
 
 # --- Reading runs -----------------------------------------------------------------------------------------------------

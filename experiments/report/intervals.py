@@ -63,6 +63,15 @@ class SeedEffect(NamedTuple):
     seeds: int  # that all of them have
 
 
+def judge(found: Interval | None, sign: float = 1) -> str:
+    """A verdict on a difference that is said to be positive, or negative with a sign below zero."""
+    if found is None or not found.counts:
+        return "too few seeds"
+    if not found.excludes_zero:
+        return "not significant"
+    return "agrees" if found.mean * sign > 0 else "contradicts"
+
+
 def spread(values: Sequence[float]) -> Spread | None:
     """Mean and sample standard deviation; None without values, or if one is nan."""
     if not values or any(map(math.isnan, values)):
@@ -89,7 +98,7 @@ def difference(values: Sequence[float], base: Sequence[float], comparisons: int 
     """
     if not values or not base:
         return None
-    n, mean = min(len(values), len(base)), statistics.fmean(values) - statistics.fmean(base)
+    n, mean = min(len(values), len(base)), _gap(values, base)
     if n == 1:
         return Interval(n, mean, None, None)
     error, freedom = _welch(values, base)
@@ -102,7 +111,7 @@ def p_value(values: Sequence[float], base: Sequence[float]) -> float | None:
     if min(len(values), len(base)) < 2:
         return None
     error, freedom = _welch(values, base)
-    mean = statistics.fmean(values) - statistics.fmean(base)
+    mean = _gap(values, base)
     if not error:
         return float(mean == 0)
     return float(2 * stats.t.sf(abs(mean) / error, freedom))
@@ -164,6 +173,15 @@ def seed_effect(groups: Sequence[Mapping[int, float]]) -> SeedEffect | None:
         return None
     f = len(groups) * errors.mean(axis=0).var(ddof=1) / within
     return SeedEffect(float(f), float(stats.f.sf(f, *freedom)), len(groups), len(seeds))
+
+
+def _gap(values: Sequence[float], base: Sequence[float]) -> float:
+    """The difference of two means; zero if only rounding tells them apart.
+
+    The means of three and of eight equal numbers may differ in the last digit, and their interval has no width.
+    """
+    ours, theirs = statistics.fmean(values), statistics.fmean(base)
+    return 0.0 if math.isclose(ours, theirs, rel_tol=1e-12) else ours - theirs
 
 
 def _welch(values: Sequence[float], base: Sequence[float]) -> tuple[float, float]:

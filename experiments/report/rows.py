@@ -17,6 +17,7 @@ from experiments.report.intervals import (
     detectable,
     difference,
     holm,
+    judge,
     p_value,
     seed_effect,
     spread,
@@ -45,7 +46,7 @@ class Row:
     is_base: bool
     # Known once all rows are measured, see compare:
     simultaneous: Interval | None = None  # the difference with the interval that holds for all rows at once
-    p: float | None = None  # Holm's; None for fewer than two seeds
+    p: float | None = None  # Holm's; None for fewer seeds than a verdict needs, as the next one
     detectable: float | None = None  # the smallest difference that these seeds would have seen with probability 0.8
     verdict: str = ""
 
@@ -93,12 +94,7 @@ def verdict(found: Interval | None, change: Change | None) -> str:
         return "no number to compare"
     if change.noise:
         return "2012's number is within noise"
-    if found is None or not found.counts:
-        return "too few seeds"
-    if not found.excludes_zero:
-        return "not significant"
-    same_sign = (found.mean > 0) == (change.top1 > 0)
-    return "agrees" if same_sign else "contradicts"
+    return judge(found, change.top1)
 
 
 # --- Rows -------------------------------------------------------------------------------------------------------------
@@ -133,7 +129,8 @@ def compare(rows: Sequence[Row]) -> list[Row]:
     [base] = [list(row.errors.values()) for row in rows if row.is_base]
     others = {id(row): list(row.errors.values()) for row in rows if not row.is_base}
     count = max(1, len(others))
-    alone = {row: p for row, errors in others.items() if (p := p_value(errors, base)) is not None}
+    enough = {id(row) for row in rows if row.difference and row.difference.counts}
+    alone = {row: p for row in enough if (p := p_value(others[row], base)) is not None}
     p_values = dict(zip(alone, holm(list(alone.values()), count), strict=True))
     compared = []
     for row in rows:
@@ -146,7 +143,7 @@ def compare(rows: Sequence[Row]) -> list[Row]:
                 row,
                 simultaneous=simultaneous,
                 p=p_values.get(id(row)),
-                detectable=detectable(others[id(row)], base, count),
+                detectable=detectable(others[id(row)], base, count) if id(row) in enough else None,
                 verdict=verdict(simultaneous, row.change),
             )
         )

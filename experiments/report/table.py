@@ -204,7 +204,7 @@ def _interval(row: Row) -> str:
 
 
 def _ends(found: Interval | None) -> str:
-    if found is None or found.low is None:
+    if found is None or not found.counts:
         return ""
     return f"{signed(found.low)} to {signed(found.high)}"
 

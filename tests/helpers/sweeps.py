@@ -59,8 +59,8 @@ def entry(cell, seed, top1=0.3, **more):
 def plan(folder, cells, seeds=(0, 1, 2), **fields):
     """Writes sweep.json; cells maps a cell to its fields, its title is the cell's name in capitals."""
     folder.mkdir(parents=True, exist_ok=True)
-    cells = {cell: {"title": cell.upper(), "fields": changed} for cell, changed in cells.items()}
-    tidy = {"sweep": folder.name, "config": tree(**fields), "seeds": list(seeds), "cells": cells}
+    cells = {cell: {"title": cell.upper(), "fields": changed, "seeds": list(seeds)} for cell, changed in cells.items()}
+    tidy = {"sweep": folder.name, "config": tree(**fields), "cells": cells}
     (folder / "sweep.json").write_text(json.dumps(tidy))
 
 

@@ -1,4 +1,4 @@
-"""The error of several runs of a cell together: their probabilities are averaged (table 2 of the paper).
+"""An ensemble: the error of several runs of a cell, whose probabilities are averaged (table 2 of the paper).
 
 An entry is a dict, one line of a record: cell, seeds, views, top1 and top5 (fractions).
 """
