@@ -1,5 +1,6 @@
 """AlexNet as it was in 2012, in JAX: two towers, trained, measured and used on today's hardware."""
 
+import errno
 import os
 
 __version__ = "0.1.0"
@@ -12,6 +13,20 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # not needed to decode, and
 
 class UserError(Exception):
     """Something the user can fix. The message is one line that says what is wrong and how to fix it."""
+
+
+# What a file is not to blame for: too many open files, no memory, a disk or a network that fails.
+PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: the host's or a device's. XLA says either of two words."""
+    return isinstance(error, MemoryError) or any(word in str(error) for word in ("RESOURCE_EXHAUSTED", "Out of memory"))
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether reading failed for a reason that is not in the file and may pass."""
+    return out_of_memory(error) or getattr(error, "errno", None) in PASSING
 
 
 def one_line(error: Exception) -> str:

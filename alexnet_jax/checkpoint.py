@@ -30,7 +30,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from alexnet_jax import UserError, one_line, towers
+from alexnet_jax import UserError, may_pass, one_line, towers
 
 FOLDER = "checkpoints"
 PREFIX = "step"  # of a checkpoint's folder, step_<step>
@@ -227,8 +227,12 @@ def _sums(state):
     """The sum, modulo 2^32, of each array's numbers, as bits, times their places: the same in any order of adding."""
 
     def one(x):
-        bits = jax.lax.bitcast_convert_type(x, jnp.uint32).ravel()
-        return jnp.sum(bits * (2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
+        bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+        place, stride = jnp.zeros(x.shape, jnp.uint32), 1  # in the flat array; to flatten it would gather the towers'
+        for axis in reversed(range(x.ndim)):
+            place += jnp.uint32(stride % 2**32) * jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+            stride *= x.shape[axis]
+        return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
 
     return jax.tree.map(one, state)
 
@@ -270,11 +274,16 @@ def _read(read: Callable[[], Any], workdir: Path, step: int) -> Any:
 
 
 def _attempt(read: Callable[[], Any]) -> tuple[Any, str | None]:
-    """(read(), None), or (None, why it failed). Orbax raises many kinds of exceptions for a damaged checkpoint."""
+    """(read(), None), or (None, why it failed). Orbax raises many kinds of exceptions for a damaged checkpoint.
+
+    What is not the checkpoint's fault, such as too little memory, is raised.
+    """
     with contextlib.redirect_stderr(io.StringIO()):  # Orbax's threads print tracebacks when a read is given up
         try:
             return read(), None
         except Exception as e:
+            if may_pass(e):
+                raise
             reason = one_line(e)
         sys.unraisablehook = _but_late_reads
         gc.collect()  # collects coroutines that nobody awaited now, because they print too

@@ -113,6 +113,9 @@ def entries(form: str, *rules: Rule) -> Rule:
     return Rule(f"a tuple of entries {form}", lambda v: isinstance(v, (tuple, list)) and all(map(keeps, v)))
 
 
+TAKEN = ("params", "ids", "labels", "classes", "workdir", "step", "config")  # by Flax, and in a file of features
+
+
 def chain() -> Rule:
     """A tuple of entries (name, kind, what cifar.ENTRIES says)."""
     rules = {"units": whole(0, 2**16), "size": whole(1, 63), "std": STRENGTH}
@@ -122,13 +125,13 @@ def chain() -> Rule:
             return False
         name, kind, *rest = entry
         wanted = [rules[what] for what in cifar.ENTRIES.get(kind, ())]
-        if kind not in cifar.ENTRIES or not name.isidentifier() or len(rest) != len(wanted):
+        if kind not in cifar.ENTRIES or not name.isidentifier() or name in TAKEN or len(rest) != len(wanted):
             return False
         return all(rule.holds(value) for rule, value in zip(wanted, rest, strict=True))
 
     return Rule(
         "a tuple of entries such as ('conv1', 'conv', 32, 5, 0.01), ('pool1', 'max_pool'), ('fc10', 'dense', 0, 0.1), "
-        f"of the kinds {', '.join(cifar.ENTRIES)}",
+        f"of the kinds {', '.join(cifar.ENTRIES)} and not named {', '.join(TAKEN)}",
         lambda v: isinstance(v, (tuple, list)) and all(map(keeps, v)),
     )
 

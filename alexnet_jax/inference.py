@@ -80,7 +80,7 @@ def make_forward(
     mesh; views: 1, the centre crop, or 10 (section 4.1). It returns arrays by name: the layers' activations (b, ...) of
     the centre crop, or, if no layers are named, LOGS float32 (b, classes), the logarithms of the mean of all views' or
     places' softmax outputs. (The 2012 code averages probabilities too, not logits: layer.cu:1805.)
-    Raises UserError if the network lacks a layer.
+    Raises UserError if the network lacks a layer, and the function raises ValueError if layers are asked for of views.
 
     LOGS are logarithms because of the loss: float32 has no number between 0 and 1e-45, so probabilities would give a
     network that is wrong and sure by a hundred nats an infinite loss.
@@ -88,7 +88,7 @@ def make_forward(
     if layers:
         layer_shapes(apply, config, mesh, layers)
 
-    # Ten views are ten calls: one call on all of them would need ten times the memory.
+    # Ten views are ten calls, of `cut` too: one call on all of them would need ten times the memory.
     @partial(jax.jit, compiler_options=towers.compiler_options(mesh.devices.flat[0].platform))
     def see(params, crop):
         logits, activations = apply(params, crop)
@@ -97,14 +97,16 @@ def make_forward(
         logs = jax.nn.log_softmax(logits)
         return {LOGS: log_mean(logs, axis=(1, 2)) if dense else logs}
 
-    @partial(jax.jit, static_argnames="views")
-    def cut(statistics, images, views):
+    @partial(jax.jit, static_argnames=("views", "view"))
+    def cut(statistics, images, views, view):
         if dense:
-            return [augment.whole(images, statistics, config.data)]
-        return augment.views(images, statistics, config.data, views)
+            return augment.whole(images, statistics, config.data)
+        return augment.views(images, statistics, config.data, views)[view]  # the others are not computed
 
     def forward(params, statistics, images, views=1):
-        seen = [see(params, crop) for crop in cut(statistics, images, views)]
+        if layers and views != 1:
+            raise ValueError(f"layers are those of the centre crop, and views is {views}")
+        seen = [see(params, cut(statistics, images, views, view)) for view in range(1 if dense else views)]
         if layers:
             return seen[0]
         return {LOGS: log_mean_of([one[LOGS] for one in seen])}
@@ -145,7 +147,9 @@ def batch_size(run: Run, images: int, asked: int | None = None) -> int:
     if asked is None:
         asked = -(-run.config.evaluation.batch_size // copies) * copies
     if asked < 1 or asked % copies:
-        raise UserError(f"--batch-size={asked} must be a multiple of the {copies} data-parallel copies of the network")
+        raise UserError(
+            f"--batch-size={asked} must be a positive multiple of the {copies} data-parallel copies of the network"
+        )
     return filled(asked, images, copies)
 
 

@@ -36,12 +36,12 @@ def by_chunk(function: Callable, x: jax.Array, bias: jax.Array, *, size: int) ->
     Args:
       function: (images, bias) -> an array whose first axis counts the images.
       x: (b, ...). bias: what every image is computed with.
-      size: bytes of x at a time, but at least one image; 0 for all at once.
+      size: bytes of x at a time, but at least one image.
     Returns: function(x, bias).
     """
     batch = x.shape[0]
     images = max(size * batch // x.nbytes, 1)
-    if not size or images >= batch:
+    if images >= batch:
         return function(x, bias)
     return _by_chunk(function, next(n for n in range(images, 0, -1) if batch % n == 0), x, bias)
 

@@ -28,7 +28,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from alexnet_jax import UserError, checkpoint, network, one_line, towers
+from alexnet_jax import UserError, checkpoint, network, one_line, out_of_memory, towers
 from alexnet_jax.analysis import figures
 from alexnet_jax.cli import commands, stopping
 from alexnet_jax.config import check
@@ -88,11 +88,10 @@ def what_to_fix(error: Exception, several: bool) -> UserError | None:
     """What to tell the user of an exception that ended the run; None if it is a bug."""
     if isinstance(error, UserError):
         return error
+    if out_of_memory(error):
+        return UserError(f"not enough memory ({one_line(error)[:200]}): {LESS_MEMORY}")
     if isinstance(error, OSError):  # a full disk, a folder that went away
         return UserError(f"{error}: fix that, and the same command resumes from the last checkpoint")
-    exhausted = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
-    if exhausted or isinstance(error, MemoryError):
-        return UserError(f"not enough memory ({one_line(error)[:200]}): {LESS_MEMORY}")
     if several and isinstance(error, jax.errors.JaxRuntimeError | ValueError) and towers.lost(error):
         return UserError(stopping.LOST.format(f" ({one_line(error)[:200]})"))
     return None
@@ -108,6 +107,7 @@ def run(config: ConfigDict, workdir: Path, given: Collection[str] = ()) -> int:
     config = together(lambda: finetune.resolved(config, workdir, given))
     check(config)
     claims.refuse_converted(workdir)
+    together(lambda: claims.refuse_unusable(workdir, config) if towers.leads() else None)
     mesh = towers.make_mesh(config.devices, config.model.towers, config.batch_size)
     config, prepared, facts = together(lambda: ready(config, mesh, workdir))
     refuse_other_data(facts)

@@ -83,12 +83,13 @@ class AlexNet(nn.Module):
 
     Call it on images float32 (b, side, side, 3) in grey levels of 0..255, with the mean subtracted: the norms and the
     initial values assume that scale. It returns (logits float32 (b, num_classes), activations by name): conv1 .. conv5
-    after their nonlinearity, norm1, norm2, pool1, pool2, pool5, fc6 and fc7 before dropout, and fc8, the logits. All
-    have config.dtype except fc8, which is computed in float32. Training requires an rng "dropout".
+    after their nonlinearity, and, of those that the config has, norm1, spatial_norm1, pool1 and so on, conv6 and
+    average_pool5; fc6 and fc7 before dropout, and fc8, the logits. All have config.dtype except fc8, which is computed
+    in float32. Training requires an rng "dropout".
 
     If `dense` is not 0, it is the side of the maps that fc6 was made for (fc6_side). Images may then be larger: the
     fully connected layers slide over them, and logits, fc6, fc7 and fc8 are maps (b, h, w, units), with one position
-    for each crop that the network would see. The crops are 32 pixels apart.
+    for each crop that the network would see. With the paper's strides and pools the crops are 32 pixels apart.
 
     Inside shard_map, `tower_axis` and `data_axis` name the device axes of the towers and of the batch. If they are
     None, one device computes the same function from the same parameters. If `chunk` is not 0, norm and pool are

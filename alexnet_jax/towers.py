@@ -126,6 +126,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def abstract(tree: Any, mesh: Mesh) -> Any:
+    """The shapes and dtypes of a tree's arrays with the sharding that each has on the mesh: ShapeDtypeStructs."""
+    where = shardings(tree, mesh)
+    return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), tree, where)
+
+
 def place(tree: Any, sharding: NamedSharding) -> Any:
     """Puts host arrays on a mesh. Each of several processes passes its `share` of a batch, or all of a whole value."""
     if jax.process_count() == 1:
@@ -196,9 +202,9 @@ def split(model: nn.Module, mesh: Mesh) -> Callable:
     chunk = CHUNK if mesh.devices.flat[0].platform == "cpu" else 0
     local = model.clone(tower_axis=tower, data_axis=data, chunk=chunk)
 
-    def run(params, images, key=None):
-        rngs = {} if key is None else {"dropout": key}
-        return local.apply({"params": params}, images, train=key is not None, rngs=rngs)
+    def run(params, images, dropout_key=None):
+        rngs = {} if dropout_key is None else {"dropout": dropout_key}
+        return local.apply({"params": params}, images, train=dropout_key is not None, rngs=rngs)
 
     def apply(params, images, dropout_key=None):
         shapes = jax.eval_shape(lambda p, x: model.apply({"params": p}, x), params, images)[1]

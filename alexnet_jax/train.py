@@ -30,7 +30,7 @@ from alexnet_jax.runs.run import Run
 
 def train_step(
     state: dict, batch: dict, epoch: dict, constants: dict, *,
-    apply: Callable, update: Callable, config, frozen: frozenset = frozenset(),
+    apply: Callable, update: Callable, data: ConfigDict, frozen: frozenset = frozenset(),
 ):  # fmt: skip
     """One update on one batch: a pure function, compiled once for the whole run.
 
@@ -41,13 +41,16 @@ def train_step(
         noise is.
       constants: `statistics` of the training set; `key`, for dropout; `images`, the training set as uint8
         (n, size, size, 3), or None if each batch brings its images.
+      apply: (params, images, dropout_key) -> (logits, activations), as towers.split makes it.
+      update: of optimizer.update_rule.
+      data: the config's `data` section.
       frozen: layers that do not learn: constants here, so that their gradients are not computed.
     Returns: the new state, and sums over the batch (metrics.sums).
     """
     if constants["images"] is not None:
-        crops = augment.crop_and_flip(constants["images"], batch["index"], batch["offset"], batch["flip"], config.crop)
+        crops = augment.crop_and_flip(constants["images"], batch["index"], batch["offset"], batch["flip"], data.crop)
         batch = batch | {"image": crops}
-    images = augment.normalize(batch, constants["statistics"], epoch["noise"], config)
+    images = augment.normalize(batch, constants["statistics"], epoch["noise"], data)
     key = jax.random.fold_in(constants["key"], state["step"])
     labels = batch["label"]
 
@@ -68,7 +71,10 @@ def train_step(
 
 
 def new_state(model: nn.Module, rule, crop: int, seed: int, frozen: frozenset) -> dict:
-    """The state before the first step: the config's initial values, and zero velocity for all but frozen layers."""
+    """The state before the first step: the config's initial values, and zero velocity for all but frozen layers.
+
+    crop: the side of the images, in pixels.
+    """
     params = model.init(jax.random.key(seed), jnp.zeros((1, crop, crop, 3)))["params"]
     velocity = rule.init({name: layer for name, layer in params.items() if name not in frozen})
     return {"step": jnp.int32(0), "params": params, "velocity": velocity}
@@ -94,13 +100,12 @@ def program(config: ConfigDict, mesh: Mesh) -> Program:
     like = jax.eval_shape(make_state)
     shardings = towers.shardings(like, mesh)
     step = jax.jit(
-        partial(train_step, apply=apply, update=rule.update, config=config.data, frozen=frozen),
+        partial(train_step, apply=apply, update=rule.update, data=config.data, frozen=frozen),
         donate_argnums=0,
         out_shardings=(shardings, towers.replicated(mesh)),
         compiler_options=towers.compiler_options(mesh.devices.flat[0].platform),
     )
-    state = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), like, shardings)
-    return Program(apply, step, jax.jit(make_state, out_shardings=shardings), state)
+    return Program(apply, step, jax.jit(make_state, out_shardings=shardings), towers.abstract(like, mesh))
 
 
 def prefetch(batches: Iterable[dict], sharding, ahead: int = 2) -> Iterator[dict]:
@@ -218,6 +223,7 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
                     "rates": optimizer.rates(config.optimizer, state["params"], rate, epoch),
                     "noise": np.float32(augment.noise_strength(config.data, epoch)),
                 }
+                now = towers.place(now, everywhere)  # once: for each step it would take as long as a short step
             state, sums = net.step(state, batch, now, constants)
             if pending is not None:
                 host["window"] = record(pending, host["window"], log, config, steps_per_epoch)

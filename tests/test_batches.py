@@ -1,5 +1,7 @@
 """Batches: the plan's images and no others; equal bits from any first step, on every path and in any process."""
 
+import errno
+import os
 import subprocess
 import sys
 import threading
@@ -230,6 +232,18 @@ def test_a_damaged_image_names_the_folder(config, tmp_path):
         file.seek(made.train.offsets[0])
         file.write(bytes(100))
     with pytest.raises(UserError, match=f"{made.directory} is damaged: delete"):
+        list(train_batches(made.train, config, seed=0, batch_size=TRAIN, first_step=0, last_step=1))
+
+
+def test_a_disk_that_fails_damages_no_set(config, tmp_path, monkeypatch):
+    """It is not to be deleted: tf.data would only say that something was raised."""
+    made = prepare(changed(config, prepared_dir=str(tmp_path), stored="jpeg"))
+
+    def fails(*_):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(os, "pread", fails)
+    with pytest.raises(OSError, match="Stale file handle"):
         list(train_batches(made.train, config, seed=0, batch_size=TRAIN, first_step=0, last_step=1))
 
 

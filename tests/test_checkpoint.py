@@ -1,5 +1,6 @@
 """A run that is read back is the network that was trained, on any devices; a workdir is one run's, whole or refused."""
 
+import errno
 import gc
 import itertools
 import json
@@ -13,16 +14,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.runs import Killed, kill_at
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
-from alexnet_jax import UserError, checkpoint, metrics, optimizer, towers
+from alexnet_jax import UserError, checkpoint, main, metrics, optimizer, towers
 from alexnet_jax.config import FIELDS, flat
 from alexnet_jax.data import prepare
 from alexnet_jax.model import AlexNet
 from alexnet_jax.runs import claims, finetune, provenance
 from alexnet_jax.runs.run import load_run, read_config, read_statistics
 from alexnet_jax.train import program
-from configs import six_conv
+from configs import quickstart, six_conv
 
 
 @pytest.fixture
@@ -113,6 +114,30 @@ def test_a_run_that_has_nothing_yet_gives_way_to_another_config(config, claim):
     config.batch_size = 4
     with pytest.raises(UserError, match="batch_size: 3 there, 4 here"):
         claim()
+
+
+def test_what_a_claim_would_refuse_is_refused_before_the_data_is_prepared(config, claim, tmp_path, monkeypatch):
+    """Which takes hours for ImageNet."""
+    monkeypatch.setattr(main, "ready", lambda *_: pytest.fail("prepares the data"))
+    (tmp_path / "file").write_text("")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign/letter.txt").write_text("")
+    for workdir, says in (
+        (tmp_path / "file", "is a file"), (tmp_path / "file/run", "is a file"),
+        (tmp_path / "foreign", "is not empty .letter.txt."),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=says) as error:
+            main.run(config, workdir)
+        assert "name another --workdir" in str(error.value)
+    claim()
+    other = config.copy_and_resolve_references()
+    other.batch_size, other.model.num_classes = 4, 0
+    claims.refuse_unusable(tmp_path / "run", other)  # nothing is trained: another may take its place
+    (tmp_path / "run/metrics.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match=r"another config \(batch_size: \d+ there, 4 here\)"):
+        main.run(other, tmp_path / "run")
+    other.batch_size = config.batch_size
+    claims.refuse_unusable(tmp_path / "run", other)
 
 
 def test_other_data_is_refused(config, claim, photos, tmp_path, monkeypatch):
@@ -379,6 +404,34 @@ def test_a_checksum_sees_any_change_and_no_split(tiny_run):
     for other in (bit, swapped):
         found = checkpoint.checksums({"params": params | {"conv2": params["conv2"] | {"kernel": other}}})
         assert [name for name in found if found[name] != expected[name]] == ["params/conv2/kernel"]
+
+
+def test_a_checksum_gathers_nothing():
+    """Nor does it depend on the shape: the numbers of a flat array, each times one, three, five, ..."""
+    numbers = np.random.default_rng(0).integers(0, 2**32, 2 * 3 * 4, np.uint32)
+    by_hand = sum(int(n) * (2 * i + 1) for i, n in enumerate(numbers)) % 2**32
+    for shape in ((24,), (4, 6), (2, 3, 4)):
+        assert checkpoint.checksums({"x": jnp.asarray(numbers.view(np.int32).reshape(shape))}) == {"x": by_hand}
+    mesh = towers.make_mesh(ConfigDict({"data": 1, "tower": 2}), 2, 2)
+    state = program(quickstart.get_config(), mesh).state
+    assert "all-gather" not in checkpoint._sums.lower(state).compile().as_text()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8 bytes"),
+        MemoryError("Unable to allocate 8 bytes"),
+        OSError(errno.EMFILE, "Too many open files"),
+    ],
+)
+def test_a_machine_that_fails_damages_no_checkpoint(copy, monkeypatch, error):
+    """It is not to be removed: the checkpoint is whole."""
+    monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "restore", lambda *_, **__: (_ for _ in ()).throw(error))
+    monkeypatch.setattr(checkpoint, "read_whole", lambda folder: (_ for _ in ()).throw(error))
+    with pytest.raises(type(error)) as raised:
+        load_run(copy)
+    assert raised.value is error and "remove" not in str(main.what_to_fix(error, several=False))
 
 
 def test_numbers_that_are_not_those_that_were_saved_are_refused(copy):

@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 from types import ModuleType
 
+import jax
 import pytest
 from absl import flags as absl_flags
 from helpers.modules import forgotten
@@ -115,6 +116,31 @@ def test_signals_are_watched_before_the_slow_imports(monkeypatch, capsys):
     assert called == ["watch", "train", "summary"]
     code = "import sys, alexnet_jax.cli.verbs\nprint({'jax', 'numpy', 'absl', 'ml_collections'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT) == "set()\n"
+
+
+@pytest.mark.parametrize("error", [MemoryError("17 GiB"), RuntimeError("INTERNAL: Out of memory allocating 17 GiB")])
+def test_too_little_memory_is_one_line_of_any_verb(error, monkeypatch):
+    def fails(words):
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        commands.command(fails)
+    assert "17 GiB" in end.value.code and "lower --batch-size" in end.value.code and "\n" not in end.value.code
+    with pytest.raises(ZeroDivisionError):
+        commands.command(lambda words: 1 // 0)
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
+    """As in a container with a user of its own."""
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    before = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        with pytest.raises(UserError, match="no home folder: set XDG_CACHE_HOME"):
+            commands.set_up_libraries()
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
 
 
 def test_no_module_registers_global_flags():

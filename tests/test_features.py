@@ -251,7 +251,7 @@ def test_too_little_room_is_said_before_the_work(run, tmp_path, monkeypatch):
         ({"devices": "0x1"}, "'0x1' is not data x tower"),
         ({"devices": "2000x1"}, "2,000 devices, and at most 1024 are possible"),
         ({"devices": "1x3"}, "devices.tower is 3 and must be 1 or 2"),
-        ({"devices": "3x1", "batch_size": "10"}, "--batch-size=10 must be a multiple of the 3"),
+        ({"devices": "3x1", "batch_size": "10"}, "--batch-size=10 must be a positive multiple of the 3"),
         ({"batch_size": "0"}, "--batch-size=0"),
         ({"out": "{tmp}/none/f.npz"}, "cannot write .*none/f.npz"),
         ({"out": "{tmp}/bare"}, "is a folder"),

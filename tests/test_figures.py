@@ -123,6 +123,15 @@ def test_main_draws_what_is_asked_for(tiny_run, tmp_path, capsys):
     assert "colour-blind" not in capsys.readouterr().out
 
 
+def test_a_confusion_matrix_of_too_many_classes_is_left_out(tiny_run, monkeypatch, capsys):
+    run = load_run(tiny_run)
+    monkeypatch.setattr(figures, "MOST_CLASSES", len(run.classes) - 1)
+    assert figures._possible(run, ["kernels", "confusion"], None, asked=False) == (["kernels"], None)
+    assert f"of {len(run.classes)} classes is too large to draw" in capsys.readouterr().err
+    with pytest.raises(UserError, match="too large to draw .*: ask for other pictures"):
+        figures._possible(run, ["kernels", "confusion"], None, asked=True)
+
+
 def test_main_draws_the_curves_of_several_runs(tiny_run, tmp_path):
     other = tmp_path / "other"
     other.mkdir()

@@ -40,7 +40,7 @@ def test_batch_sizes(tiny_run, run):
     two, three = (load_run(tiny_run, data=copies) for copies in (2, 3))
     assert inference.batch_size(two, 3) == 4 and inference.batch_size(three, 33) == 12
     for asked in (0, -2, 7):
-        with pytest.raises(UserError, match=f"--batch-size={asked} must be a multiple of the 2"):
+        with pytest.raises(UserError, match=f"--batch-size={asked} must be a positive multiple of the 2"):
             inference.batch_size(two, 33, asked)
 
 
@@ -75,6 +75,12 @@ def test_photos_cannot_be_shared(run, photos):
     images = PhotoImages([photos / "train" / "red" / "0.png"], run.config.data, run.classes)
     with pytest.raises(ValueError, match="several processes"):
         list(images.batches(2, (0, 2)))
+
+
+def test_layers_are_those_of_one_view(run, split):
+    forward = inference.make_forward(run.apply, run.config, run.mesh, layers=["fc7"])
+    with pytest.raises(ValueError, match="centre crop, and views is 10"):
+        forward(run.params, run.statistics, split.images(range(4)), views=10)
 
 
 def test_rows_leave_the_padding_out(run, split):

@@ -130,6 +130,11 @@ def test_folders_and_what_cannot_be_read(tiny_run, photos, tmp_path, capsys):
 def test_what_the_user_gets_wrong_is_said(tiny_run, run, paths, tmp_path):
     with pytest.raises(UserError, match="no photo to be read"):
         verbs.run(predict, f"--workdir={tiny_run}", tmp_path / "none.png")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no photo to be read"):
+        verbs.run(predict, f"--workdir={tiny_run}", tmp_path / "empty")
+    with pytest.raises(UserError, match="--batch-size=-3 must be a positive multiple"):
+        verbs.run(predict, f"--workdir={tiny_run}", "--batch-size=-3", paths[0])
     with pytest.raises(UserError, match="--top is 0"):
         verbs.run(predict, f"--workdir={tiny_run}", "--top=0", paths[0])
     with pytest.raises(UserError, match="holds no run"):

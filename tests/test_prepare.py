@@ -216,6 +216,21 @@ def test_both_forms_hold_the_same_photos_in_one_cache(photos, tmp_path):
     assert again.directory == jpegs.directory and len(list((tmp_path / "c").iterdir())) == 2
 
 
+@pytest.mark.parametrize("split", ["", "train"])
+def test_photos_that_were_added_later_are_warned_of(tmp_path, capsys, split):
+    """They are not read: which photos a run is trained on does not change while it lasts."""
+    make_folder(tmp_path / "source" / split)
+    config = data_config(tmp_path / "source", tmp_path / "prepared")
+    first = prepare(config)
+    assert "changed" not in capsys.readouterr().err
+    then = (first.directory / "meta.json").stat().st_mtime
+    folder = next(path for path in (tmp_path / "source" / split).iterdir() if path.is_dir())
+    os.utime(folder, (then + 5, then + 5))
+    assert len(prepare(config).train) == len(first.train)
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'source'} has changed since it was prepared: " in said and f"delete {first.directory}" in said
+
+
 def test_a_prepared_set_outlives_its_source(tmp_path):
     config = data_config(make_folder(tmp_path / "source"), tmp_path / "prepared")
     first = prepare(config)

@@ -305,6 +305,27 @@ def test_an_unreadable_set_is_not_called_damaged(prepared, photos, monkeypatch):
         assert f"cannot read the photos of {photos} ([Errno 13]" in message(photos, "never/written")
 
 
+def test_a_bare_name_is_that_of_a_tfds_set_wherever_it_is_written(tmp_path, monkeypatch):
+    """A folder of the same name here is not taken for it: it is written with ./ before it."""
+    pytest.importorskip("tensorflow_datasets")
+    for name in ("cifar10", "mine"):
+        two_classes(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    elsewhere = {"data_dir": str(tmp_path / "tfds")}
+    assert f"cifar10 is not in {tmp_path}/tfds" in message("cifar10", tmp_path / "prepared", **elsewhere)
+    assert "write the folder here as ./mine" in message("mine", tmp_path / "prepared", **elsewhere)
+    assert len(prepare(data_config("./mine", tmp_path / "prepared")).classes) == 2
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_a_validation_folder_has_one_of_three_names(name, tmp_path):
+    two_classes(tmp_path / "root", "train")
+    two_classes(tmp_path / "root", name)
+    photo(tmp_path / "root" / name / "ant" / "another.png")
+    made = prepare(data_config(tmp_path / "root", tmp_path / "prepared"))
+    assert len(made.evaluation) == len(made.train) + 1
+
+
 HOSTILE = [
     ("name", ["", "a\nb", "a\0b", "/a\0b", "photos\u2028", "../no_such_folder"]),
     ("size", [0, -1, 10**9]),

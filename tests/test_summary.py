@@ -42,6 +42,20 @@ def test_the_papers_numbers():
     assert rows["fc8"]["parameter_bytes"] == (4096 * 1000 + 1000) * 4 * 2  # whole on each
 
 
+def test_memory_is_what_the_update_rule_keeps(config):
+    """Two velocities of Adam; none of a layer that is frozen throughout."""
+
+    def held():
+        rows = summary.layer_costs(config, mesh_of(1, 1, 16))
+        return {r["name"]: r["parameter_bytes"] / r["parameters"] for r in rows if r["parameters"]}
+
+    assert set(held().values()) == {8}
+    config.optimizer.layer_rates = ((0, "conv1", 0.0),)
+    assert held() == dict.fromkeys(held(), 8) | {"conv1": 4}
+    config.optimizer.layer_rates, config.optimizer.algorithm = (), "adam"
+    assert all(12 <= each < 12.1 for each in held().values())  # Adam counts its steps too
+
+
 def test_two_devices_hold_and_compute_half(config):
     one, two = (summary.summarize(config, mesh_of(1, n, 16)) for n in (1, 2))
     assert one["exchanges"] == []
@@ -144,4 +158,6 @@ def test_wrong_flags_are_named(flags, says, monkeypatch):
 def test_the_table_reads(config):
     text = summary.table(summary.summarize(config, mesh_of(1, 2, 16)))
     assert "1 x 2 devices" in text and "conv3" in text and "GFLOP" in text
-    assert max(map(len, text.splitlines())) < 140
+    assert max(map(len, text.splitlines())) < 140 and "each training image" not in text
+    config.data.on_device = True
+    assert "and 15.6 kB for each training image" in summary.table(summary.summarize(config, mesh_of(1, 1, 16)))

@@ -33,6 +33,7 @@ from alexnet_jax.runs.run import Run, data_of, load_run
 
 QUICK = ("kernels", "curves", "predictions")  # drawn at the end of training: they need eight images at most
 ONE_PASS = ("confusion", "mistakes")  # they need one pass over the validation split
+MOST_CLASSES = 2000  # of a confusion matrix, whose memory and picture grow with their square
 WHAT = (*QUICK, *ONE_PASS, "neighbours")  # neighbours need one over the training set
 
 # --- A run's own pictures ---------------------------------------------------------------------------------------------
@@ -252,6 +253,12 @@ def _possible(run: Run, what: list[str], data: str | None, asked: bool) -> tuple
                 f"the first layer of {run.workdir} is no convolution and has no kernels to draw: ask for others"
             )
         what = [name for name in what if name != "kernels"]
+    if "confusion" in what and len(run.classes) > MOST_CLASSES:
+        said = f"a confusion matrix of {len(run.classes):,} classes is too large to draw (at most {MOST_CLASSES:,})"
+        if asked:
+            raise UserError(f"{said}: ask for other pictures")
+        print(said, file=sys.stderr)
+        what = [name for name in what if name != "confusion"]
     if data and "neighbours" in what:
         raise UserError("neighbours are drawn from the run's own data set: leave out --data, or neighbours")
     if not set(what) & {"predictions", *ONE_PASS}:

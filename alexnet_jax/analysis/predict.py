@@ -84,6 +84,8 @@ def main(flags: Namespace) -> int:
     use_devices(flags.devices)
     run = load_run(flags.workdir, flags.which, *flags.devices)
     paths, bare = photos.gather(flags.images)
+    if not paths:
+        raise UserError("there was no photo to be read")
     images, read = PhotoImages(paths, run.config.data, run.classes), 0
     size = inference.batch_size(run, len(paths), flags.batch_size)
     quiet = len(paths) <= size or not sys.stderr.isatty()

@@ -12,6 +12,7 @@ import math
 import os
 import re
 from argparse import ArgumentParser, Namespace
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,6 +26,7 @@ from alexnet_jax.analysis import cost
 from alexnet_jax.cli import commands
 from alexnet_jax.config import check
 from alexnet_jax.runs import finetune
+from alexnet_jax.train import program
 
 # Per chip: bfloat16 FLOP/s, which float32 matrix products run at by default; bytes/s of its memory; bytes/s that it
 # sends to its neighbours, all links together, one way. docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e (2026-11); v4's
@@ -42,7 +44,7 @@ def layer_costs(config: ConfigDict, mesh: Mesh) -> list[dict]:
     """A row for everything that the network returns by name, in the order in which it is computed.
 
     Each: name; of one image the output's shape, the kernel's shape, parameters and macs (multiply-accumulates); on each
-    device activation_bytes, and parameter_bytes, which include the velocities.
+    device activation_bytes, and parameter_bytes, which include what the update rule keeps, such as velocities.
     """
     m, crop = config.model, config.data.crop
     net = network.network(m)
@@ -56,6 +58,7 @@ def layer_costs(config: ConfigDict, mesh: Mesh) -> list[dict]:
 
     images = jax.ShapeDtypeStruct((1, crop, crop, 3), jnp.float32)
     outputs = jax.eval_shape(forward, parameters, images)
+    held = _state_bytes(config, mesh)
     data, tower = mesh.shape["data"], mesh.shape["tower"]
     rows = []
     for name in names:
@@ -69,9 +72,20 @@ def layer_costs(config: ConfigDict, mesh: Mesh) -> list[dict]:
             own = parameters[name]["bias"].ndim > 1  # a kernel for each place, of which an output reads its own alone
             row["macs"] = math.prod(shape) * (kernel[-2] if own else math.prod(kernel[:-1]))
         row["activation_bytes"] = config.batch_size // data * math.prod(shape) * dtype.itemsize // share
-        row["parameter_bytes"] = 2 * 4 * row["parameters"] // share
+        row["parameter_bytes"] = held.get(name, 0)
         rows.append(row)
     return rows
+
+
+def _state_bytes(config: ConfigDict, mesh: Mesh) -> Counter[str]:
+    """The bytes of each layer's parameters and of what the update rule keeps of them, on each device."""
+    held: Counter[str] = Counter()
+    state = program(config, mesh).state
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        for layer in [name for name in names if name in state["params"]]:
+            held[layer] += math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    return held
 
 
 def summarize(config: ConfigDict, mesh: Mesh, topology: str | None = None) -> dict[str, Any]:
@@ -82,6 +96,7 @@ def summarize(config: ConfigDict, mesh: Mesh, topology: str | None = None) -> di
     found = cost.exchanges(step.as_text() or "")
     out = {
         "config": config.name,
+        "resident_image_bytes": 3 * config.data.size**2 if config.data.on_device else 0,  # of each training image
         "batch_size": config.batch_size,
         "mesh": dict(mesh.shape),
         "device": mesh.devices.flat[0].device_kind,
@@ -192,11 +207,13 @@ def _step_rows(summary: dict[str, Any], moved: dict[tuple[str, str], int]) -> li
     """(name, text) of what a whole step costs; moved: bytes by layer and direction."""
     step = summary["step"]
     held, more = _bytes(step["state_and_batch_bytes"]), _bytes(step["temporary_bytes"])
+    each = summary["resident_image_bytes"]
+    resident = f", and {_bytes(each)} for each training image" if each else ""
     updates = [f"{_bytes(size)} {what}" for (what, way), size in moved.items() if way == "update"]
     rows = [
         ("arithmetic", f"{step['flops'] / 1e9:,.1f} GFLOP"),
         ("memory traffic", _bytes(step["memory_traffic_bytes"])),
-        ("memory held", f"{held} state and batch, {more} more while it runs"),
+        ("memory held", f"{held} state and batch, {more} more while it runs{resident}"),
         ("sent", ", ".join([_bytes(step["exchanged_bytes"]), *updates])),
     ]
     if "bound" in summary:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from alexnet_jax import UserError
+from alexnet_jax import UserError, one_line, out_of_memory
 
 MOST_DEVICES = 1024  # that --devices asks for: on CPU each is virtual and costs a thread
 
@@ -43,6 +43,10 @@ def command(main: Callable[[list[str]], int | None], stopped: str = "interrupted
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
         status = 130
+    except Exception as e:
+        if not out_of_memory(e):
+            raise
+        status = f"error: not enough memory ({one_line(e)[:200]}): lower --batch-size, or use more --devices"
     try:
         sys.stdout.flush()
     except OSError:  # it would fail once more when Python ends
@@ -64,13 +68,18 @@ def set_up_libraries() -> None:
     """What a process does before it computes: fewer messages from libraries, and a cache of what JAX compiles.
 
     The cache is $JAX_COMPILATION_CACHE_DIR, or a folder below $XDG_CACHE_HOME or ~/.cache. All commands share it.
+    Raises UserError if there is neither of them nor a home folder.
     """
     import jax
     from absl import logging
 
     if not jax.config.values["jax_compilation_cache_dir"]:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "alexnet_jax" / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+        cache = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+        if cache.startswith("~"):
+            raise UserError(
+                "this user has no home folder: set XDG_CACHE_HOME to a folder for what is kept between runs"
+            )
+        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "alexnet_jax", "xla"))
     logging.set_verbosity(logging.ERROR)  # TFDS and Orbax report every file at the level below
 
 

@@ -60,8 +60,9 @@ def noise_strength(config: ConfigDict, epoch: int) -> float:
 def crop_and_flip(images: jax.Array, index: jax.Array, offset: jax.Array, flip: jax.Array, crop: int) -> jax.Array:
     """Takes images[index] cropped and flipped, on the device.
 
-    Args: images uint8 (n, size, size, 3); index int32 (b,); offset int32 (b, 2); flip bool (b,).
-    Returns: uint8 (b, crop, crop, 3).
+    Args: images (n, size, size, 3), uint8, or float32 for the mean image; index int32 (b,); offset int32 (b, 2): (y,
+      x) in pixels; flip bool (b,).
+    Returns: (b, crop, crop, 3), of the images' dtype.
     """
 
     def one(i, at, mirrored):

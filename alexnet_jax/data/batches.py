@@ -126,10 +126,15 @@ def _decoded(
 ) -> Generator[Batch, None, None]:
     """The batches of `rows` with their images, from JPEGs, through tf.data."""
     tf = tensorflow()
+    failed: list[OSError] = []  # tf.data would only say that `load` raised something
 
     def load(step):
         batch = rows(step)
-        jpegs = np.array(split.read(batch["index"]), object)
+        try:
+            jpegs = np.array(split.read(batch["index"]), object)
+        except OSError as error:
+            failed.append(error)
+            raise
         return jpegs, batch["label"], batch["offset"], batch["flip"], batch["noise"]
 
     def read(step):
@@ -152,7 +157,7 @@ def _decoded(
     try:
         yield from images.batch(b, drop_remainder=True).prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
     except (tf.errors.InvalidArgumentError, tf.errors.UnknownError) as error:  # from the decoder, from `load`
-        raise split.damaged() from error
+        raise (failed[0] if failed else split.damaged()) from error
 
 
 def _copied(

@@ -12,7 +12,6 @@ folder to prepare a changed source again.
 """
 
 import contextlib
-import errno
 import functools
 import hashlib
 import io
@@ -30,13 +29,14 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from alexnet_jax import UserError, __version__
+from alexnet_jax import UserError, __version__, may_pass
 from alexnet_jax.data import photos
 from alexnet_jax.data.host import in_threads
 from alexnet_jax.data.records import (
     AFTER,
     ANOTHER_FOLDER,
     BEFORE,
+    META,
     Prepared,
     decode,
     frame,
@@ -44,14 +44,13 @@ from alexnet_jax.data.records import (
     raw_length,
     starts,
 )
-from alexnet_jax.data.sources import Example, Source, folder_of, open_source, refuse_classes, some, warn
+from alexnet_jax.data.sources import Example, Source, folder_of, newest, open_source, refuse_classes, some, warn
 from alexnet_jax.files import alone, slug
 
 FORMAT = 1  # increase it when the same source would be prepared differently
 MAX_SIZE = 4096  # pixels: the sums over larger images would not fit into memory
 CHUNK = 16  # images that a thread prepares at a time
 # What fails is then the machine, not the photo.
-NOT_THE_PHOTO = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 LOCKS = "*px-" + 10 * "[0-9a-f]" + ".lock"  # and no other files: the folder may have other users
 
 
@@ -59,8 +58,9 @@ def prepare(config: ConfigDict, num_classes: int | None = None) -> Prepared:
     """Opens the prepared set of the config's `data` section, preparing it first if it does not exist yet.
 
     A source is the name of a TFDS set that is on disk, "glyphs", or the path of a folder: root/train/<class>/<image>
-    with root/validation or root/val beside it, or root/<class>/<image>. Without a validation folder the share
-    `validation_fraction` of the images, picked by a hash of their names, is held out. Tiny-ImageNet is taken as it is.
+    with root/validation, root/val or root/valid beside it, or root/<class>/<image>. Without a validation folder the
+    share `validation_fraction` of the images, picked by a hash of their names, is held out. Tiny-ImageNet is taken as
+    it is. A folder that has changed since it was prepared is not read again, and a warning says so.
 
     Each image's shorter side is scaled to `size` (bicubic, antialiased) and its centre cut out; if `resize` is "warp",
     both sides are scaled. It is stored as a JPEG of quality 95 with full colour resolution or, if `stored` is "raw",
@@ -88,6 +88,8 @@ def prepare(config: ConfigDict, num_classes: int | None = None) -> Prepared:
             if root and Path(os.path.realpath(cache)).is_relative_to(os.path.realpath(root)):
                 raise UserError(f"{cache} is inside the images' own folder: choose {ANOTHER_FOLDER}")
             _prepare_once(config, num_classes, cache, directory)
+        elif root:
+            _warn_of_changes(root, directory)
     except OSError as error:
         hint = f"make room, or choose {ANOTHER_FOLDER}"
         raise UserError(f"cannot prepare {config.name} in {cache} ({error}): {hint}") from error
@@ -96,6 +98,13 @@ def prepare(config: ConfigDict, num_classes: int | None = None) -> Prepared:
     prepared = open_prepared(directory)
     refuse_classes(config.name, prepared.classes, num_classes)
     return prepared
+
+
+def _warn_of_changes(root: Path, directory: Path) -> None:
+    """Says if photos were added or removed after a folder was prepared; it may also be gone, or unreadable by now."""
+    with contextlib.suppress(OSError):
+        if newest(root) > (directory / META).stat().st_mtime:
+            warn(f"{root} has changed since it was prepared: to prepare it again, delete {directory}")
 
 
 def _refuse_nonsense(config: ConfigDict, num_classes: int | None) -> None:
@@ -216,7 +225,7 @@ def _write_set(config: ConfigDict, source: Source, folder: Path, learns: bool) -
         "format": FORMAT,
         "libraries": libraries,
     }
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1))
+    (folder / META).write_text(json.dumps(meta, indent=1))
 
 
 def _write_split(
@@ -317,7 +326,7 @@ def _prepare_chunk(examples: list[Example], size: int, resize: str, stored: str)
             sliver = photos.is_sliver(image.size)
             data = (_to_raw if stored == "raw" else _to_jpeg)(image, size, resize)
         except Exception as error:  # Pillow raises almost anything on broken files
-            if isinstance(error, MemoryError) or getattr(error, "errno", None) in NOT_THE_PHOTO:
+            if may_pass(error):
                 said = photos.why(error)
                 raise UserError(
                     f"{name} cannot be read ({said}), which may pass: start the same command again"

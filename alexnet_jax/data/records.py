@@ -30,6 +30,7 @@ from alexnet_jax import UserError
 from alexnet_jax.data.host import in_threads
 from alexnet_jax.files import slug
 
+META = "meta.json"  # of a prepared set, written last
 STORED = ("jpeg", "raw")  # the forms in which images are stored
 ANOTHER_FOLDER = "another folder with --config.data.prepared_dir=..., or, for a trained run, in its config.json"
 BEFORE, AFTER = 12, 4  # bytes of a record around its data: the length and its checksum; the data's checksum
@@ -135,7 +136,7 @@ def open_prepared(directory: Path) -> Prepared:
     Damage inside an image shows when that image is read.
     """
     try:
-        meta = json.loads((directory / "meta.json").read_text())
+        meta = json.loads((directory / META).read_text())
         size, classes = meta["size"], meta["classes"]
         _require(isinstance(size, int) and isinstance(classes, list) and all(isinstance(c, str) for c in classes))
         shapes = {"mean": (size, size, 3), "channel_mean": (3,), "stdevs": (3,), "vectors": (3, 3)}

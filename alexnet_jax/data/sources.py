@@ -55,9 +55,19 @@ def open_source(config: ConfigDict, cache: Path, num_classes: int | None = None)
 
 
 def folder_of(name: str) -> Path | None:
-    """Returns the folder that a source's name means, or None if it is the name of a TFDS set."""
-    is_path = name.startswith(("/", "./", "../", "~")) or os.path.exists(name)
+    """Returns the folder that a source's name means, or None if it is the name of a TFDS set.
+
+    A folder begins with /, ./, ../ or ~: cifar10 is TFDS's wherever the command is started.
+    """
+    is_path = name.startswith(("/", "./", "../", "~"))
     return Path(os.path.abspath(os.path.expanduser(name))) if is_path else None
+
+
+def newest(root: Path) -> float:
+    """When photos were last added to a folder or removed from it, in seconds since 1970: the newest of its folders."""
+    splits = set(_split_folders(root).values())
+    classes = {folder for split in splits for folder in _subfolders(split).values()}
+    return max(folder.stat().st_mtime for folder in {root} | splits | classes)
 
 
 def refuse_classes(name: str, classes: list[str], num_classes: int | None) -> None:
@@ -122,8 +132,9 @@ def _split_folders(root: Path) -> dict[str, Path]:
     folders = _subfolders(root)
     if "train" not in folders:
         return {"train": root}
-    if "val" in folders:
-        folders.setdefault("validation", folders["val"])
+    for name in ("val", "valid"):
+        if name in folders:
+            folders.setdefault("validation", folders[name])
     return folders
 
 
@@ -299,9 +310,10 @@ def _tfds_builder(config: ConfigDict, cache: Path) -> Any:
         raise
     except Exception as error:  # TFDS raises whatever the set's own code raises
         reason = one_line(error).partition(" Available datasets")[0]
-        raise UserError(
-            f"no TFDS data set '{config.name}' ({reason}); write a folder as ./folder; {no_download}"
-        ) from error
+        write = (
+            f"write the folder here as ./{config.name}" if os.path.isdir(config.name) else "write a folder as ./folder"
+        )
+        raise UserError(f"no TFDS data set '{config.name}' ({reason}); {write}; {no_download}") from error
     if builder.info.splits:
         return builder
     data_dir = builder.data_path.parents[builder.info.full_name.count("/")]

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,8 +59,7 @@ def claim(
         except BlockingIOError as e:
             raise Busy(f"another process trains in {workdir}: wait for it, or name another --workdir") from e
         trained = checkpoint.trained(workdir) is not None
-        log = workdir / METRICS
-        if trained or log.exists() and log.stat().st_size:
+        if trained or _has_records(workdir):
             _refuse_other_config(workdir, config, data)
         if trained and data:
             provenance.refuse_changed_data(data, workdir)
@@ -75,6 +75,29 @@ def claim(
             left.unlink(missing_ok=True)
         held.pop_all()  # the lock is kept only if nothing was raised
         return lock
+
+
+def refuse_unusable(workdir: Path, config: ConfigDict):
+    """Raises UserError where `claim` will, as far as that shows before the data is prepared. Writes nothing."""
+    with _writing(workdir):
+        there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            what = "may not be written to" if there.is_dir() else "is a file"
+            raise UserError(f"cannot write to the workdir {workdir} ({there} {what}): name another --workdir")
+        if there != workdir:
+            return
+        _refuse_foreign_files(workdir)
+        if checkpoint.trained(workdir) is None and not _has_records(workdir):
+            return
+        if config.model.num_classes == 0:  # as many as the data has
+            config = config.copy_and_resolve_references()
+            config.model.num_classes = read_config(workdir).model.num_classes
+        _refuse_other_config(workdir, config, data=None)
+
+
+def _has_records(workdir: Path) -> bool:
+    log = workdir / METRICS
+    return log.exists() and log.stat().st_size > 0
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import os
 import platform
 from pathlib import Path
 
+import flax
 import jax
 import jaxlib
 import numpy as np
@@ -42,7 +43,7 @@ _STATISTICS = ("mean", "channel_mean", "stdevs", "vectors")
 
 
 def of_machine(mesh: Mesh) -> dict[str, int | str]:
-    """All that changes how a run's numbers are rounded."""
+    """All that changes a run's numbers: how they are rounded, and which random numbers it draws."""
     return {
         "CPU": _cpu(),
         "cores": cores(),  # XLA splits its sums by them
@@ -50,6 +51,8 @@ def of_machine(mesh: Mesh) -> dict[str, int | str]:
         "processes": jax.process_count(),
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
+        "flax": flax.__version__,  # dropout's keys
+        "numpy": np.__version__,  # the order, crops and noise of an epoch
     }
 
 

@@ -72,12 +72,7 @@ def load_run(workdir: str | Path, which: str = "best", data: int = 1, tower: int
     config = read_config(workdir)
     statistics, classes = read_statistics(workdir)
     mesh = towers.make_mesh(ConfigDict({"data": data, "tower": tower}), config.model.towers, batch_size=data)
-    parameters = shapes(config.model, config.data.crop)
-    like = jax.tree.map(
-        lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
-        parameters,
-        towers.shardings(parameters, mesh),
-    )
+    like = towers.abstract(shapes(config.model, config.data.crop), mesh)
     step, params = checkpoint.read_params(workdir, like, which)
     apply = towers.split(network(config.model), mesh)
     return Run(workdir, step, config, mesh, apply, params, statistics, classes)
