@@ -6,6 +6,7 @@ The widths, kernel sizes, strides and pools are in the config, see alexnet_jax/c
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -104,101 +105,117 @@ class AlexNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
-        m, axis = self.config, self.tower_axis
-        devices = lax.axis_size(axis) if axis else 1
-        here = m.towers // devices  # towers on this device
-        activate = partial(layers.by_tower, ACTIVATIONS[m.activation], groups=here)
-        first = lax.axis_index(axis) * here if axis else 0
-        out = {}
-
-        def layer(name, features, **kwargs):
-            reads = "all" if name in m.exchange else "own"
-            kwargs = {"reads": reads, "axis": axis, "data_axis": self.data_axis, "dtype": jnp.dtype(m.dtype)} | kwargs
-            return Layer(
-                features,
-                m.init_std[name] if m.init == "normal" else None,
-                m.init_bias[name],
-                towers=m.towers,
-                name=name,
-                **kwargs,
-            )
-
-        def norm(x):
-            rule = m.lrn
-            plain = partial(
-                layers.local_response_norm,
-                size=rule.size, k=rule.k, alpha=rule.alpha, beta=rule.beta, divide_by_size=rule.divide_by_size,
-            )  # fmt: skip
-            if rule.per_tower:
-                return plain(x, groups=here)
-            if devices == 1:
-                return plain(x, groups=1)
-            own = x.shape[-1]
-            x = lax.all_gather(x, axis, axis=3, tiled=True)
-            return lax.dynamic_slice_in_dim(plain(x, groups=1), lax.axis_index(axis) * own, own, axis=3)
-
-        def after(i, y, bias):
-            """What follows convolution i, in the config's order: its bias, nonlinearity, norm and pool, by name."""
-            name, made = f"conv{i}", {}
-            x = layers.by_tower(jnp.add, y, bias, groups=here)
-            normed = name in m.lrn.layers
-            if early := normed and name in m.lrn.before_activation:
-                x = made[f"norm{i}"] = norm(x)
-            x = made[name] = activate(x)
-            if normed and not early and name not in m.lrn.after_pool:
-                x = made[f"norm{i}"] = norm(x)
-            if name in m.spatial_norm.layers:
-                rule = m.spatial_norm
-                x = made[f"spatial_norm{i}"] = layers.spatial_response_norm(
-                    x, size=rule.size, k=rule.k, alpha=rule.alpha, beta=rule.beta
-                )
-            if name in m.pooled:
-                x = made[f"pool{i}"] = layers.max_pool(x, size=m.pool_size, stride=m.pool_stride, groups=here)
-            if normed and not early and name in m.lrn.after_pool:
-                x = made[f"norm{i}"] = norm(x)
-            return x, made
-
-        def conv(i, x):
-            """Convolution i with all that follows it."""
-            name = f"conv{i}"
-            size, stride = m.conv_sizes[i - 1], m.conv_strides[i - 1]
-            geometry = {"size": size, "stride": stride, "padding": (size // 2, size // 2)}
-            if i == 1:
-                geometry |= {"reads": "image", "padding": tuple(m.conv1_padding)}
-            y, bias = layer(name, m.conv_widths[i - 1], **geometry)(x)
-            x, made = after(i, y, bias)
-            out.update(made)
-            exchanges = name in m.lrn.layers and not m.lrn.per_tower and devices > 1
-            if not self.chunk or exchanges or name not in (*m.lrn.layers, *m.pooled):
-                return x
-            # Once more for the next layer; XLA computes what is in `out` only where it is asked for.
-            return layers.by_chunk(lambda y, bias: after(i, y, bias)[0], y, bias, size=self.chunk)
-
-        def connected(name, features, x, **kwargs):
-            """A fully connected layer without its nonlinearity, with dropout on its inputs."""
-            if train and m.dropout and name in m.dropout_before:
-                start = lax.axis_index(self.data_axis) * x.shape[0] if self.data_axis else 0
-                rows, towers = start + jnp.arange(x.shape[0]), first + jnp.arange(here)
-                x = layers.dropout(x, m.dropout, self.make_rng("dropout"), rows=rows, towers=towers)
-            window = self.dense if name == "fc6" or not self.dense else 1
-            y, bias = layer(name, features, window=window, **kwargs)(x)
-            return y + bias
-
+        m = self.config
+        out: dict[str, jax.Array] = {}
         x = images.astype(m.dtype)
-        x = conv(1, x)
-        x = conv(2, x)
-        x = conv(3, x) if "conv3" not in m.removed else x
-        x = conv(4, x) if "conv4" not in m.removed else x
-        x = conv(5, x)
-        x = conv(6, x) if len(m.conv_widths) == 6 else x
+        for i in range(1, len(m.conv_widths) + 1):
+            if f"conv{i}" not in m.removed:
+                x = self.convolution(i, x, out)
         if m.average_pool and not self.dense:
             x = out["average_pool5"] = layers.average_pool(x, m.average_pool)
-        x = out["fc6"] = activate(connected("fc6", m.fc_widths[0], x))
-        x = out["fc7"] = activate(connected("fc7", m.fc_widths[1], x))
+        x = out["fc6"] = self.activate(self.connected("fc6", m.fc_widths[0], x, train))
+        x = out["fc7"] = self.activate(self.connected("fc7", m.fc_widths[1], x, train))
         # Always float32: in bfloat16, with its 8 bits of precision, close classes would tie, which counts as an error.
-        logits = connected("fc8", m.num_classes, x, reads="all", replicated=True, dtype=jnp.dtype(jnp.float32))
-        out["fc8"] = logits
-        return logits, out
+        whole = {"reads": "all", "replicated": True, "dtype": jnp.dtype(jnp.float32)}
+        out["fc8"] = self.connected("fc8", m.num_classes, x, train, **whole)
+        return out["fc8"], out
+
+    @nn.nowrap
+    def convolution(self, i: int, x: jax.Array, out: dict[str, jax.Array]) -> jax.Array:
+        """Convolution i with all that follows it, whose maps go into `out` by name. Returns the last of them."""
+        m, name = self.config, f"conv{i}"
+        size, stride = m.conv_sizes[i - 1], m.conv_strides[i - 1]
+        geometry = {"size": size, "stride": stride, "padding": (size // 2, size // 2)}
+        if i == 1:
+            geometry |= {"reads": "image", "padding": tuple(m.conv1_padding)}
+        y, bias = self.layer(name, m.conv_widths[i - 1], **geometry)(x)
+        x, made = self.after(i, y, bias)
+        out.update(made)
+        exchanges = name in m.lrn.layers and not m.lrn.per_tower and self.devices > 1
+        if not self.chunk or exchanges or name not in (*m.lrn.layers, *m.pooled):
+            return x
+        # Once more for the next layer; XLA computes what is in `out` only where it is asked for.
+        return layers.by_chunk(lambda y, bias: self.after(i, y, bias)[0], y, bias, size=self.chunk)
+
+    @nn.nowrap
+    def after(self, i: int, y: jax.Array, bias: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """What follows convolution i, in the config's order: its bias, nonlinearity, norm and pool, also by name."""
+        m, name = self.config, f"conv{i}"
+        made: dict[str, jax.Array] = {}
+        x = layers.by_tower(jnp.add, y, bias, groups=self.here)
+        normed = name in m.lrn.layers
+        if early := normed and name in m.lrn.before_activation:
+            x = made[f"norm{i}"] = self.norm(x)
+        x = made[name] = self.activate(x)
+        if normed and not early and name not in m.lrn.after_pool:
+            x = made[f"norm{i}"] = self.norm(x)
+        if name in m.spatial_norm.layers:
+            rule = m.spatial_norm
+            x = made[f"spatial_norm{i}"] = layers.spatial_response_norm(
+                x, size=rule.size, k=rule.k, alpha=rule.alpha, beta=rule.beta
+            )
+        if name in m.pooled:
+            x = made[f"pool{i}"] = layers.max_pool(x, size=m.pool_size, stride=m.pool_stride, groups=self.here)
+        if normed and not early and name in m.lrn.after_pool:
+            x = made[f"norm{i}"] = self.norm(x)
+        return x, made
+
+    @nn.nowrap
+    def norm(self, x: jax.Array) -> jax.Array:
+        """Local response normalization (section 3.3), of each tower by itself or across them."""
+        rule = self.config.lrn
+        plain = partial(
+            layers.local_response_norm,
+            size=rule.size, k=rule.k, alpha=rule.alpha, beta=rule.beta, divide_by_size=rule.divide_by_size,
+        )  # fmt: skip
+        if rule.per_tower:
+            return plain(x, groups=self.here)
+        if self.devices == 1:
+            return plain(x, groups=1)
+        own = x.shape[-1]
+        x = lax.all_gather(x, self.tower_axis, axis=3, tiled=True)
+        return lax.dynamic_slice_in_dim(plain(x, groups=1), lax.axis_index(self.tower_axis) * own, own, axis=3)
+
+    @nn.nowrap
+    def connected(self, name: str, features: int, x: jax.Array, train: bool, **kwargs: Any) -> jax.Array:
+        """A fully connected layer without its nonlinearity, in training with dropout on its inputs."""
+        m = self.config
+        if train and m.dropout and name in m.dropout_before:
+            start = lax.axis_index(self.data_axis) * x.shape[0] if self.data_axis else 0
+            first = lax.axis_index(self.tower_axis) * self.here if self.tower_axis else 0
+            rows, towers = start + jnp.arange(x.shape[0]), first + jnp.arange(self.here)
+            x = layers.dropout(x, m.dropout, self.make_rng("dropout"), rows=rows, towers=towers)
+        window = self.dense if name == "fc6" or not self.dense else 1
+        y, bias = self.layer(name, features, window=window, **kwargs)(x)
+        return y + bias
+
+    @nn.nowrap
+    def layer(self, name: str, features: int, **kwargs: Any) -> Layer:
+        """The linear part of a layer, as the config says; `kwargs` has the rest and what differs."""
+        m = self.config
+        reads = "all" if name in m.exchange else "own"
+        kwargs = {
+            "reads": reads,
+            "axis": self.tower_axis,
+            "data_axis": self.data_axis,
+            "dtype": jnp.dtype(m.dtype),
+        } | kwargs
+        std = m.init_std[name] if m.init == "normal" else None
+        return Layer(features, std, m.init_bias[name], towers=m.towers, name=name, **kwargs)
+
+    @nn.nowrap
+    def activate(self, x: jax.Array) -> jax.Array:
+        return layers.by_tower(ACTIVATIONS[self.config.activation], x, groups=self.here)
+
+    @property
+    def devices(self) -> int:
+        """How many devices share the towers."""
+        return lax.axis_size(self.tower_axis) if self.tower_axis else 1
+
+    @property
+    def here(self) -> int:
+        """How many towers are on this device."""
+        return self.config.towers // self.devices
 
 
 def fc6_side(config: ConfigDict, params) -> int:
