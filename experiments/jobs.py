@@ -282,7 +282,9 @@ def _reason(cell: Cell, job: submitit.Job) -> str:
     path = cell.failure()
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"it was stopped, or ended without a message; its output is in {job.paths.stderr}\n")
+        output = Path(job.paths.stderr)
+        where = f"{output.parent.name}/{output.name} in the sweep's folder"  # a record keeps this, and no path
+        path.write_text(f"it was stopped, or ended without a message: see {where}\n")
     return path.read_text().strip()
 
 

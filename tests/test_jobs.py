@@ -1,6 +1,7 @@
 """The jobs of a sweep: who runs which cell, on which cores, and what is said of one that fails."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,8 @@ def test_jobs_are_processes_of_their_own(config, tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "train_cell", train)
     failed = jobs.launch(cells, jobs.make_executor("local", tmp_path / "jobs", []))
     assert (tmp_path / "runs" / "process").read_text() != str(os.getpid())
-    assert "without a message" in failed["dies, seed 0"] and str(tmp_path / "jobs") in failed["dies, seed 0"]
+    [output] = re.findall(r"without a message: see (jobs/\d+_0_log.err) in the sweep's folder$", failed["dies, seed 0"])
+    assert (tmp_path / output).exists()
     assert (tmp_path / "dies" / "failed.txt").read_text().strip() == failed["dies, seed 0"]
 
 
@@ -135,7 +137,7 @@ def test_a_sweep_on_a_cluster_waits_for_the_jobs_that_it_has_submitted(config, t
 
     class Submitted:
         def __init__(self, folder, job_id):
-            self.job_id, self.paths = job_id, type("", (), {"stderr": "its output"})
+            self.job_id, self.paths = job_id, type("", (), {"stderr": "jobs/its_output"})
 
         def done(self):
             return self.job_id == "1" or "running" in done
@@ -161,7 +163,7 @@ def test_an_earlier_runs_failure_is_not_taken_for_this_ones(config, tmp_path, mo
     class Dies(Here):
         def submit(self, function, *args):
             job = Job()
-            job.paths = type("", (), {"stderr": "its output"})
+            job.paths = type("", (), {"stderr": "jobs/its_output"})
             return job
 
     monkeypatch.setattr(jobs.submitit, "LocalExecutor", Dies)
