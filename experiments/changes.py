@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 @dataclass(frozen=True)
 class Change:
-    """One ablation."""
+    """One ablation. The report compares those of CHANGES with 2012; of others it knows the title and the fields."""
 
     title: str
     fields: Callable[[ConfigDict], dict]  # from the base config to the {dotted field: value} that it changes

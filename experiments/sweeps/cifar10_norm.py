@@ -19,7 +19,7 @@ def _without_norms(base: ConfigDict) -> dict:
 
 ABLATIONS = {
     "norm_off": Change(
-        "no norm across maps", _without_norms, 2.0, says="13 % without, 11 % with", source="section 3.3, CIFAR-10"
+        "no norm across maps", _without_norms, says="13 % without, 11 % with", source="section 3.3, CIFAR-10"
     ),
 }
 
