@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 
 __version__ = "0.1.0"
 
@@ -20,13 +21,16 @@ PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, er
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: the host's or a device's. XLA says either of two words."""
-    return isinstance(error, MemoryError) or any(word in str(error) for word in ("RESOURCE_EXHAUSTED", "Out of memory"))
+    """Whether memory ran out: the host's or a device's. XLA says so in one of two ways."""
+    exhausted = type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error)
+    return exhausted or isinstance(error, MemoryError) or "Out of memory" in str(error)
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether reading failed for a reason that is not in the file and may pass."""
-    return out_of_memory(error) or getattr(error, "errno", None) in PASSING
+    """Whether reading failed for a reason that is not in the file and may pass. TensorStore's errors name errno."""
+    said = re.search(r"os_error_code='(\d+)'", str(error))
+    code = int(said[1]) if said else getattr(error, "errno", None)
+    return code in PASSING or out_of_memory(error)
 
 
 def one_line(error: Exception) -> str:

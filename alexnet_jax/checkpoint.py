@@ -22,7 +22,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from alexnet_jax import UserError, may_pass, one_line, towers
+from alexnet_jax import UserError, may_pass, one_line, out_of_memory, towers
 
 FOLDER = "checkpoints"
 PREFIX = "step"  # of a checkpoint's folder, step_<step>
@@ -267,27 +267,33 @@ def _from_json(value: Any) -> Any:
 
 def _read(read: Callable[[], Any], workdir: Path, step: int) -> Any:
     """Returns read(). Raises UserError, saying what to do, if it raises anything."""
-    found, reason = _attempt(read)
-    if reason is not None:
-        raise UserError(f"checkpoint {step} of {workdir} cannot be read ({reason}): {_way_out(workdir, step)}")
-    return found
+    found, failure = _attempt(read)
+    if failure is None:
+        return found
+    if failure.memory:
+        raise MemoryError(failure.reason)
+    what_to_do = "that may pass, so start the same command again" if failure.passes else _way_out(workdir, step)
+    raise UserError(f"checkpoint {step} of {workdir} cannot be read ({failure.reason}): {what_to_do}")
 
 
-def _attempt(read: Callable[[], Any]) -> tuple[Any, str | None]:
-    """(read(), None), or (None, why it failed). Orbax raises many kinds of exceptions for a damaged checkpoint.
+class Failure(NamedTuple):
+    """Why something could not be read."""
 
-    What is not the checkpoint's fault, such as too little memory, is raised.
-    """
+    reason: str
+    passes: bool  # whether it is not the checkpoint's fault and may pass
+    memory: bool  # whether there was too little memory
+
+
+def _attempt(read: Callable[[], Any]) -> tuple[Any, Failure | None]:
+    """(read(), None), or (None, why it failed). Orbax raises many kinds of exceptions for a damaged checkpoint."""
     with contextlib.redirect_stderr(io.StringIO()):  # Orbax's threads print tracebacks when a read is given up
         try:
             return read(), None
         except Exception as e:
-            if may_pass(e):
-                raise
-            reason = one_line(e)
+            failure = Failure(one_line(e), may_pass(e), out_of_memory(e))
         sys.unraisablehook = _but_late_reads
         gc.collect()  # collects coroutines that nobody awaited now, because they print too
-    return None, reason
+    return None, failure
 
 
 def _but_late_reads(unraisable, others=sys.unraisablehook):

@@ -113,9 +113,6 @@ def entries(form: str, *rules: Rule) -> Rule:
     return Rule(f"a tuple of entries {form}", lambda v: isinstance(v, (tuple, list)) and all(map(keeps, v)))
 
 
-TAKEN = ("params", "ids", "labels", "classes", "workdir", "step", "config")  # by Flax, and in a file of features
-
-
 def chain() -> Rule:
     """A tuple of entries (name, kind, what cifar.ENTRIES says)."""
     rules = {"units": whole(0, 2**16), "size": whole(1, 63), "std": STRENGTH}
@@ -125,13 +122,13 @@ def chain() -> Rule:
             return False
         name, kind, *rest = entry
         wanted = [rules[what] for what in cifar.ENTRIES.get(kind, ())]
-        if kind not in cifar.ENTRIES or not name.isidentifier() or name in TAKEN or len(rest) != len(wanted):
+        if kind not in cifar.ENTRIES or not name.isidentifier() or len(rest) != len(wanted):
             return False
         return all(rule.holds(value) for rule, value in zip(wanted, rest, strict=True))
 
     return Rule(
         "a tuple of entries such as ('conv1', 'conv', 32, 5, 0.01), ('pool1', 'max_pool'), ('fc10', 'dense', 0, 0.1), "
-        f"of the kinds {', '.join(cifar.ENTRIES)} and not named {', '.join(TAKEN)}",
+        f"of the kinds {', '.join(cifar.ENTRIES)}",
         lambda v: isinstance(v, (tuple, list)) and all(map(keeps, v)),
     )
 
@@ -423,6 +420,9 @@ def layers_of(m: ConfigDict) -> tuple[str, ...]:
     return (*CONVOLUTIONS[: len(m.conv_widths)], *model.FULLY_CONNECTED)
 
 
+TAKEN = ("params", "ids", "labels", "classes", "workdir", "step", "config")  # by Flax, and in a file of features
+
+
 def _refuse_chain(m: ConfigDict):
     for name, value in flat(m, "model.").items():
         default = json.loads(json.dumps(FIELDS[name].default))
@@ -431,6 +431,8 @@ def _refuse_chain(m: ConfigDict):
     names, kinds = zip(*(entry[:2] for entry in m.layers), strict=True)
     if twice := [name for name in names if names.count(name) > 1]:
         raise _misfit("model.layers", names, f"names {twice[0]} twice")
+    if taken := [name for name in names if name in TAKEN]:
+        raise _misfit("model.layers", taken[0], f"must not name a layer, as {', '.join(TAKEN)} have other meanings")
     if not cifar.ENTRIES[kinds[0]] or kinds[-1] != "dense":
         raise _misfit("model.layers", kinds, "must begin with a layer with weights, and end with a dense one")
     after = [(name, kind) for name, kind in zip(names, kinds, strict=True)][kinds.index("dense") :]

@@ -23,6 +23,7 @@ from alexnet_jax.runs import claims
 from experiments import results
 
 DAYS = 7  # after which a job is stopped
+ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED")  # states of a job that SLURM has not ended
 BAR = "{percentage:3.0f}%|{bar}| {n:.1f}/{total:.0f} epochs [{elapsed}<{remaining}]{postfix}"
 
 
@@ -135,7 +136,7 @@ def launch(cells: list[Cell], executor: submitit.Executor, at_once: int = 1) -> 
             waiting.remove(cell)
             running[cell] = job, free.pop(), None
     with _sigterm_as_ctrl_c(), tqdm(total=total, unit=" epochs", dynamic_ncols=True, bar_format=BAR) as bar:
-        bar.write(f"{len(cells) - len(waiting)} of {len(cells)} cells are finished", file=sys.stderr)
+        bar.write(f"{len(cells) - len(waiting) - len(running)} of {len(cells)} cells are finished", file=sys.stderr)
         try:
             while waiting or running:
                 for cell in list(waiting) if free else []:
@@ -189,7 +190,7 @@ def _submitted(cell: Cell, folder: Path) -> submitit.Job | None:
         job = submitit.SlurmJob(folder, _number(cell, folder).read_text())
     except FileNotFoundError:
         return None
-    return None if job.done() else job
+    return job if job.state in ALIVE else None
 
 
 def _number(cell: Cell, folder: Path) -> Path:

@@ -286,11 +286,12 @@ def _planned_run(folder: Path, seed: int, group: Group) -> Outcome:
 
 
 def _count_classes(groups: list[Group]):
-    """Puts the number of classes into a plan that leaves it to the data, once a run has it."""
-    counted = [r.settings["model.num_classes"] for g in groups for r in g.runs if r.state in ("finished", "unfinished")]
+    """Puts the number of classes into a plan that leaves it to the data, once a run on the same data has it."""
+    runs = [run for group in groups for run in group.runs if run.settings]
+    counted = {run.settings["data.name"]: run.settings["model.num_classes"] for run in runs}
     for group in groups:
-        if counted and group.settings["model.num_classes"] == 0:
-            group.settings["model.num_classes"] = counted[0]
+        if group.settings["model.num_classes"] == 0:
+            group.settings["model.num_classes"] = counted.get(group.settings["data.name"], 0)
 
 
 def gather(folders: Sequence[Path], groups: list[Group]) -> list[Outcome]:

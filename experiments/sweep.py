@@ -232,7 +232,7 @@ def record(workdir: Path, sweep: str, base: ConfigDict, cells: list[Cell], title
                 plan["cells"] = cells_there | plan["cells"]
             with replacing(path) as partial:
                 partial.write_text(json.dumps(plan, indent=2) + "\n")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise UserError(f"{path} cannot be read or written ({one_line(e)}): name another --workdir") from e
 
 

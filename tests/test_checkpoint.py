@@ -138,6 +138,10 @@ def test_what_a_claim_would_refuse_is_refused_before_the_data_is_prepared(config
         main.run(other, tmp_path / "run")
     other.batch_size = config.batch_size
     claims.refuse_unusable(tmp_path / "run", other)
+    saved = json.loads((tmp_path / "run/config.json").read_text())
+    saved["data"]["name"], other.data.name = "photos", "./photos"  # as folders could be written once
+    (tmp_path / "run/config.json").write_text(json.dumps(saved))
+    claims.refuse_unusable(tmp_path / "run", other)
 
 
 def test_other_data_is_refused(config, claim, photos, tmp_path, monkeypatch):
@@ -423,15 +427,27 @@ def test_a_checksum_gathers_nothing():
         jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8 bytes"),
         MemoryError("Unable to allocate 8 bytes"),
         OSError(errno.EMFILE, "Too many open files"),
+        ValueError("RESOURCE_EXHAUSTED: Error opening [... Too many open files [os_error_code='24']"),  # TensorStore's
     ],
 )
 def test_a_machine_that_fails_damages_no_checkpoint(copy, monkeypatch, error):
     """It is not to be removed: the checkpoint is whole."""
     monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "restore", lambda *_, **__: (_ for _ in ()).throw(error))
     monkeypatch.setattr(checkpoint, "read_whole", lambda folder: (_ for _ in ()).throw(error))
-    with pytest.raises(type(error)) as raised:
+    with pytest.raises((UserError, MemoryError)) as raised:
         load_run(copy)
-    assert raised.value is error and "remove" not in str(main.what_to_fix(error, several=False))
+    said = str(main.what_to_fix(raised.value, several=False))
+    assert "remove" not in said and ("start the same command again" in said) == ("open files" in str(error))
+    assert ("not enough memory" in said) == ("allocate" in str(error))
+
+
+def test_an_error_of_closing_hides_no_other(monkeypatch):
+    class Closes:
+        def close(self):
+            raise MemoryError("Unable to allocate 8 bytes")
+
+    with pytest.raises(UserError, match="the loss is nan"), checkpoint.ending(Closes()):
+        raise UserError("the loss is nan")
 
 
 def test_numbers_that_are_not_those_that_were_saved_are_refused(copy):

@@ -260,8 +260,14 @@ def test_chunks_and_copies_compute_the_same(name):
         ({"layers": (("a", "conv", 4, 5, 0.1), ("a", "relu"), ("fc10", "dense", 0, 0.1))}, "names a twice"),
         ({"layers": (("fc10", "dense", 11, 0.1),)}, "must give the last layer 0 units"),
         ({"layers": (("fc1", "dense", 0, 0.1), ("fc2", "dense", 0, 0.1))}, "must give the last layer 0 units"),
-        ({"layers": (("params", "conv", 4, 3, 0.1), ("fc10", "dense", 0, 0.1))}, "and not named params, ids, "),
-        ({"layers": (("labels", "dense", 4, 0.1), ("fc10", "dense", 0, 0.1))}, "and not named params, ids, labels"),
+        (
+            {"layers": (("params", "conv", 4, 3, 0.1), ("fc10", "dense", 0, 0.1))},
+            "must not name a layer, as params, ids, ",
+        ),
+        (
+            {"layers": (("labels", "dense", 4, 0.1), ("fc10", "dense", 0, 0.1))},
+            "model.layers is .labels. and must not name a layer",
+        ),
         ({"layers": (("a", "local", 4, 2, 0.1), ("fc10", "dense", 0, 0.1))}, "must be odd"),
         (
             {"layers": (("fc1", "dense", 9, 0.1), ("pool", "max_pool"), ("fc2", "dense", 0, 0.1))},

@@ -155,5 +155,5 @@ def test_the_command_and_its_exit_status(tiny_run, paths, tmp_path):
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.splitlines() == [
         "unreadable: none.png: No such file or directory",
-        "error: there was no photo to be read",
+        "error: there was no photo to be read: name photos, or folders of photos",
     ]

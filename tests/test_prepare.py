@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -223,12 +224,14 @@ def test_photos_that_were_added_later_are_warned_of(tmp_path, capsys, split):
     config = data_config(tmp_path / "source", tmp_path / "prepared")
     first = prepare(config)
     assert "changed" not in capsys.readouterr().err
-    then = (first.directory / "meta.json").stat().st_mtime
-    folder = next(path for path in (tmp_path / "source" / split).iterdir() if path.is_dir())
-    os.utime(folder, (then + 5, then + 5))
-    assert len(prepare(config).train) == len(first.train)
-    said = capsys.readouterr().err
-    assert f"{tmp_path / 'source'} has changed since it was prepared: " in said and f"delete {first.directory}" in said
+    for name, counts in ((".DS_Store", False), ("notes.txt", False), ("new.png", True)):
+        os.utime(first.directory / "meta.json")
+        time.sleep(0.05)  # more than a file system's clock needs
+        (tmp_path / "source" / split / "ant" / name).write_text("")
+        assert len(prepare(config).train) == len(first.train)
+        said = capsys.readouterr().err
+        assert (f"{tmp_path / 'source'} has photos that were added" in said) == counts, name
+    assert f"delete {first.directory} and train in a new --workdir" in said
 
 
 def test_a_prepared_set_outlives_its_source(tmp_path):

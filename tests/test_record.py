@@ -140,15 +140,24 @@ def test_what_failed_before_it_had_a_config_is_listed(sweep, tmp_path):
     assert ("BASE", "out of memory (no record yet)") in [(title, run.reason) for title, run in found.others]
 
 
-def test_a_failure_without_a_config_takes_the_cell_from_any_other_run_or_is_named(sweep, tmp_path, capsys):
+def test_a_failure_without_a_config_takes_the_cell_from_the_plan_or_any_other_run_or_is_named(sweep, tmp_path, capsys):
     for run in ("base/seed0", "dropout_off/seed0", "dropout_off/seed1", "dropout_off/seed2"):
         (sweep / run / "config.json").unlink()
         (sweep / run / "metrics.jsonl").unlink()
         (sweep / run / "failed.txt").write_text("killed")
+    path = record(tmp_path, sweep, to="planned")
+    states = {key: run["state"] for key, run in file.read(path).runs.items()}
+    assert states == {
+        ("base", 0): "failed", ("base", 1): "finished", ("base", 2): "finished",
+        ("dropout_off", 0): "failed", ("dropout_off", 1): "failed", ("dropout_off", 2): "failed",
+    }  # fmt: skip
+    before = path.read_bytes()
+    assert record(tmp_path, sweep, to="planned").read_bytes() == before
+    (sweep / "sweep.json").unlink()
     found = file.read(record(tmp_path, sweep))
     assert {key: run["state"] for key, run in found.runs.items()} == {
-        ("base", 0): "failed", ("base", 1): "finished", ("base", 2): "finished",
-    }  # fmt: skip
+        key: state for key, state in states.items() if key[0] == "base"
+    }
     assert capsys.readouterr().err.count("no config.json says of what") == 3
 
 

@@ -84,10 +84,8 @@ def main(flags: Namespace) -> int:
     use_devices(flags.devices)
     run = load_run(flags.workdir, flags.which, *flags.devices)
     paths, bare = photos.gather(flags.images)
-    if not paths:
-        raise UserError("there was no photo to be read")
     images, read = PhotoImages(paths, run.config.data, run.classes), 0
-    size = inference.batch_size(run, len(paths), flags.batch_size)
+    size = inference.batch_size(run, max(len(paths), 1), flags.batch_size)
     quiet = len(paths) <= size or not sys.stderr.isatty()
     with metrics.bar(len(paths), f"{flags.views} view(s)", quiet) as progress:
         for path, probabilities in predict(run, images, flags.views, size):
@@ -102,5 +100,5 @@ def main(flags: Namespace) -> int:
             progress.update()
             read += 1
     if not read:
-        raise UserError("there was no photo to be read")
+        raise UserError(photos.NONE)
     return int(bare > 0 or read < len(paths))

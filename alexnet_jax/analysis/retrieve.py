@@ -188,7 +188,7 @@ def find(layer: Layer, images: PhotoImages, gallery: Split) -> tuple[dict, np.nd
     """
     asked = describe(layer, images, pixels=False)
     if not asked.ids:
-        raise UserError("there was no photo to be read")
+        raise UserError(photos.NONE)
     distances, indices = nearest(asked.vectors, describe(layer, SplitImages(gallery), pixels=False).vectors)
     found = []
     for path, near, rows in zip(asked.ids, distances, indices, strict=True):
@@ -304,7 +304,7 @@ def main(flags: Namespace) -> int:
         raise UserError(f"--queries is {flags.queries} and must be from 1 to {ROWS}: each is a row of the picture")
     paths, bare = photos.gather(flags.query or ())
     if flags.query and not paths:
-        raise UserError("there was no photo to be read")
+        raise UserError(photos.NONE)
     workdir = expanded(flags.workdir)
     out = expanded(flags.out) if flags.out else workdir / "neighbours.png"
     if flags.out and not out.parent.is_dir():

@@ -83,8 +83,8 @@ def _state_bytes(config: ConfigDict, mesh: Mesh) -> Counter[str]:
     state = program(config, mesh).state
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
-        for layer in [name for name in names if name in state["params"]]:
-            held[layer] += math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        if len(names) > 1:  # ..., the layer, kernel or bias
+            held[names[-2]] += math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     return held
 
 

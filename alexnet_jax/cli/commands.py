@@ -46,7 +46,9 @@ def command(main: Callable[[list[str]], int | None], stopped: str = "interrupted
     except Exception as e:
         if not out_of_memory(e):
             raise
-        status = f"error: not enough memory ({one_line(e)[:200]}): lower --batch-size, or use more --devices"
+        status = (
+            f"error: not enough memory ({one_line(e)[:200]}): lower --batch-size if it has one, or free some memory"
+        )
     try:
         sys.stdout.flush()
     except OSError:  # it would fail once more when Python ends

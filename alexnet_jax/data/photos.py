@@ -32,6 +32,7 @@ TURNS = {  # what makes a photo of each orientation upright, except 1, which is
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+NONE = "there was no photo to be read: name photos, or folders of photos"
 MAX_ASPECT = 10  # beyond this the centre square is less than a tenth of the photo
 
 # What matters about a file is in the exceptions that Pillow raises; the rest would print a line for each photo.

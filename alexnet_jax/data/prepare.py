@@ -44,13 +44,12 @@ from alexnet_jax.data.records import (
     raw_length,
     starts,
 )
-from alexnet_jax.data.sources import Example, Source, folder_of, newest, open_source, refuse_classes, some, warn
+from alexnet_jax.data.sources import Example, Source, folder_of, has_more, open_source, refuse_classes, some, warn
 from alexnet_jax.files import alone, slug
 
 FORMAT = 1  # increase it when the same source would be prepared differently
 MAX_SIZE = 4096  # pixels: the sums over larger images would not fit into memory
 CHUNK = 16  # images that a thread prepares at a time
-# What fails is then the machine, not the photo.
 LOCKS = "*px-" + 10 * "[0-9a-f]" + ".lock"  # and no other files: the folder may have other users
 
 
@@ -60,7 +59,7 @@ def prepare(config: ConfigDict, num_classes: int | None = None) -> Prepared:
     A source is the name of a TFDS set that is on disk, "glyphs", or the path of a folder: root/train/<class>/<image>
     with root/validation, root/val or root/valid beside it, or root/<class>/<image>. Without a validation folder the
     share `validation_fraction` of the images, picked by a hash of their names, is held out. Tiny-ImageNet is taken as
-    it is. A folder that has changed since it was prepared is not read again, and a warning says so.
+    it is. Photos that are added to a folder later are not used, and a warning says so.
 
     Each image's shorter side is scaled to `size` (bicubic, antialiased) and its centre cut out; if `resize` is "warp",
     both sides are scaled. It is stored as a JPEG of quality 95 with full colour resolution or, if `stored` is "raw",
@@ -101,10 +100,13 @@ def prepare(config: ConfigDict, num_classes: int | None = None) -> Prepared:
 
 
 def _warn_of_changes(root: Path, directory: Path) -> None:
-    """Says if photos were added or removed after a folder was prepared; it may also be gone, or unreadable by now."""
+    """Says if photos were added after a folder was prepared; it may also be gone, or unreadable by now."""
     with contextlib.suppress(OSError):
-        if newest(root) > (directory / META).stat().st_mtime:
-            warn(f"{root} has changed since it was prepared: to prepare it again, delete {directory}")
+        if has_more(root, since=(directory / META).stat().st_mtime):
+            warn(
+                f"{root} has photos that were added since it was prepared: to use them, delete {directory} and train "
+                "in a new --workdir"
+            )
 
 
 def _refuse_nonsense(config: ConfigDict, num_classes: int | None) -> None:

@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from alexnet_jax import UserError
+from alexnet_jax import UserError, may_pass
 from alexnet_jax.data.host import in_threads
 from alexnet_jax.files import slug
 
@@ -147,6 +147,8 @@ def open_prepared(directory: Path) -> Prepared:
         hint = f"change its permissions, or choose {ANOTHER_FOLDER}"
         raise UserError(f"the prepared set {directory} cannot be read ({error.strerror}): {hint}") from error
     except Exception as error:  # NumPy and zipfile raise almost anything on files that are not theirs
+        if may_pass(error):
+            raise
         raise _damaged(directory) from error
     return Prepared(directory, classes, statistics, train, evaluation)
 

@@ -63,11 +63,14 @@ def folder_of(name: str) -> Path | None:
     return Path(os.path.abspath(os.path.expanduser(name))) if is_path else None
 
 
-def newest(root: Path) -> float:
-    """When photos were last added to a folder or removed from it, in seconds since 1970: the newest of its folders."""
-    splits = set(_split_folders(root).values())
+def has_more(root: Path, since: float) -> bool:
+    """Whether photos or folders were added to a folder of photos since a time, in seconds since 1970."""
+    splits = {root, *_split_folders(root).values()}
     classes = {folder for split in splits for folder in _subfolders(split).values()}
-    return max(folder.stat().st_mtime for folder in {root} | splits | classes)
+    images = {folder / "images" for folder in classes if (folder / "images").is_dir()}  # as in Tiny-ImageNet
+    changed = [folder for folder in splits | classes | images if folder.stat().st_mtime > since]
+    added = (path for folder in changed for path in folder.iterdir() if path.stat().st_ctime > since)
+    return any(path.is_dir() or photos.is_photo(path) for path in added if not photos.is_hidden(path.name))
 
 
 def refuse_classes(name: str, classes: list[str], num_classes: int | None) -> None:
@@ -311,7 +314,9 @@ def _tfds_builder(config: ConfigDict, cache: Path) -> Any:
     except Exception as error:  # TFDS raises whatever the set's own code raises
         reason = one_line(error).partition(" Available datasets")[0]
         write = (
-            f"write the folder here as ./{config.name}" if os.path.isdir(config.name) else "write a folder as ./folder"
+            f"write the folder here as ./{config.name}, also in the config.json of a run"
+            if os.path.isdir(config.name)
+            else "write a folder as ./folder"
         )
         raise UserError(f"no TFDS data set '{config.name}' ({reason}); {write}; {no_download}") from error
     if builder.info.splits:

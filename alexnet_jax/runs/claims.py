@@ -126,7 +126,9 @@ def _refuse_other_config(workdir: Path, config: ConfigDict, data: dict | None):
     differ = [
         f"{name}: {there.get(name)} there, {value} here"
         for name, value in here.items()
-        if name not in free and (name not in there or there[name] != value)
+        if name not in free
+        and (name not in there or there[name] != value)
+        and not (name == "data.name" and value == f"./{there[name]}")  # a folder, until 2026-11-28 also without ./
     ]
     if differ:
         raise UserError(

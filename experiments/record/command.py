@@ -55,13 +55,13 @@ def _add(flags: Namespace, path: Path) -> dict[str, int]:
     found = _found(flags.runs, flags.cell)
     found.sort(key=lambda each: not each[0].settings)  # runs with a config first: they say what their cell is
     for run, cell, title, planned in found:
-        if run.state == "missing" and planned and record.fields:
+        if run.state == "missing" and planned and record.fields and cell not in record.fields:
             file.add_cell(record, cell, title, planned)
         if run.state not in entry.PROGRESS:
             if run.state != "missing":
                 print(f"not recorded: {run.folder}: {run.reason}", file=sys.stderr)
             continue
-        settings = run.settings or _settings_of(record, cell)
+        settings = run.settings or planned or _settings_of(record, cell)
         if not settings:
             print(f"not recorded: {run.folder}: {run.reason}, and no config.json says of what", file=sys.stderr)
             continue
@@ -110,8 +110,9 @@ def _found(paths: list[Path], cell: str) -> list[tuple[Outcome, str, str, dict]]
     found = []
     planned = set()
     for sweep in sweeps:
-        for group in results.planned(sweep)[2]:
-            found += [(run, group.name, group.title, group.settings) for run in group.runs]
+        _, config, groups = results.planned(sweep)
+        for group in groups:
+            found += [(run, group.name, group.title, group.settings | {"name": config}) for run in group.runs]
             planned |= {run.folder.resolve() for run in group.runs}
     for folder in folders:
         if folder.resolve() not in planned:
