@@ -19,7 +19,7 @@ from experiments.report.intervals import difference
 from experiments.report.table import escaped
 from experiments.results import computes
 from experiments.sweep import choose, read_sweep
-from experiments.sweeps import ablations
+from experiments.sweeps import ablations, towers
 
 
 def study(name, *entries, settings=None):
@@ -69,13 +69,26 @@ def test_every_number_of_an_ablation_that_a_claim_looks_at_is_counted(monkeypatc
     monkeypatch.setattr(
         measures, "compared", lambda records, *what: seen.add((*what[:2], what[2].__name__)) or compared(records, *what)
     )
-    records = {name: study(name, *two("x", [1.0])) for name in ("ablations", "cifar10_norm")}
+    records = {name: study(name, *two("x", [1.0])) for name in ("ablations", "cifar10_norm", "towers")}
     for claim in CLAIMS:
         if claim.measure:
             claim.measure(records)
     beside = {(study, *what) for study, all_of in measures.BESIDE.items() for what in all_of}
-    assert {what for what in seen if what[2] != "error"} == beside
+    instead = {(study, cell, measures.INSTEAD[study]) for study, cell, _ in seen if study in measures.INSTEAD}
+    assert {what for what in seen if what[2] != "error"} == beside | instead
+    assert {cell for study, cell, _ in seen if study == "towers"} == set(towers.ABLATIONS)
     assert {cell for study, cell, _ in seen if study == "ablations"} <= set(ablations.NAMES)
+
+
+def test_how_far_apart_towers_are_is_compared_whichever_has_the_colour():
+    base = [entry("base", seed, color=shares) for seed, shares in enumerate([[0.5, 0.4], [0.4, 0.5], [0.5, 0.38]])]
+    more = [entry("long", seed, color=shares) for seed, shares in enumerate([[0.8, 0.1], [0.1, 0.8], [0.75, 0.1]])]
+    found = measures.difference("towers", "long", measures.apart, claimed=False)(
+        {"towers": study("towers", *base, *more)}
+    )
+    assert found.interval == pytest.approx(difference([70, 70, 65], [10, 10, 12], len(towers.ABLATIONS)))
+    assert found.verdict == "significant; no claim of 2012"
+    assert measures.apart(entry("base", 0)) is measures.apart(entry("base", 0, color=[0.5])) is None
 
 
 def test_verdicts_are_in_plain_words():

@@ -9,7 +9,7 @@ from typing import Literal
 
 from experiments.changes import CHANGES
 from experiments.claims import figure1, studies
-from experiments.claims.measures import Measure, difference, overfit, overfitting, training
+from experiments.claims.measures import Measure, apart, difference, overfit, overfitting, training
 
 IMAGENET = "ImageNet: 1.2 million images, 90 epochs of the full network"
 SWEEP = "alexnet sweep --sweep ablations --seeds {seeds} --only {only}"
@@ -56,6 +56,13 @@ def _cifar(name: str, percent: int, what: str) -> Claim:
     command = CIFAR.replace("{only}", "base" if name == "cifar10_80sec" else name)
     says = f"CIFAR-10, {what}"
     return Claim("cuda-convnet", says, f"{percent} %", measure, command, "", percent, "percent", seeds=3)
+
+
+def _apart(what: str, cell: str, paper: str = "no claim") -> Claim:
+    """What a change of the sweep `towers` does to how far apart the towers are in colour."""
+    measure = difference("towers", cell, apart, claimed=False)
+    command = f"alexnet sweep --sweep towers --seeds {{seeds}} --only {cell}"
+    return Claim("6.1", f"points between the towers' shares of colour: {what}", paper, measure, command)
 
 
 def _start(section: str, says: str, paper: str, cell: str, *, later: bool = False) -> Claim:
@@ -172,6 +179,11 @@ CLAIMS = (
         "6.1, figure 3", "the same at full width", "every run", studies.towers("full", "imagenette"),
         "alexnet train --config configs/imagenette.py",
     ),
+    _apart("exchange at conv2 too", "exchange_conv2", "fewer: the restricted connectivity does it"),
+    _apart("no exchange below the classifier", "no_exchange_narrow", "more: the restricted connectivity does it"),
+    _apart("norms across the towers", "lrn_across"),
+    _apart("no norms", "lrn_off"),
+    _apart("twice the epochs", "long"),
     _unreachable(
         "6.1, figure 4", "nearest neighbours by fc7 show the same objects", "a picture",
         "a judge: alexnet figures draws the picture, and nothing scores it",

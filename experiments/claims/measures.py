@@ -38,7 +38,9 @@ class Found:
 
 Measure = Callable[[Records], Found | None]
 
-# The differences that are looked at beside the one in error of each ablation: cells, and the function of a run below.
+# What is looked at of each ablation is its error, or else, by study, the function of a run below.
+INSTEAD = {"towers": "apart"}
+# The differences that are looked at beside those: cells, and the function of a run below.
 BESIDE = {
     "ablations": (
         ("pooling", "overfit"),
@@ -66,6 +68,12 @@ def overfit(run: Run) -> float | None:
     """How much higher the error is than the training error."""
     test, train = error(run), training(run)
     return None if test is None or train is None else test - train
+
+
+def apart(run: Run) -> float | None:
+    """How far apart two towers are in colour: the difference of their shares of colour kernels, in points."""
+    shares = run.get("color") or ()
+    return 100 * abs(shares[0] - shares[1]) if len(shares) == 2 else None
 
 
 def percent(fraction: float | None) -> float | None:
@@ -125,7 +133,7 @@ def _found(record: Record, cell: str, ours: str, verdict: str, found: Interval) 
 
 
 def comparisons(study: str) -> int:
-    """How many differences a study is to measure: one for each ablation of its sweep, and those of BESIDE."""
+    """How many differences a study is to measure: one for each ablation of its sweep (INSTEAD), and those of BESIDE."""
     sweep = importlib.import_module(f"experiments.sweeps.{study}")
     return len(sweep.ABLATIONS) + len(BESIDE.get(study, ()))
 

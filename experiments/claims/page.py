@@ -42,7 +42,7 @@ numbers are computed from the [records](records) of the runs, and a test compare
 - What is counted run by run, the first steps and the colour of the towers, has no interval: **agrees** is then in every
   run, and a single run is only told, as **one seed**. A tower is colour-blind if at most a quarter of its kernels are
   mostly colour, and more than half of the other tower's; towers are apart beyond chance if Fisher's exact test has a p
-  below 0.05.
+  below 0.05. How many points the shares of colour are apart is compared as errors are.
 - Training errors are those of the last epoch's crops: with augmentation and with dropout, where the network has them.
 - **not measured**: no finished run is recorded. **out of reach**: it cannot be measured here, and the second table says
   what it would take.
