@@ -17,7 +17,8 @@ def network(config: ConfigDict) -> AlexNet | Chain:
 def shapes(config: ConfigDict, crop: int) -> dict:
     """The parameters' shapes and dtypes, {layer: {"kernel", "bias"}}, without computing anything."""
     images = jax.ShapeDtypeStruct((1, crop, crop, 3), jnp.float32)
-    return jax.eval_shape(network(config).init, jax.random.key(0), images)["params"]
+    key = jax.eval_shape(lambda: jax.random.key(0))  # a real one would take an accelerator for this process
+    return jax.eval_shape(network(config).init, key, images)["params"]
 
 
 def parameter_count(params) -> int:

@@ -1,5 +1,6 @@
 """The benchmark: turns, statistics, the least work; PyTorch's side computes the same as ours; what it refuses."""
 
+import contextlib
 import importlib
 import json
 
@@ -231,6 +232,37 @@ def test_without_torch_it_says_how_to_get_it(monkeypatch):
         run(command, "train", "--peer", "torch")
 
 
+def test_what_cannot_be_kept_or_is_ignored_is_refused_before_it_is_measured(monkeypatch, tmp_path):
+    monkeypatch.setattr(turns, "compare", lambda *_: pytest.fail("measures"))
+    (tmp_path / "other.json").write_text("{}")
+    for words, says in (
+        (["train", "--save", tmp_path / "none" / "x.json"], "there is no folder"),
+        (["scaling", "--out", tmp_path / "none" / "x.png"], "there is no folder"),
+        (["train", "scaling", "--save", tmp_path / "other.json"], "not a file of alexnet benchmark scaling"),
+        (["train", "--config", "configs/paper.py", "--config.batch_size=32"], "has no effect: set --batch"),
+        (["input", "--seconds", "1e-9"], "a number from 0.1 on"),
+    ):
+        with pytest.raises(UserError, match=says):
+            run(command, *words)
+
+
+def test_a_gpu_that_is_not_used_is_no_measurement(monkeypatch):
+    """As where the CUDA plugin cannot be loaded: JAX takes the CPU, and only its standard error says so."""
+
+    @contextlib.contextmanager
+    def started(side):
+        yield lambda request: {"platform": "cpu", "seconds": [1.0] * request.get("steps", 0), "idle": 0.0}
+
+    monkeypatch.setattr(turns, "started", started)
+    monkeypatch.setattr(turns.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(turns, "_has_gpu", lambda: True)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert turns.compare({"ours": None}, 1)["seconds"] == {"ours": [1.0]}
+    monkeypatch.delenv("JAX_PLATFORMS")
+    with pytest.raises(UserError, match="there is a GPU, and the sides compute on .*cpu"):
+        turns.compare({"ours": None}, 1)
+
+
 @pytest.mark.parametrize("peers", [[], ["--peer", "torch"]])
 def test_measures_and_ends_with_one_line_of_json(monkeypatch, capsys, tmp_path, peers):
     """With workers that answer at once: PyTorch's takes half again as long."""
@@ -283,9 +315,10 @@ def test_scaling_flags_what_grows_faster_than_its_arithmetic(tmp_path):
 
 def test_scaling_keeps_the_axes_of_earlier_runs(monkeypatch, capsys, tmp_path):
     def compare(sides, count, least=0):
-        facts = {"operations": 10**9, "peak_bytes": 10**9, "machine": {"cores": 2}}
-        return {"seconds": {"ours": [1.0] * count}, "about": {"ours": facts}}
+        facts = {"operations": 10**9, "peak_bytes": 10**9, "machine": {"cores": cores}, "platform": "cuda", "count": 2}
+        return {"seconds": {"ours": [1.0] * count}, "about": {"ours": facts | {"device_peak_bytes": 5}}}
 
+    cores = 2
     monkeypatch.setattr(turns, "compare", compare)
     path = tmp_path / "found.json"
     for axis in ("side", "batch"):
@@ -294,3 +327,10 @@ def test_scaling_keeps_the_axes_of_earlier_runs(monkeypatch, capsys, tmp_path):
     assert list(found) == ["batch", "side"] and [r["batch"] for r in found["batch"]] == [8, 16, 32, 64, 128]
     labels = [label for label, _ in scaling.points("devices", "float32")]
     assert labels == ["1x1", "1x2", "2x1", "2x2", "4x1", "4x2"]
+    assert found["batch"][0]["peak_bytes"] == 5  # the accelerator's
+    run(command, "scaling", "--axis", "devices")
+    said = capsys.readouterr().out
+    assert "left out: devices 2x2 needs 4 accelerators, and there are 2" in said and '"point": "2x2"' not in said
+    cores = 3
+    with pytest.raises(UserError, match="of another machine .*'cores': 2.*'cores': 3"):
+        run(command, "scaling", "--axis", "side", "--save", path)

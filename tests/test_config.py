@@ -2,6 +2,8 @@
 
 import importlib
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,8 @@ import pytest
 from alexnet_jax import UserError, config, main, network
 from alexnet_jax.config import FIELDS, FREE, FUNCTION, INPUT, OPTIONAL, SHAPE, check, default, fields, fields_of
 from configs import paper
+
+ROOT = Path(__file__).parents[1]
 
 PRESETS = sorted(p.stem for p in Path(paper.__file__).parent.glob("*.py") if p.stem not in ("__init__", "variants"))
 STARTED = ("finetune", "six_conv_2012")  # those that begin with another run, which the command line names
@@ -202,3 +206,13 @@ def test_a_wrong_field_costs_nothing(config, tmp_path, monkeypatch, field, wrong
     monkeypatch.setattr(main, "train", lambda *_: None)  # claims the workdir, and stops
     assert main.run(config, tmp_path / "run") == 130
     assert (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_config_is_checked_without_taking_a_device():
+    """The process that plans a sweep or a benchmark would keep an accelerator's memory from those that compute."""
+    code = (
+        "from jax._src import xla_bridge\nfrom alexnet_jax.config import check\n"
+        "from configs import cifar10_80sec, paper\n"
+        "check(paper.get_config()); check(cifar10_80sec.get_config()); print(xla_bridge.backends_are_initialized())"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT) == "False\n"

@@ -251,3 +251,17 @@ def test_a_process_whose_peer_was_killed_ends_with_a_line_of_its_own():
         1, f"{ours}\nF1124 Terminating process\n"
     )
     assert "no output" in survivor_failure(1, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--jobs", "0"], "--jobs is 0 and must be at least 1"),
+        (["--disk", "-1"], "--disk is -1 and must be at least 0"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused_before_anything_is_written(tmp_path, words, says):
+    torture = importlib.import_module("experiments.torture.__main__")
+    with pytest.raises(UserError, match=says):
+        torture.main(commands.parse(torture, ["--out", str(tmp_path / "out"), *words]))
+    assert not (tmp_path / "out").exists()

@@ -20,7 +20,8 @@ Ours and the peer run in separate processes, which take turns. torch is what a u
 channels_last, grouped convolutions, the fused SGD. torch-tuned also has a norm written by hand for torch.compile, and
 freezes weights outside training. The last line on standard output is JSON with every number.
 
-On a GPU both sides use it, with bfloat16 as torch.autocast. No GPU has run this yet.
+On a GPU both sides use it: float32 is then TF32 on both, and --dtype bfloat16 is torch.autocast there. No GPU has run
+this yet.
 """
 
 import datetime
@@ -37,7 +38,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import UserError
 from alexnet_jax.cli.commands import add_config
 from alexnet_jax.config import check
-from alexnet_jax.files import expanded, replacing
+from alexnet_jax.files import expanded, refuse_no_file, replacing
 from alexnet_jax.runs import finetune
 from experiments.benchmark import input_pipeline, machine, scaling, split, steps, table, turns
 
@@ -57,7 +58,7 @@ def add_flags(parser: ArgumentParser):
     parser.add_argument("--network", default="paper", metavar="NAME,...", help=says)
     says = "batch sizes, comma-separated; start takes the first"
     parser.add_argument("--batch", default="64,128", metavar="N,...", help=says)
-    says = "turns of each process (default: 7; 5 for input; start takes at most 3)"
+    says = "turns of each process (default: 7; 5 for input; start takes at most 3; scaling always 2)"
     parser.add_argument("--turns", "--repeats", dest="repeats", type=int, metavar="N", help=says)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(default: float32)")
     parser.add_argument("--save", metavar="FILE", help="write the last line to a file too")
@@ -75,6 +76,14 @@ def main(flags: Namespace):
         raise UserError("--peer torch requires PyTorch, which is not installed: pip install -e .[dev]")
     if "split" in what and flags.config is None:
         raise UserError("name a config: alexnet benchmark split --config configs/paper.py")
+    if set(what) & set(USUAL) and (own := {"batch_size", "model.dtype"} & set(flags.given or ())):
+        raise UserError(f"--config.{min(own)} has no effect: set --batch and --dtype")
+    for path in [expanded(name) for name in (flags.save, flags.out) if name]:  # before it takes minutes
+        refuse_no_file(path)
+        if not path.parent.is_dir():
+            raise UserError(f"cannot write {path}: there is no folder {path.parent}")
+    if "scaling" in what:
+        scaling.earlier(flags.save)
     count, configs = flags.repeats or TURNS, networks(flags)
     found: dict[str, Any] = {}
     if set(what) & set(USUAL):
@@ -142,6 +151,7 @@ def measure_steps(
                 found["machine"] = row.pop("machine")
                 found["rows"].append(row)
                 print(table.row(row), flush=True)
+                save(found, flags)
     if found["rows"]:
         print(f"\n{table.LEGEND}\n")
     if "start" in what:
@@ -154,10 +164,19 @@ def measure_steps(
 
 def report(found: dict[str, Any], flags: Namespace):
     """Prints the last line, and writes it to --save's file. Raises UserError if it cannot be written."""
-    environment = {name: os.environ.get(name, value) for name, value in turns.MEMORY.items()}
-    about = {"date": datetime.date.today().isoformat(), "command": flags.command, "environment": environment}
-    text = json.dumps(about | found)
+    print(line(found, flags), flush=True)
+    save(found, flags)
+
+
+def save(found: dict[str, Any], flags: Namespace):
+    """Writes what is found so far to --save's file, if there is one. Raises UserError if it cannot be written."""
     if flags.save:
         with replacing(expanded(flags.save)) as partial:
-            partial.write_text(text + "\n")
-    print(text, flush=True)
+            partial.write_text(line(found, flags) + "\n")
+
+
+def line(found: dict[str, Any], flags: Namespace) -> str:
+    """What is found, as JSON, with the command, its environment and the date."""
+    environment = {name: os.environ.get(name, value) for name, value in turns.MEMORY.items()}
+    about = {"date": datetime.date.today().isoformat(), "command": flags.command, "environment": environment}
+    return json.dumps(about | found)

@@ -140,8 +140,8 @@ def measure(flags: Namespace) -> dict[str, Any]:
 
     Raises UserError if PyTorch or the data are missing.
     """
-    if not 0 < flags.seconds < float("inf"):
-        raise UserError(f"--seconds is {flags.seconds} and must be a number above 0")
+    if not 0.1 <= flags.seconds < float("inf"):
+        raise UserError(f"--seconds is {flags.seconds} and must be a number from 0.1 on")
     if find_spec("torch") is None:
         raise UserError("this compares with PyTorch, which is not installed: pip install -e .[dev]")
     sets, configs = {}, {}

@@ -16,14 +16,16 @@ def rates(modules: Mapping[str, str], dtypes: Sequence[str]) -> dict[str, Any]:
     """Measures on all cores, or on the accelerator.
 
     modules: {side: the module of its worker}. Returns: operations_per_second, {dtype: of matrix products};
-    bytes_per_second, read and written in copies; measured, every median by what and side.
+    bytes_per_second, read and written in copies; measured, every median by what and side; platform, what computes.
     """
     measured: dict[str, dict[str, float]] = {}
+    platforms: set[str] = set()
 
     def best(what: str, request: dict, work: float) -> float:
         found = turns.compare({name: Side(module, request) for name, module in modules.items()}, TURNS, LEAST)
         speeds = {name: work / turns.spread(seconds)["median"] for name, seconds in found["seconds"].items()}
         measured[what] = speeds
+        platforms.update(facts["platform"] for facts in found["about"].values())
         return max(speeds.values())
 
     operations = {
@@ -34,16 +36,25 @@ def rates(modules: Mapping[str, str], dtypes: Sequence[str]) -> dict[str, Any]:
         for dtype in dict.fromkeys(dtypes)
     }
     copied = best("copy", {"what": "copy", "bytes": ARRAY}, 2 * ARRAY)
-    return {"operations_per_second": operations, "bytes_per_second": copied, "measured": measured}
+    found = {"operations_per_second": operations, "bytes_per_second": copied, "measured": measured}
+    return found | {"platform": " and ".join(sorted(platforms))}
 
 
 def facts(about: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """The hardware and the versions, from what workers say about themselves, {side: facts}."""
+    """The hardware and the versions, from what workers say about themselves, {side: facts}.
+
+    Its device is what computes, a GPU's name or "cpu"; how many there are is of one measurement.
+    """
     found: dict[str, Any] = {}
     for side in about.values():
-        found |= side.get("machine", {}) | {name: side[name] for name in ("torch",) if name in side}
-    found.pop("devices", None)  # of one measurement
+        found |= side.get("machine", {}) | {name: side[name] for name in ("torch", "device") if name in side}
+    found.pop("devices", None)
     return found
+
+
+def peak_bytes(about: Mapping[str, Any]) -> int:
+    """The peak memory of a worker: that of its accelerator if it has one, else that of its process."""
+    return about.get("device_peak_bytes", about["peak_bytes"])
 
 
 def limit(cost: Cost, rates: Mapping[str, Any], dtype: str) -> dict[str, float]:

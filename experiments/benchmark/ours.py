@@ -37,6 +37,7 @@ def build(spec: dict) -> Work:
 
     def about() -> dict:
         found = {"machine": provenance.of_machine(mesh), "platform": jax.default_backend()}
+        found |= {"device": mesh.devices.flat[0].device_kind, "count": jax.device_count()}
         if held := mesh.devices.flat[0].memory_stats():  # None on CPU
             found["device_peak_bytes"] = held["peak_bytes_in_use"]
         return found | memory | limits.cost(config, mesh, spec["what"])._asdict()
@@ -65,8 +66,14 @@ def _ten_views(config: ConfigDict, mesh: Mesh) -> Callable[[], object]:
 
 
 def _network(config: ConfigDict, mesh: Mesh) -> tuple[Callable, dict]:
-    """The network's apply, and parameters: constants, because to draw them would take more memory than to use them."""
+    """The network's apply, and parameters.
+
+    On CPU they are constants, because to draw them would take more memory than to use them. Products of constants take
+    less power, which would let a GPU clock higher than the peer's, so there they are drawn.
+    """
     net = program(config, mesh)
+    if mesh.devices.flat[0].platform != "cpu":
+        return net.apply, net.new_state()["params"]
     return net.apply, jax.tree.map(lambda s: jnp.full(s.shape, 0.01, s.dtype, device=s.sharding), net.state["params"])
 
 

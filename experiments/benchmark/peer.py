@@ -209,6 +209,7 @@ def build(spec: dict) -> Work:
     """The work of a request, see worker.py. Its random numbers are not ours', its shapes and types are."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")  # on a GPU TF32, as JAX by default; no effect on CPU
+    torch.backends.cudnn.benchmark = True  # on a GPU it tries cuDNN's algorithms, as XLA does; no effect on CPU
     torch.manual_seed(0)
     if spec["what"] == "matmul":
         step = _matmul(spec["side"], getattr(torch, spec["dtype"]), device)
@@ -227,6 +228,7 @@ def build(spec: dict) -> Work:
         found = {"torch": torch.__version__, "platform": device.type}
         if device.type == "cuda":
             found["device_peak_bytes"] = torch.cuda.max_memory_allocated()
+            found |= {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
         return found
 
     return Work(measured, about)

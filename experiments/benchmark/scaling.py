@@ -58,12 +58,21 @@ def measure(flags: Namespace) -> dict[str, Any]:
         raise UserError(f"--axis names '{unknown[0]}', and there are {', '.join(AXES)}")
     if flags.out and not flags.out.endswith(".png"):
         raise UserError(f"--out is {flags.out} and must end with .png")
-    axes = earlier(flags.save)
+    axes, there = earlier(flags.save)
+    about: dict[str, Any] = {}
+    here: dict[str, Any] = {}
     for name in names:
         axes[name] = []
         for label, config in tqdm(points(name, flags.dtype), name, unit=" points", leave=False):
+            needed = config.devices.data * config.devices.tower
+            if about and about["platform"] != "cpu" and needed > about["count"]:
+                tqdm.write(f"left out: {name} {label} needs {needed} accelerators, and there are {about['count']}")
+                continue
             found = turns.compare({"ours": Side(OURS, {"what": "train", "config": config.to_dict()})}, TURNS)
             seconds, about = found["seconds"]["ours"], found["about"]["ours"]
+            here = machine.facts(found["about"])
+            if there and there != here:
+                raise UserError(f"{flags.save} is of another machine ({there}, and this is {here}): name another")
             axes[name].append(
                 {
                     "point": label,
@@ -71,23 +80,23 @@ def measure(flags: Namespace) -> dict[str, Any]:
                     "devices": [config.devices.data, config.devices.tower],
                     "seconds": turns.spread(seconds)["median"],
                     "operations": about["operations"],
-                    "peak_bytes": about["peak_bytes"],
+                    "peak_bytes": machine.peak_bytes(about),
                 }
             )
-    axes = {name: axes[name] for name in AXES if name in axes}
+    axes = {name: axes[name] for name in AXES if axes.get(name)}
     print(text(axes))
     if flags.out:
         draw(axes, flags.out)
-    return {"scaling": axes, "machine": machine.facts(found["about"])}
+    return {"scaling": axes, "machine": here}
 
 
-def earlier(path: str | None) -> dict[str, list[dict]]:
-    """The axes that --save's file has from earlier runs. Raises UserError if the file is not this command's."""
+def earlier(path: str | None) -> tuple[dict[str, list[dict]], dict[str, Any]]:
+    """(the axes that --save's file has from earlier runs, their machine). Raises UserError if the file is not ours."""
     if path is None or not expanded(path).exists():
-        return {}
+        return {}, {}
     try:
-        found = json.loads(expanded(path).read_text())["scaling"]
-        return {name: found[name] for name in AXES if name in found}
+        found = json.loads(expanded(path).read_text())
+        return {name: found["scaling"][name] for name in AXES if name in found["scaling"]}, found["machine"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a file of alexnet benchmark scaling --save: name another") from error
 

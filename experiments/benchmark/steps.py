@@ -58,7 +58,7 @@ def measure(what: str, config: ConfigDict, peer: str | None, count: int, rates: 
         "batch": config.batch_size,
         "dtype": config.model.dtype,
         "seconds": {name: turns.spread(values) | {"turns": values} for name, values in seconds.items()},
-        "peak_bytes": {name: facts.get("device_peak_bytes", facts["peak_bytes"]) for name, facts in about.items()},
+        "peak_bytes": {name: machine.peak_bytes(facts) for name, facts in about.items()},
         **cost._asdict(),
         "limit": limit,
         "of_limit": {name: limit["seconds"] / turns.spread(values)["median"] for name, values in seconds.items()},

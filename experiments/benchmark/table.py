@@ -97,7 +97,8 @@ def machine(rates: dict[str, Any]) -> str:
     products = ", ".join(
         f"{rate / 1e9:,.0f} GFLOP/s in {name}" for name, rate in rates["operations_per_second"].items()
     )
-    return f"matrix products: {products}; copies: {rates['bytes_per_second'] / 1e9:,.1f} GB/s read and written"
+    copies = f"{rates['bytes_per_second'] / 1e9:,.1f} GB/s read and written"
+    return f"{rates.get('platform', '')}: matrix products: {products}; copies: {copies}".removeprefix(": ")
 
 
 def _number(value: float) -> str:

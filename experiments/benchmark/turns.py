@@ -114,11 +114,20 @@ def compare(sides: Mapping[str, Side], turns: int, least: float = TURN) -> dict[
         seconds = take_turns(asks, turns, least)
         about = {name: ask({"about": True}) for name, ask in asks.items()}
     platforms = {name: facts["platform"] for name, facts in about.items()}
+    if "cpu" in platforms.values() and _has_gpu() and os.environ.get("JAX_PLATFORMS") != "cpu":
+        raise UserError(
+            f"there is a GPU, and the sides compute on {platforms}: install JAX for it (pip install -e .[gpu]), or set "
+            "JAX_PLATFORMS=cpu to measure the CPU"
+        )
     if len({"gpu" if p == "cuda" else p for p in platforms.values()}) > 1:
         raise UserError(
             f"the sides compute on different devices, {platforms}: install both for one, or JAX_PLATFORMS=cpu"
         )
     return {"seconds": seconds, "about": about}
+
+
+def _has_gpu() -> bool:
+    return any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def take_turns(asks: Mapping[str, Ask], turns: int, least: float = TURN, rest: float = REST) -> dict[str, list[float]]:

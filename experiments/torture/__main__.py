@@ -64,6 +64,10 @@ def add_flags(parser: ArgumentParser):
 def main(flags: Namespace) -> int:
     """Runs the cases, prints the table and writes it. Returns 1 if there are findings. Raises UserError."""
     out = expanded(flags.out).absolute()
+    for part in ("jobs", *PARTS):
+        least = 1 if part == "jobs" else 0
+        if (count := getattr(flags, part)) is not None and count < least:
+            raise UserError(f"--{part} is {count} and must be at least {least}")
     claim(out, flags.seed)
     logging.set_verbosity(logging.ERROR)
     for number in (signal.SIGINT, signal.SIGTERM):  # so that no disk stays mounted and the table is printed
@@ -112,6 +116,8 @@ def make_cases(flags: Namespace, out: Path) -> list[Case]:
     }
     chosen = [p for p in PARTS if not flags.only or p in flags.only]
     found = [case for part in chosen for case in makers[part]()]
+    if unknown := set(flags.case or ()) - {case.name for case in found}:
+        raise UserError(f"there is no case '{min(unknown)}' in {', '.join(chosen)}: copy it from a finding")
     return [case for case in found if not flags.case or case.name in flags.case]
 
 
@@ -126,12 +132,13 @@ def claim(out: Path, seed: int):
     for path in sorted([*ROOT.glob("alexnet_jax/**/*.py"), *ROOT.glob("configs/*.py")]):
         digest.update(path.read_bytes())
     mine, path = {"seed": seed, "code": digest.hexdigest()}, out / "torture.json"
-    if path.exists() and json.loads(path.read_text()) != mine:
+    if path.exists() and path.read_text() != json.dumps(mine):
         raise UserError(f"{out} contains the tests of other code or another seed: name another --out, or remove it")
     if out.exists() and not path.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty: name another --out")
     out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(mine))
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(mine))
 
 
 def about(command: str) -> dict[str, str]:
