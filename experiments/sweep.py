@@ -24,6 +24,7 @@ import time
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+import jax
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -285,11 +286,11 @@ def run_seconds(base: ConfigDict) -> float:
     prepared = prepare(base.data)
     start = time.perf_counter()
     step, _ = stepper(base)
-    step()
+    jax.block_until_ready(step())
     compiling, seconds = time.perf_counter() - start, []
     for _ in tqdm(range(5), "measuring the base", unit=" steps", leave=False):
         start = time.perf_counter()
-        step()
+        jax.block_until_ready(step())
         seconds.append(time.perf_counter() - start)
     steps = base.epochs * (len(prepared.train) // base.batch_size)
     evaluations = math.ceil(base.epochs / base.evaluation.every_epochs)

@@ -16,7 +16,7 @@ from alexnet_jax.model import AlexNet
 from alexnet_jax.train import program
 from alexnet_jax.weights.layouts import PYTORCH, fc6_maps, from_ours
 from configs import paper
-from experiments.benchmark import command, limits, machine, peer, scaling, steps, table, turns
+from experiments.benchmark import command, limits, machine, peer, scaling, steps, table, turns, worker
 
 # --- Turns ------------------------------------------------------------------------------------------------------------
 
@@ -64,6 +64,22 @@ def module(tmp_path):
         return side, {"PYTHONPATH": f"{tmp_path}:{turns.ROOT}"}
 
     return make
+
+
+@pytest.mark.parametrize("queued", [False, True])
+def test_queued_steps_are_waited_for_once(monkeypatch, queued):
+    """A clock that only waiting moves, by a second for each step that was started."""
+    clock, started = [0.0], []
+
+    def wait():
+        clock[0] += len(started)
+        waits.append(len(started))
+        started.clear()
+
+    waits = []
+    monkeypatch.setattr(worker.time, "perf_counter", lambda: clock[0])
+    work = worker.Work(lambda: started.append(1), dict, wait, queued)
+    assert worker.timed(work, 3) == [1.0] * 3 and waits == ([3] if queued else [1, 1, 1])
 
 
 def test_a_worker_answers_and_ends(module):

@@ -219,11 +219,6 @@ def build(spec: dict) -> Work:
         torch._inductor.config.freezing = spec["tuned"] and spec["what"] != "train"
         step = WORK[spec["what"]](ConfigDict(spec["config"]), device, spec["tuned"])
 
-    def measured() -> None:
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
     def about() -> dict:
         found = {"torch": torch.__version__, "platform": device.type}
         if device.type == "cuda":
@@ -231,7 +226,10 @@ def build(spec: dict) -> Work:
             found |= {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
         return found
 
-    return Work(measured, about)
+    if device.type == "cpu":
+        return Work(step, about)
+    one_image = spec.get("config", {}).get("batch_size") == 1
+    return Work(step, about, torch.cuda.synchronize, queued=not one_image)
 
 
 def _train(config: ConfigDict, device: torch.device, tuned: bool) -> Callable[[], object]:

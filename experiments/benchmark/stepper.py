@@ -12,10 +12,11 @@ from alexnet_jax.analysis import cost
 from alexnet_jax.train import program
 
 
-def stepper(config: ConfigDict) -> tuple[Callable[[], None], dict[str, int]]:
+def stepper(config: ConfigDict) -> tuple[Callable[[], dict], dict[str, int]]:
     """Compiles a config's training step.
 
-    Returns: a function that runs one step and waits for it; its memory on each device, as cost.memory gives it.
+    Returns: a function that starts a step and returns the state after it, which the devices may still be computing; its
+    memory on each device, as cost.memory gives it.
     """
     mesh = towers.make_mesh(config.devices, config.model.towers, config.batch_size)
     compiled = cost.compile_step(config, mesh)
@@ -37,6 +38,6 @@ def stepper(config: ConfigDict) -> tuple[Callable[[], None], dict[str, int]]:
     def step():
         nonlocal state
         state, _ = compiled(state, batch, epoch, constants)
-        jax.block_until_ready(state)
+        return state
 
     return step, cost.memory(compiled)

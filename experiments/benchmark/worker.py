@@ -24,8 +24,10 @@ from alexnet_jax import UserError, one_line
 class Work(NamedTuple):
     """What a process measures."""
 
-    step: Callable[[], object]  # runs it once, and waits until it is done
+    step: Callable[[], object]  # starts it once more
     about: Callable[[], dict[str, Any]]  # facts for the report
+    wait: Callable[[], object] = lambda: None  # until all that was started is done
+    queued: bool = False  # whether steps are started before the one before is done, as training does on a GPU
 
 
 def serve(build: Callable[[dict], Work]) -> None:
@@ -39,13 +41,14 @@ def serve(build: Callable[[dict], Work]) -> None:
     try:
         work = build(json.loads(sys.stdin.readline()))
         work.step()
+        work.wait()
         answer(ready=True)
         answered, used = time.perf_counter(), time.process_time()
         for line in sys.stdin:
             request = json.loads(line)
             idle = (time.process_time() - used) / (time.perf_counter() - answered)
             if "steps" in request:
-                answer(seconds=timed(work.step, request["steps"]), idle=round(idle, 3))
+                answer(seconds=timed(work, request["steps"]), idle=round(idle, 3))
             else:
                 answer(peak_bytes=peak_bytes(), **work.about())
             answered, used = time.perf_counter(), time.process_time()
@@ -55,13 +58,16 @@ def serve(build: Callable[[dict], Work]) -> None:
         answer(error=one_line(error))
 
 
-def timed(step: Callable[[], object], steps: int) -> list[float]:
-    """The seconds of each of some steps."""
+def timed(work: Work, steps: int) -> list[float]:
+    """The seconds of each of some steps; of queued ones each has its share."""
     found = []
-    for _ in range(steps):
+    together = steps if work.queued else 1
+    for _ in range(steps // together):
         start = time.perf_counter()
-        step()
-        found.append(time.perf_counter() - start)
+        for _ in range(together):
+            work.step()
+        work.wait()
+        found += [(time.perf_counter() - start) / together] * together
     return found
 
 
