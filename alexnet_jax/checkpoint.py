@@ -59,10 +59,7 @@ def manager(workdir: Path) -> ocp.CheckpointManager:
         found.best_step()  # reads the errors of all of them
         return found
 
-    found, reason = _attempt(opened)
-    if reason is not None:
-        raise UserError(f"the checkpoints in {directory} cannot be listed ({reason}): {_way_out(workdir, None)}")
-    return found
+    return _tried(opened, f"the checkpoints in {directory} cannot be listed", lambda: _way_out(workdir, None))
 
 
 def trained(workdir: Path) -> int | None:
@@ -266,14 +263,19 @@ def _from_json(value: Any) -> Any:
 
 
 def _read(read: Callable[[], Any], workdir: Path, step: int) -> Any:
-    """Returns read(). Raises UserError, saying what to do, if it raises anything."""
+    """Returns read(), which reads a checkpoint. Raises as _tried."""
+    return _tried(read, f"checkpoint {step} of {workdir} cannot be read", lambda: _way_out(workdir, step))
+
+
+def _tried(read: Callable[[], Any], failed: str, way_out: Callable[[], str]) -> Any:
+    """Returns read(). Raises UserError, saying what to do, if it raises anything; MemoryError if memory ran out."""
     found, failure = _attempt(read)
     if failure is None:
         return found
     if failure.memory:
         raise MemoryError(failure.reason)
-    what_to_do = "that may pass, so start the same command again" if failure.passes else _way_out(workdir, step)
-    raise UserError(f"checkpoint {step} of {workdir} cannot be read ({failure.reason}): {what_to_do}")
+    what_to_do = "that may pass, so start the same command again" if failure.passes else way_out()
+    raise UserError(f"{failed} ({failure.reason}): {what_to_do}")
 
 
 class Failure(NamedTuple):

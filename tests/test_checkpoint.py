@@ -349,7 +349,8 @@ def test_a_checkpoint_that_is_damaged_anywhere_says_how_to_go_on(config, copy):
 
 
 def test_a_checkpoint_that_a_running_training_replaced_is_no_damage(copy, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_attempt", lambda read: (None, "FileNotFoundError"))
+    failure = checkpoint.Failure("FileNotFoundError", passes=False, memory=False)
+    monkeypatch.setattr(checkpoint, "_attempt", lambda read: (None, failure))
     with pytest.raises(UserError, match="a later one replaced it meanwhile: the same command reads that"):
         checkpoint._read(lambda: None, copy, 10)
 
@@ -434,11 +435,18 @@ def test_a_machine_that_fails_damages_no_checkpoint(copy, monkeypatch, error):
     """It is not to be removed: the checkpoint is whole."""
     monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "restore", lambda *_, **__: (_ for _ in ()).throw(error))
     monkeypatch.setattr(checkpoint, "read_whole", lambda folder: (_ for _ in ()).throw(error))
-    with pytest.raises((UserError, MemoryError)) as raised:
-        load_run(copy)
-    said = str(main.what_to_fix(raised.value, several=False))
-    assert "remove" not in said and ("start the same command again" in said) == ("open files" in str(error))
-    assert ("not enough memory" in said) == ("allocate" in str(error))
+
+    def said(read):
+        with pytest.raises((UserError, MemoryError)) as raised:
+            read()
+        return str(main.what_to_fix(raised.value, several=False))
+
+    answers = [said(lambda: load_run(copy))]
+    monkeypatch.setattr(checkpoint.ocp, "CheckpointManager", lambda *_, **__: (_ for _ in ()).throw(error))
+    answers.append(said(lambda: checkpoint.manager(copy)))
+    for answer in answers:
+        assert "remove" not in answer and ("start the same command again" in answer) == ("open files" in str(error))
+        assert ("not enough memory" in answer) == ("allocate" in str(error)) and "Failure(" not in answer
 
 
 def test_an_error_of_closing_hides_no_other(monkeypatch):
