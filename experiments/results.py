@@ -344,9 +344,13 @@ def find_change(group: Group, base: Group) -> Change | None:
     """The entry of CHANGES that a group makes to the base, if it is one of them, also at a learning rate of its own."""
     fields = {f: group.settings.get(f) for f in differing(group.settings, base.settings)}
     at_its_rate = {f: value for f, value in fields.items() if f != "optimizer.learning_rate"}
+    try:
+        config = ConfigDict(unflatten_dict(base.settings, sep="."))
+    except TypeError:  # an edited base
+        return None
     for change in CHANGES.values():
         try:
-            changed = _flat(change.fields(ConfigDict(unflatten_dict(base.settings, sep="."))))
+            changed = _flat(change.fields(config))
         except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError):  # an older base, or an edited one
             continue
         effect = {f: v for f, v in changed.items() if f not in base.settings or base.settings[f] != v}

@@ -332,7 +332,8 @@ def test_scaling_flags_what_grows_faster_than_its_arithmetic(tmp_path):
 def test_scaling_keeps_the_axes_of_earlier_runs(monkeypatch, capsys, tmp_path):
     def compare(sides, count, least=0):
         facts = {"operations": 10**9, "peak_bytes": 10**9, "machine": {"cores": cores}, "platform": "cuda", "count": 2}
-        return {"seconds": {"ours": [1.0] * count}, "about": {"ours": facts | {"device_peak_bytes": 5}}}
+        facts |= {"device_peak_bytes": 5, "bytes": 10**9, "state_and_batch_bytes": 1, "temporary_bytes": 2}
+        return {"seconds": {"ours": [1.0] * count}, "about": {"ours": facts}}
 
     cores = 2
     monkeypatch.setattr(turns, "compare", compare)
@@ -347,6 +348,9 @@ def test_scaling_keeps_the_axes_of_earlier_runs(monkeypatch, capsys, tmp_path):
     run(command, "scaling", "--axis", "devices")
     said = capsys.readouterr().out
     assert "left out: devices 2x2 needs 4 accelerators, and there are 2" in said and '"point": "2x2"' not in said
+    run(command, "train", "scaling", "--axis", "side", "--batch", "8", "--save", path)  # whose rows are saved first
+    found = json.loads(path.read_text())
+    assert list(found["scaling"]) == ["batch", "side"] and len(found["rows"]) == 1
     cores = 3
-    with pytest.raises(UserError, match="of another machine .*'cores': 2.*'cores': 3"):
+    with pytest.raises(UserError, match="of another machine .cores: 2 there, 3 here."):
         run(command, "scaling", "--axis", "side", "--save", path)

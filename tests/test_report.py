@@ -3,11 +3,11 @@
 import json
 
 import pytest
+from helpers import verbs
 from helpers.sweeps import STEPS, fail, fake, plan, three_seeds, tree
 from ml_collections import ConfigDict
 
 from alexnet_jax import UserError
-from alexnet_jax.cli import commands
 from alexnet_jax.config import FIELDS, flat, unflat
 from configs import caffenet, quickstart, six_conv
 from experiments.changes import CHANGES, Change
@@ -16,11 +16,6 @@ from experiments.report import command, table
 from experiments.report.intervals import difference, interval
 from experiments.report.rows import make_report, verdict
 from experiments.results import completed, differing, read, training_errors
-
-
-def run(*words):
-    """`alexnet report` with these flags."""
-    command.main(commands.parse(command, [str(word) for word in words]))
 
 
 @pytest.fixture
@@ -316,7 +311,7 @@ def test_what_is_missing_or_damaged_is_the_users_to_fix(tmp_path, sweep):
         with pytest.raises(UserError, match="sweep.json is damaged"):
             make_report([sweep])
     with pytest.raises(UserError, match="no run in") as error:
-        run(tmp_path / "empty")
+        verbs.run(command, tmp_path / "empty")
     assert "\n" not in str(error.value)
 
 

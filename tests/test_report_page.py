@@ -5,18 +5,13 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from helpers import verbs
 from helpers.sweeps import fail, fake, plan, three_seeds
 from PIL import Image
 
 from alexnet_jax import UserError
-from alexnet_jax.cli import commands
 from experiments.report import command, page, pictures, table
 from experiments.report.rows import make_report
-
-
-def run(*words):
-    """`alexnet report` with these flags."""
-    command.main(commands.parse(command, [str(word) for word in words]))
 
 
 @pytest.fixture
@@ -80,7 +75,7 @@ def hostile(tmp_path):
 
 
 def test_the_page_is_one_file_that_runs_nothing(hostile, tmp_path, capsys):
-    run(hostile, "--out", tmp_path / "out")
+    verbs.run(command, hostile, "--out", tmp_path / "out")
     text = (tmp_path / "out/report.html").read_text()
     assert "http" not in text and "@import" not in text and "url(" not in text
     read_page = Page(text)
@@ -121,7 +116,7 @@ def test_the_page_shows_the_table_and_what_is_not_in_it(sweep, tmp_path):
 
 def test_kernels_are_drawn_of_a_run_with_a_checkpoint(tiny_run, tmp_path):
     before = sorted(p.name for p in tiny_run.iterdir())
-    run(tiny_run, "--out", tmp_path / "out")
+    verbs.run(command, tiny_run, "--out", tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "curves.png", "kernels_00_base.png", "report.html", "table.md"
     ]  # fmt: skip
@@ -159,7 +154,7 @@ def test_what_is_far_off_does_not_squeeze_the_rest(tmp_path):
 
 def test_a_sweep_that_has_just_begun_has_a_page(tmp_path):
     plan(tmp_path / "s", {"base": {}, "dropout_off": {"model.dropout": 0.0}}, seeds=(0,))
-    run(tmp_path / "s", "--out", tmp_path / "out")
+    verbs.run(command, tmp_path / "s", "--out", tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["report.html", "table.md"]
     assert "2 of 2 runs are not in these numbers" in Page((tmp_path / "out/report.html").read_text()).text
 
@@ -167,8 +162,8 @@ def test_a_sweep_that_has_just_begun_has_a_page(tmp_path):
 def test_an_unwritable_folder_is_the_users_to_fix(sweep, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--out"):
-        run(sweep, "--out", tmp_path / "file")
+        verbs.run(command, sweep, "--out", tmp_path / "file")
     (tmp_path / "out/table.md").mkdir(parents=True)
     with pytest.raises(UserError, match="table.md"):
-        run(sweep, "--out", tmp_path / "out")
+        verbs.run(command, sweep, "--out", tmp_path / "out")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["table.md"]

@@ -82,16 +82,14 @@ def main(flags: Namespace):
         refuse_no_file(path)
         if not path.parent.is_dir():
             raise UserError(f"cannot write {path}: there is no folder {path.parent}")
-    if "scaling" in what:
-        scaling.earlier(flags.save)
+    found: dict[str, Any] = scaling.earlier(flags.save) if "scaling" in what else {}
     count, configs = flags.repeats or TURNS, networks(flags)
-    found: dict[str, Any] = {}
     if set(what) & set(USUAL):
-        found |= measure_steps([w for w in USUAL if w in what], configs, batches, flags, count)
+        measure_steps(found, [w for w in USUAL if w in what], configs, batches, flags, count)
     if "split" in what:
         found |= split.measure(configs[0], count)
     if "scaling" in what:
-        found |= scaling.measure(flags)
+        found |= scaling.measure(flags, found)
     if "input" in what:
         found["input"] = input_pipeline.measure(flags)
     report(found, flags)
@@ -134,10 +132,15 @@ def networks(flags: Namespace) -> list[ConfigDict]:
 
 
 def measure_steps(
-    what: Sequence[str], configs: Sequence[ConfigDict], batches: Sequence[int], flags: Namespace, count: int
-) -> dict[str, Any]:
-    """Measures and prints the network's own work, row by row. what: of USUAL."""
-    found: dict[str, Any] = {"rows": []}
+    found: dict[str, Any],
+    what: Sequence[str],
+    configs: Sequence[ConfigDict],
+    batches: Sequence[int],
+    flags: Namespace,
+    count: int,
+):
+    """Measures the network's own work, adds it to what is found, and prints and saves it row by row. what: of USUAL."""
+    found["rows"] = []
     if set(what) & set(STEPS):
         modules = {"ours": turns.OURS} | ({flags.peer: turns.PEER} if flags.peer else {})
         found["rates"] = machine.rates(modules, (flags.dtype,))
@@ -159,7 +162,6 @@ def measure_steps(
         found["starts"] = [steps.measure_start(config, flags.peer, count) for config in ready]
         found["machine"] = [row.pop("machine") for row in found["starts"]][-1]
         print(f"{table.starts(found['starts'])}\n")
-    return found
 
 
 def report(found: dict[str, Any], flags: Namespace):

@@ -47,7 +47,7 @@ def facts(about: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for side in about.values():
-        found |= side.get("machine", {}) | {name: side[name] for name in ("torch", "device") if name in side}
+        found |= side.get("machine", {}) | {name: side[name] for name in ("torch", "cuda", "device") if name in side}
     found.pop("devices", None)
     return found
 

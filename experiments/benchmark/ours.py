@@ -83,8 +83,8 @@ def _ten_views(config: ConfigDict, mesh: Mesh) -> Callable[[], object]:
 def _network(config: ConfigDict, mesh: Mesh) -> tuple[Callable, dict]:
     """The network's apply, and parameters.
 
-    On CPU they are constants, because to draw them would take more memory than to use them. Products of constants take
-    less power, which would let a GPU clock higher than the peer's, so there they are drawn.
+    On CPU they are constants, because to draw them would take more memory than to use them. Products of constants
+    take a GPU less power, so it may clock higher than for the peer: there they are drawn.
     """
     net = program(config, mesh)
     if mesh.devices.flat[0].platform != "cpu":

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from alexnet_jax import UserError
 from alexnet_jax.analysis import plots
 from alexnet_jax.files import expanded
+from alexnet_jax.runs import provenance
 from configs import paper
 from experiments.benchmark import machine, table, turns
 from experiments.benchmark.steps import prepared
@@ -51,14 +52,17 @@ def add_flags(parser: ArgumentParser):
     group.add_argument("--out", metavar="PNG", help=says)
 
 
-def measure(flags: Namespace) -> dict[str, Any]:
-    """Measures flags.axis, prints the table and draws. Returns scaling, {axis: rows}, and machine. Raises UserError."""
+def measure(flags: Namespace, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Measures flags.axis, prints the table and draws. Returns scaling, {axis: rows}, and machine. Raises UserError.
+
+    before: of `earlier`; its axes are kept.
+    """
     names = [name.strip() for name in flags.axis.split(",")]
     if unknown := [name for name in names if name not in AXES]:
         raise UserError(f"--axis names '{unknown[0]}', and there are {', '.join(AXES)}")
     if flags.out and not flags.out.endswith(".png"):
         raise UserError(f"--out is {flags.out} and must end with .png")
-    axes, there = earlier(flags.save)
+    axes = dict(before.get("scaling", {}))
     about: dict[str, Any] = {}
     here: dict[str, Any] = {}
     for name in names:
@@ -71,8 +75,8 @@ def measure(flags: Namespace) -> dict[str, Any]:
             found = turns.compare({"ours": Side(OURS, {"what": "train", "config": config.to_dict()})}, TURNS)
             seconds, about = found["seconds"]["ours"], found["about"]["ours"]
             here = machine.facts(found["about"])
-            if there and there != here:
-                raise UserError(f"{flags.save} is of another machine ({there}, and this is {here}): name another")
+            if differ := provenance.differences(before.get("machine", {}), here):
+                raise UserError(f"{flags.save} is of another machine ({differ}): name another")
             axes[name].append(
                 {
                     "point": label,
@@ -90,13 +94,17 @@ def measure(flags: Namespace) -> dict[str, Any]:
     return {"scaling": axes, "machine": here}
 
 
-def earlier(path: str | None) -> tuple[dict[str, list[dict]], dict[str, Any]]:
-    """(the axes that --save's file has from earlier runs, their machine). Raises UserError if the file is not ours."""
+def earlier(path: str | None) -> dict[str, Any]:
+    """What --save's file has from earlier runs: scaling, {axis: rows}, and machine; {} if there is no file.
+
+    Raises UserError if the file is not this command's.
+    """
     if path is None or not expanded(path).exists():
-        return {}, {}
+        return {}
     try:
         found = json.loads(expanded(path).read_text())
-        return {name: found["scaling"][name] for name in AXES if name in found["scaling"]}, found["machine"]
+        axes = {name: found["scaling"][name] for name in AXES if name in found["scaling"]}
+        return {"scaling": axes, "machine": dict(found["machine"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a file of alexnet benchmark scaling --save: name another") from error
 
