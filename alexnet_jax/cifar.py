@@ -1,4 +1,4 @@
-"""Krizhevsky's small networks for CIFAR-10, which the paper's footnotes point at: chains of layers.
+"""Krizhevsky's small networks for CIFAR-10, which section 3.3 points at in a footnote: chains of layers.
 
 A chain is the tuple `model.layers` of a config, in the order of computation:
 

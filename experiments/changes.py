@@ -2,10 +2,13 @@
 
 The numbers are changes in top-1 and top-5 error, in percentage points, over several views. Above zero the change hurts.
 The notes are at the end of layers/layer-params-N.cfg in computerhistory/AlexNet-Source-Code. Each reports a single run
-whose schedule was set by hand.
+whose schedule was set by hand, but for #166's. Those runs also differ from #145's in the rates of their biases and in
+when conv1 was slowed down and frozen, which is left out here. #120 and #131 to #135 are older than #145: their conv1
+had 64 kernels, and conv2 also read a blurred image.
 
 A second reference is ducha-aiki/caffenet-benchmark, which changed Caffe's variant of the network on ImageNet at 128
-pixels: one run each, and one number each, the top-1 accuracy of the centre crop. Its base without norms has 0.471.
+pixels, with 2,048 units in fc6 and fc7 and LSUV initial values: one run each, and one number each, the top-1 accuracy
+of the centre crop. Its base without norms has 0.471.
 """
 
 from collections.abc import Callable
@@ -42,7 +45,7 @@ def _one_column(base: ConfigDict) -> dict:
 def _after_pool(base: ConfigDict) -> dict:
     """conv1's norm after its pool, as in #120, instead of directly after conv1, as in #131. conv2's norm stays.
 
-    Both networks are older than #145. They also differ in the biases' rates: #131 lowered them late, #120 never.
+    They also differ in the biases' rates: #131's ends at a tenth, since when is not noted, and #120's stays.
     """
     early = tuple(name for name in base.model.lrn.before_activation if name != "conv1")
     return {"model.lrn.after_pool": ("conv1",), "model.lrn.before_activation": early}
@@ -75,7 +78,7 @@ def _without(*layers: str, reads: str) -> Callable[[ConfigDict], dict]:
 
 
 def _paper_init(base: ConfigDict) -> dict:
-    """N(0, 0.01) in the layers for which the code uses 0.03."""
+    """A third of the base's deviations in the layers for which the paper has N(0, 0.01) and the code N(0, 0.03)."""
     return {f"model.init_std.{name}": base.model.init_std[name] / 3 for name in ("conv3", "conv4", "conv5")}
 
 
@@ -91,7 +94,7 @@ CHANGES = {
     ),
     "lrn_before_relu": Change(
         "normalization before the ReLU", _fixed(model__lrn__before_activation=("conv1", "conv2")),
-        says="conv2's too: no gain", source="note #166",
+        says="conv2's too: no gain", source="note #166",  # whose norm within maps is before the ReLU too: left out
     ),
     "lrn_after_pool": Change(
         "conv1's normalization after its pool", _after_pool,
@@ -104,7 +107,7 @@ CHANGES = {
     "pooling": Change(
         "pooling 2 x 2, stride 2", _fixed(model__pool_size=2, model__pool_stride=2),
         0.4, 0.3, source="section 3.4; note #147, which pads less where its pools round up",
-        caffenet=-1.3,  # 0.484 against 0.471
+        caffenet=-1.3,  # 0.484 against 0.471; there its pool5 is 4 x 4 instead of 3 x 3
     ),
     "tanh": Change(
         "tanh instead of ReLU", _fixed(model__activation="tanh"),
@@ -156,7 +159,7 @@ CHANGES = {
         caffenet=-1.6,  # 0.487 against 0.471
     ),
     "paper_init": Change(
-        "the paper's initial values, N(0, 0.01)", _paper_init,
-        says="the paper gives no others", source="section 5; the code has 0.03 in conv3 to conv5",
+        "a third of the initial values in conv3 to conv5", _paper_init,
+        says="the paper has 0.01 in every layer", source="section 5; the code has 0.03 in conv3 to conv5",
     ),
 }  # fmt: skip

@@ -135,7 +135,7 @@ def _find(name: str) -> Path:
 def choose(ablations: dict[str, Change], only: str) -> dict[str, Change]:
     """The ablations that `only` names, or all if it is empty: "lrn" is lrn_off, lrn_across, ..., "base" is none.
 
-    Raises UserError.
+    An ablation's whole name is that one alone, even if others begin with it. Raises UserError.
     """
     words = [w.strip() for w in only.split(",") if w.strip()]
     if not words:
@@ -144,7 +144,7 @@ def choose(ablations: dict[str, Change], only: str) -> dict[str, Change]:
     for word in words:
         if word == "base":
             continue
-        named = {name for name in ablations if name == word or name.startswith(f"{word}_")}
+        named = {word} & ablations.keys() or {name for name in ablations if name.startswith(f"{word}_")}
         if not named:
             raise UserError(f"--only: there is no ablation '{word}'; there are base, {', '.join(ablations)}")
         chosen |= named

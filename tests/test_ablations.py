@@ -23,7 +23,7 @@ def test_built_in_sweeps_are_all_networks(name, tmp_path):
 
 NOTES = {  # how the network of a note differs from #145, and its number of parameters
     "lrn_off": ({"lrn.layers": [], "spatial_norm.layers": []}, 60_965_224),  # #148
-    "lrn_before_relu": ({"lrn.before_activation": ["conv1", "conv2"]}, 60_965_224),  # #166
+    "lrn_before_relu": ({"lrn.before_activation": ["conv1", "conv2"]}, 60_965_224),  # #166, but for its second norm
     "lrn_after_pool": ({"lrn.after_pool": ["conv1"], "lrn.before_activation": []}, 60_965_224),  # #120, as far as #131
     "lrn_caffe": ({"lrn.k": 1.0}, 60_965_224),  # #131, as far as #135
     "pooling": ({"pool_size": 2}, 60_965_224),  # #147

@@ -211,6 +211,7 @@ def test_only_takes_families():
         "lrn_off", "lrn_across", "lrn_before_relu", "lrn_after_pool", "lrn_caffe"
     ]  # fmt: skip
     assert list(sweep.choose(CHANGES, "pooling, lrn_off")) == ["lrn_off", "pooling"]
+    assert list(sweep.choose(CHANGES, "no_exchange")) == ["no_exchange"]  # and not no_exchange_narrow
     rates = sweep.read_sweep("ablation_rates")[1]  # base_0.01 and so on
     assert sweep.choose(CHANGES, "base") == sweep.choose(rates, "base") == {}
     assert list(sweep.choose(CHANGES, "base,pooling")) == ["pooling"]

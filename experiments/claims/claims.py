@@ -11,7 +11,7 @@ from experiments.changes import CHANGES
 from experiments.claims import figure1, studies
 from experiments.claims.measures import Measure, apart, difference, overfit, overfitting, training
 
-IMAGENET = "ImageNet: 1.2 million images, 90 epochs of the full network"
+IMAGENET = "ImageNet's ILSVRC-{} release: 1.2 million images, 90 epochs of the full network"
 SWEEP = "alexnet sweep --sweep ablations --seeds {seeds} --only {only}"
 CIFAR = "alexnet sweep --sweep cifar10 --seeds {seeds} --only {only}"
 
@@ -108,7 +108,10 @@ CLAIMS = (
         "lrn_after_pool",
     ),
     _ablation("3.3, notes #131, #135", "k = 1 instead of 2 changes little", "-0.14, one run each", "lrn_caffe"),
-    _ablation("3.3, note #166", "both norms before the ReLU gain nothing", "no gain", "lrn_before_relu"),
+    _ablation(
+        "3.3, note #166", "conv2's norm before the ReLU, like conv1's, gains nothing (the base has both after it)",
+        "no gain", "lrn_before_relu",
+    ),
     _ablation("3.4", "pooling without overlap raises the error", "0.4", "pooling", main=True),
     _ablation(
         "3.4", "and overfits a little more: error minus training error", "slightly more", "pooling",
@@ -128,8 +131,8 @@ CLAIMS = (
         measure=overfitting("ablations", "dropout_off"), main=True,
     ),
     _ablation(
-        "4.2", "dropout about doubles the epochs (to the training error that it ends with; the rate drops at the same "
-        "epochs with and without)", "2 times", "dropout_off",
+        "4.2", "dropout about doubles the epochs (here: to the training error that it ends with)", "2 times",
+        "dropout_off",
         measure=studies.epochs_of_dropout, unit="",
     ),
     _ablation(
@@ -140,14 +143,14 @@ CLAIMS = (
     _start(
         "5", "biases of 1 make it learn sooner: with biases of 0 it is later", "1 is sooner", "biases_0", later=True
     ),
-    _start("the code", "N(0, 0.03) in conv3 to conv5 starts to learn", "0.03", "std"),
-    _start("Caffe", "biases of 0.1 start to learn", "0.1", "biases_01"),
+    _start("the code", "with its N(0, 0.03) in conv3 to conv5 the network starts to learn", "theirs does", "std"),
+    _start("Caffe", "with its biases of 0.1 the network starts to learn", "theirs does", "biases_01"),
     _ablation(
-        "the code", "the paper's N(0, 0.01) instead of the code's 0.03 in conv3 to conv5 raises the error",
-        "the code has 0.03", "paper_init", unit="",
+        "the code", "a third of its initial values in conv3 to conv5, as the paper has them, raises the error",
+        "no claim", "paper_init", measure=difference("ablations", "paper_init", claimed=False), unit="",
     ),
-    _unreachable("6, table 1", "ILSVRC-2010, top-1 and top-5 error", "37.5 and 17.0 %", IMAGENET),
-    _unreachable("6, table 2", "ILSVRC-2012, one network", "40.7 and 18.2 %", IMAGENET),
+    _unreachable("6, table 1", "ILSVRC-2010, top-1 and top-5 error", "37.5 and 17.0 %", IMAGENET.format(2010)),
+    _unreachable("6, table 2", "ILSVRC-2012, one network", "40.7 and 18.2 %", IMAGENET.format(2012)),
     Claim(
         "6, table 2", "one network has a higher error than five averaged", "2.6 (40.7 to 38.1 %)",
         studies.ensemble("ablations", "base", 5),
@@ -160,7 +163,10 @@ CLAIMS = (
         "6, table 2", "a sixth convolution, pretrained on 22,000 classes", "39.0 %: 1.7 less",
         "ImageNet's Fall 2011 release, 15 million images, then ILSVRC-2012",
     ),
-    _unreachable("6, table 2", "seven networks, two of them pretrained", "36.7 %", "both of the above"),
+    _unreachable(
+        "6, table 2", "seven networks, two of them pretrained", "36.7 %",
+        "the same two releases, for seven networks",
+    ),
     _unreachable("6", "Fall 2009, 10,184 classes", "67.4 and 40.9 %", "ImageNet's Fall 2009 release"),
     Claim(
         "6.1, figure 3", "one tower takes the colour, the other the grey, in every run (96 kernels)",
