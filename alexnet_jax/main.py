@@ -31,7 +31,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import UserError, checkpoint, network, one_line, out_of_memory, towers
 from alexnet_jax.analysis import figures
 from alexnet_jax.cli import commands, stopping
-from alexnet_jax.config import check
+from alexnet_jax.config import check, flat
 from alexnet_jax.data.batches import steps_in_epoch
 from alexnet_jax.data.prepare import prepare
 from alexnet_jax.data.records import Prepared
@@ -45,6 +45,8 @@ LESS_MEMORY = (
     "--config.batch_size or keep the images off the device with --config.data.on_device=False"
 )
 LOST_AFTER = 20  # seconds without a sign of life; a process that waits for a lost one in a step notices at once
+# Fields in which the processes of one run may differ: each has its own file system, and the data itself is compared.
+PATHS = ("name", "data.name", "data.data_dir", "data.prepared_dir", "start.workdir")
 Result = TypeVar("Result")
 
 
@@ -106,6 +108,7 @@ def run(config: ConfigDict, workdir: Path, given: Collection[str] = ()) -> int:
     own_classes(config, given)
     config = together(lambda: finetune.resolved(config, workdir, given))
     check(config)
+    refuse_other_config(config)
     claims.refuse_converted(workdir)
     together(lambda: claims.refuse_unusable(workdir, config) if towers.leads() else None)
     mesh = towers.make_mesh(config.devices, config.model.towers, config.batch_size)
@@ -156,14 +159,31 @@ def claimed(workdir: Path, config: ConfigDict, prepared: Prepared, facts: dict, 
         yield
 
 
+def refuse_other_config(config: ConfigDict) -> None:
+    """Raises UserError in all processes if one was started with another config than process 0; only paths may differ.
+
+    Each would train at its own rates, say, and what should be copies of one network would drift apart.
+    """
+    if other := unlike_first({name: value for name, value in flat(config).items() if name not in PATHS}):
+        raise UserError(
+            f"process {other} was started with another config than process 0: give all of them the same --config and "
+            "the same fields"
+        )
+
+
 def refuse_other_data(facts: dict) -> None:
     """Raises UserError in all processes if one has prepared another data set than process 0."""
-    digests = towers.gather(np.frombuffer(provenance.digest(facts), np.uint8))
-    if other := [str(i) for i, digest in enumerate(digests) if (digest != digests[0]).any()]:
+    if other := unlike_first(facts):
         raise UserError(
-            f"process {', '.join(other)} has prepared another data set than process 0, from other images or with "
+            f"process {other} has prepared another data set than process 0, from other images or with "
             "another Pillow: give all of them the same --config.data.prepared_dir, or copies of one such folder"
         )
+
+
+def unlike_first(facts: dict) -> str:
+    """The numbers of the processes whose facts are not those of process 0; "" if there are none. All must ask."""
+    digests = towers.gather(np.frombuffer(provenance.digest(facts), np.uint8))
+    return ", ".join(str(i) for i, digest in enumerate(digests) if (digest != digests[0]).any())
 
 
 def together(step: Callable[[], Result]) -> Result:

@@ -169,7 +169,10 @@ def any_process(flag: bool) -> bool:
 
 
 def lost(error: Exception) -> bool:
-    """Whether an error means that this process lost another one. jaxlib raises some of gloo's errors as ValueError."""
+    """Whether an error can mean that this process lost another one: any of the runtime's can, by what it says.
+
+    jaxlib raises some of gloo's errors as ValueError.
+    """
     return isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
 
 

@@ -91,21 +91,24 @@ def test_lost_or_stopped_all_restart_and_end_bit_for_bit_equal(chain_config, tmp
 
 
 @pytest.mark.slow
-def test_processes_with_other_data_end_together(config, tiny_run, tmp_path):
-    """The second reads a copy of the prepared set whose labels were changed."""
+def test_processes_with_other_data_or_another_config_end_together(config, tiny_run, tmp_path):
+    """The second reads a copy of the prepared set whose labels were changed, or has a rate of its own."""
     prepared = shutil.copytree(config.data.prepared_dir, tmp_path / "prepared")
     [path] = prepared.glob("*/train.npz")
     with np.load(path) as file:
         arrays = dict(file)
     np.savez(path, **arrays | {"labels": arrays["labels"][::-1].copy()})
     config.devices.data = 2
-    own = [[], [f"--config.data.prepared_dir={prepared}"]]
-    processes = start_together(config, tmp_path / "run", own=own)
-    said = outputs(processes)
-    assert [p.returncode for p in processes] == [1, 1], said
-    for text in said:
-        assert text.strip().splitlines()[-1].startswith("error: process 1 has prepared another data set than"), said
-    assert not (tmp_path / "run").exists()
+    for flag, says in (
+        (f"--config.data.prepared_dir={prepared}", "has prepared another data set than"),
+        ("--config.optimizer.learning_rate=0.02", "was started with another config than"),
+    ):
+        processes = start_together(config, tmp_path / "run", own=[[], [flag]])
+        said = outputs(processes)
+        assert [p.returncode for p in processes] == [1, 1], said
+        for text in said:
+            assert text.strip().splitlines()[-1].startswith(f"error: process 1 {says} process 0"), said
+        assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
