@@ -19,6 +19,7 @@ from tqdm import tqdm
 from alexnet_jax import UserError, main, one_line
 from alexnet_jax.cli import stopping
 from alexnet_jax.cli.commands import set_up_libraries
+from alexnet_jax.data.host import sees_gpus
 from alexnet_jax.runs import claims
 from experiments import results
 
@@ -265,7 +266,7 @@ def shares(at_once: int) -> list[tuple[int, ...]]:
     """
     if at_once == 1:
         return [()]
-    if _sees_gpus():
+    if sees_gpus():
         raise UserError(
             "--at-once divides cores, not GPUs: start the same command once for each GPU, with CUDA_VISIBLE_DEVICES"
         )
@@ -313,8 +314,3 @@ def make_executor(launcher: str, folder: Path, options: list[str]) -> submitit.E
         raise UserError(f"cannot write to {folder} ({e.strerror or e}): name another --workdir") from e
     except Exception as e:  # submitit raises many kinds
         raise UserError(f"--launcher {launcher} cannot be used here: {one_line(e)}") from e
-
-
-def _sees_gpus() -> bool:
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    return not hidden and any(Path("/dev").glob("nvidia[0-9]*"))

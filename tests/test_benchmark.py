@@ -129,6 +129,17 @@ def test_operations_and_bytes_of_the_papers_network():
     assert limit == {"arithmetic": 0.5, "memory": 2.0, "seconds": 2.0, "sum": 2.5}
 
 
+def test_operations_and_bytes_of_a_chain():
+    """cifar10_11pct's: nonlinearities and norms are computed with their neighbours, as AlexNet's are."""
+    c = steps.prepared(importlib.import_module("configs.cifar10_11pct").get_config(), 2, "float32")
+    conv1 = 24**2 * 64 * 75
+    others = 12**2 * 64 * 1600 + 6**2 * (64 + 32) * 576 + 6**2 * 32 * 10
+    maps = (24**2 + 2 * 12**2 + 2 * 6**2) * 64 + 6**2 * 32 + 10  # conv1, pool1, conv2, pool2, local3, local4, fc10
+    train = limits.cost(c, towers.make_mesh(ConfigDict({"data": 1, "tower": 1}), 1, 2), "train")
+    assert train.operations == 2 * 2 * (2 * conv1 + 3 * others)
+    assert train.bytes == 8 * 4 * 2_112_970 + 4 * (2 * 4 * maps) + 2 * 24**2 * 3
+
+
 def test_each_tower_computes_the_whole_fc8():
     c = steps.prepared(paper.get_config(), 2, "float32")
     split = towers.make_mesh(ConfigDict({"data": 1, "tower": 2}), 2, 2)
@@ -232,7 +243,7 @@ def test_the_peer_trains_and_predicts_as_ours(draw, name, tuned):
             close(now - before[layer][kind], kinds[kind] - before[layer][kind], f"{layer} {kind}", 1e-2)
 
 
-@pytest.mark.parametrize("name", ["source", "six_conv"])
+@pytest.mark.parametrize("name", ["source", "six_conv", "cifar10_11pct"])
 def test_the_peer_refuses_what_it_lacks(name):
     c = importlib.import_module(f"configs.{name}").get_config()
     with pytest.raises(UserError, match="leave --peer out"):
@@ -271,10 +282,12 @@ def test_a_gpu_that_is_not_used_is_no_measurement(monkeypatch):
 
     monkeypatch.setattr(turns, "started", started)
     monkeypatch.setattr(turns.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(turns, "_has_gpu", lambda: True)
+    monkeypatch.setattr(turns, "sees_gpus", lambda: True)
+    monkeypatch.setattr(turns, "take_turns", lambda *args: {"ours": [1.0]})
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert turns.compare({"ours": None}, 1)["seconds"] == {"ours": [1.0]}
     monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setattr(turns, "take_turns", None)  # it is refused before the turns
     with pytest.raises(UserError, match="there is a GPU, and the sides compute on .*cpu"):
         turns.compare({"ours": None}, 1)
 
@@ -351,6 +364,11 @@ def test_scaling_keeps_the_axes_of_earlier_runs(monkeypatch, capsys, tmp_path):
     run(command, "train", "scaling", "--axis", "side", "--batch", "8", "--save", path)  # whose rows are saved first
     found = json.loads(path.read_text())
     assert list(found["scaling"]) == ["batch", "side"] and len(found["rows"]) == 1
-    cores = 3
-    with pytest.raises(UserError, match="of another machine .cores: 2 there, 3 here."):
-        run(command, "scaling", "--axis", "side", "--save", path)
+    run(command, "scaling", "--axis", "batch", "--save", path)
+    found = json.loads(path.read_text())
+    assert len(found["rows"]) == 1 and found["command"].startswith("alexnet scaling --axis batch")
+    cores, before = 3, path.read_text()
+    for words in (["scaling"], ["train", "scaling", "--batch", "8"]):
+        with pytest.raises(UserError, match="of another machine .cores: 2 there, 3 here."):
+            run(command, *words, "--axis", "side", "--save", path)
+        assert path.read_text() == before

@@ -72,7 +72,7 @@ def test_a_cell_of_a_sweep_that_died_is_taken_over(config, tmp_path, monkeypatch
 
 def test_runs_at_once_divide_the_cores(config, tmp_path, monkeypatch, done):
     """As many at a time as asked for, each on cores of its own, which the next one gets."""
-    monkeypatch.setattr(jobs, "_sees_gpus", lambda: False)
+    monkeypatch.setattr(jobs, "sees_gpus", lambda: False)
     monkeypatch.setattr(jobs.os, "sched_getaffinity", lambda process: {2, 3, 5, 7, 8})
     cells = [jobs.Cell(str(i), 0, config, tmp_path / str(i)) for i in range(4)]
     running, seen = [], []
@@ -103,7 +103,7 @@ def test_runs_at_once_divide_the_cores(config, tmp_path, monkeypatch, done):
     assert jobs.shares(1) == [()] and jobs.shares(5) == [(2,), (3,), (5,), (7,), (8,)]
     with pytest.raises(UserError, match="6 and there are 5 cores"):
         jobs.shares(6)
-    monkeypatch.setattr(jobs, "_sees_gpus", lambda: True)
+    monkeypatch.setattr(jobs, "sees_gpus", lambda: True)
     with pytest.raises(UserError, match="once for each GPU"):
         jobs.shares(2)
 

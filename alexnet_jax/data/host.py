@@ -1,10 +1,11 @@
-"""The host's share of the work: threads on all its cores, and TensorFlow kept off the accelerators."""
+"""The host's share of the work: threads on all its cores, what it has, and TensorFlow kept off the accelerators."""
 
 import contextlib
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
@@ -19,6 +20,12 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def sees_gpus() -> bool:
+    """Returns whether this process may use a GPU of NVIDIA's, whether or not JAX is installed for it."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return not hidden and any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def in_threads(

@@ -37,7 +37,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import UserError
 from alexnet_jax.cli.commands import add_config
-from alexnet_jax.config import check
+from alexnet_jax.config import check_without_data
 from alexnet_jax.files import expanded, refuse_no_file, replacing
 from alexnet_jax.runs import finetune
 from experiments.benchmark import input_pipeline, machine, scaling, split, steps, table, turns
@@ -87,9 +87,9 @@ def main(flags: Namespace):
     if set(what) & set(USUAL):
         measure_steps(found, [w for w in USUAL if w in what], configs, batches, flags, count)
     if "split" in what:
-        found |= split.measure(configs[0], count)
+        add(found, split.measure(configs[0], count), flags)
     if "scaling" in what:
-        found |= scaling.measure(flags, found)
+        add(found, scaling.measure(flags, found), flags)
     if "input" in what:
         found["input"] = input_pipeline.measure(flags)
     report(found, flags)
@@ -127,7 +127,7 @@ def networks(flags: Namespace) -> list[ConfigDict]:
         for name, config in zip(names, configs, strict=True):
             config.name = name
     for config in configs:
-        check(config)
+        check_without_data(config)
     return configs
 
 
@@ -151,7 +151,7 @@ def measure_steps(
                 continue
             for batch in (1,) if word == "image" else batches:
                 row = steps.measure(word, steps.prepared(config, batch, flags.dtype), flags.peer, count, found["rates"])
-                found["machine"] = row.pop("machine")
+                add(found, {"machine": row.pop("machine")}, flags)
                 found["rows"].append(row)
                 print(table.row(row), flush=True)
                 save(found, flags)
@@ -160,8 +160,15 @@ def measure_steps(
     if "start" in what:
         ready = [steps.prepared(config, batches[0], flags.dtype) for config in configs]
         found["starts"] = [steps.measure_start(config, flags.peer, count) for config in ready]
-        found["machine"] = [row.pop("machine") for row in found["starts"]][-1]
+        for row in found["starts"]:
+            add(found, {"machine": row.pop("machine")}, flags)
         print(f"{table.starts(found['starts'])}\n")
+
+
+def add(found: dict[str, Any], measured: dict[str, Any], flags: Namespace):
+    """Adds what was measured, with its machine. Raises UserError if --save's file is of another machine."""
+    machine.refuse_other(found.get("machine", {}), measured["machine"], flags.save)
+    found |= measured | {"machine": found.get("machine", {}) | measured["machine"]}
 
 
 def report(found: dict[str, Any], flags: Namespace):
@@ -181,4 +188,4 @@ def line(found: dict[str, Any], flags: Namespace) -> str:
     """What is found, as JSON, with the command, its environment and the date."""
     environment = {name: os.environ.get(name, value) for name, value in turns.MEMORY.items()}
     about = {"date": datetime.date.today().isoformat(), "command": flags.command, "environment": environment}
-    return json.dumps(about | found)
+    return json.dumps(found | about)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from alexnet_jax import UserError
+from alexnet_jax.runs import provenance
 from experiments.benchmark import turns
 from experiments.benchmark.limits import Cost
 from experiments.benchmark.turns import Side
@@ -50,6 +52,12 @@ def facts(about: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         found |= side.get("machine", {}) | {name: side[name] for name in ("torch", "cuda", "device") if name in side}
     found.pop("devices", None)
     return found
+
+
+def refuse_other(there: Mapping[str, Any], here: Mapping[str, Any], path: str | None):
+    """Raises UserError if the machine of earlier measurements in a file is not this one. there, here: of `facts`."""
+    if differ := provenance.differences(dict(there), dict(here)):
+        raise UserError(f"{path} is of another machine ({differ}): name another --save")
 
 
 def peak_bytes(about: Mapping[str, Any]) -> int:

@@ -7,6 +7,7 @@ freezes the weights into programs that do not train.
 No GPU has run this yet: what it does for one follows PyTorch's documentation.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -61,6 +62,8 @@ def network(config: ConfigDict, tuned: bool = False) -> nn.Sequential:
     tuned: see Norm. Raises UserError if the config has what only ours computes.
     """
     m, crop = config.model, config.data.crop
+    if m.layers:
+        raise UserError("PyTorch's side has no chains of layers: leave --peer out")
     if m.spatial_norm.layers or (m.towers > 1 and not {"fc6", "fc7", "fc8"} <= set(m.exchange)):
         raise UserError("PyTorch's side has no spatial norm, and no towers in fc6 and fc7: leave --peer out")
     before, after = m.conv1_padding
@@ -207,7 +210,8 @@ def _autocast(config: ConfigDict, device: torch.device) -> torch.autocast:
 
 def build(spec: dict) -> Work:
     """The work of a request, see worker.py. Its random numbers are not ours', its shapes and types are."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    wanted = torch.cuda.is_available() and os.environ.get("JAX_PLATFORMS") != "cpu"  # as ours
+    device = torch.device("cuda" if wanted else "cpu")
     torch.set_float32_matmul_precision("high")  # on a GPU TF32, as JAX by default; no effect on CPU
     torch.backends.cudnn.benchmark = True  # on a GPU it tries cuDNN's algorithms, as XLA does; no effect on CPU
     torch.manual_seed(0)

@@ -21,7 +21,6 @@ from tqdm import tqdm
 from alexnet_jax import UserError
 from alexnet_jax.analysis import plots
 from alexnet_jax.files import expanded
-from alexnet_jax.runs import provenance
 from configs import paper
 from experiments.benchmark import machine, table, turns
 from experiments.benchmark.steps import prepared
@@ -75,8 +74,7 @@ def measure(flags: Namespace, before: Mapping[str, Any]) -> dict[str, Any]:
             found = turns.compare({"ours": Side(OURS, {"what": "train", "config": config.to_dict()})}, TURNS)
             seconds, about = found["seconds"]["ours"], found["about"]["ours"]
             here = machine.facts(found["about"])
-            if differ := provenance.differences(before.get("machine", {}), here):
-                raise UserError(f"{flags.save} is of another machine ({differ}): name another")
+            machine.refuse_other(before.get("machine", {}), here, flags.save)
             axes[name].append(
                 {
                     "point": label,
@@ -95,7 +93,7 @@ def measure(flags: Namespace, before: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def earlier(path: str | None) -> dict[str, Any]:
-    """What --save's file has from earlier runs: scaling, {axis: rows}, and machine; {} if there is no file.
+    """What --save's file has from earlier runs: scaling, {axis: rows}, machine and more; {} if there is no file.
 
     Raises UserError if the file is not this command's.
     """
@@ -104,7 +102,7 @@ def earlier(path: str | None) -> dict[str, Any]:
     try:
         found = json.loads(expanded(path).read_text())
         axes = {name: found["scaling"][name] for name in AXES if name in found["scaling"]}
-        return {"scaling": axes, "machine": dict(found["machine"])}
+        return found | {"scaling": axes, "machine": dict(found["machine"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a file of alexnet benchmark scaling --save: name another") from error
 

@@ -19,6 +19,7 @@ from typing import IO, Any, NamedTuple
 
 from alexnet_jax import UserError
 from alexnet_jax.cli import memory
+from alexnet_jax.data.host import sees_gpus
 
 ROOT = Path(__file__).parents[2]
 OURS, PEER = "experiments.benchmark.ours", "experiments.benchmark.peer"
@@ -111,10 +112,15 @@ def compare(sides: Mapping[str, Side], turns: int, least: float = TURN) -> dict[
     """
     with ExitStack() as held:
         asks = {name: held.enter_context(started(side)) for name, side in sides.items()}
+        refuse_unlike({name: ask({"about": True})["platform"] for name, ask in asks.items()})
         seconds = take_turns(asks, turns, least)
         about = {name: ask({"about": True}) for name, ask in asks.items()}
-    platforms = {name: facts["platform"] for name, facts in about.items()}
-    if "cpu" in platforms.values() and _has_gpu() and os.environ.get("JAX_PLATFORMS") != "cpu":
+    return {"seconds": seconds, "about": about}
+
+
+def refuse_unlike(platforms: Mapping[str, str]):
+    """Raises UserError if the sides compute on different kinds of device, or on the CPU where there is a GPU."""
+    if "cpu" in platforms.values() and sees_gpus() and os.environ.get("JAX_PLATFORMS") != "cpu":
         raise UserError(
             f"there is a GPU, and the sides compute on {platforms}: install JAX for it (pip install -e .[gpu]), or set "
             "JAX_PLATFORMS=cpu to measure the CPU"
@@ -123,11 +129,6 @@ def compare(sides: Mapping[str, Side], turns: int, least: float = TURN) -> dict[
         raise UserError(
             f"the sides compute on different devices, {platforms}: install both for one, or JAX_PLATFORMS=cpu"
         )
-    return {"seconds": seconds, "about": about}
-
-
-def _has_gpu() -> bool:
-    return any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def take_turns(asks: Mapping[str, Ask], turns: int, least: float = TURN, rest: float = REST) -> dict[str, list[float]]:
