@@ -18,7 +18,7 @@ from helpers.foreign import CROP, FCS, SIDE, SIZE, WIDTHS, caffe_net, preset, re
 from helpers.origins import ORIGINS, network, randomize, torchvision
 from PIL import Image
 
-from alexnet_jax import UserError, evaluate, main
+from alexnet_jax import UserError, evaluate, files, main
 from alexnet_jax.analysis.specialisation import color_blindness
 from alexnet_jax.cli import config_file
 from alexnet_jax.cli.verbs import run as run_verb
@@ -373,6 +373,15 @@ def test_workdirs_are_not_overwritten_nor_trained_in_place(converted, photos, co
         convert.import_weights("caffe", converted.parent / "net.caffemodel", preset("caffe"), converted)
     with pytest.raises(UserError, match=r"converted weights.*--config configs/finetune\.py --config\.start\.workdir="):
         main.run(config, converted)
+
+
+def test_one_conversion_at_a_time_writes_a_workdir(converted, tmp_path):
+    """Each would remove what the other has written so far."""
+    whole = converted.parent / "net.caffemodel"
+    with files.alone(tmp_path / ".run.lock"), pytest.raises(UserError, match="another conversion writes .*run: wait"):
+        convert.import_weights("caffe", whole, preset("caffe"), tmp_path / "run")
+    convert.import_weights("caffe", whole, preset("caffe"), tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 # How converted runs are used.

@@ -121,11 +121,18 @@ def test_every_kind_of_image_becomes_rgb_and_damaged_ones_are_named(tmp_path, mo
     assert "is left out: kind/notes.txt; names of photos end in .bmp, " in said
 
 
-@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()])
-def test_a_machine_that_fails_damages_no_photo(photos, tmp_path, monkeypatch, error):
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(errno.EIO, "Input/output error"), "cannot be read .* which may pass: start the same command again"),
+        (MemoryError(), "cannot be read .* which may pass"),
+        (PermissionError(errno.EACCES, "Permission denied"), "may not be read: make it readable, or remove it"),
+    ],
+)
+def test_a_machine_that_fails_damages_no_photo(photos, tmp_path, monkeypatch, error, says):
     """A set that lacks photos because of it would be used for ever."""
     monkeypatch.setattr("alexnet_jax.data.photos.opened", lambda photo: (_ for _ in ()).throw(error))
-    with pytest.raises(UserError, match="cannot be read .* which may pass: start the same command again"):
+    with pytest.raises(UserError, match=says):
         prepare(data_config(photos, tmp_path))
     assert not list(tmp_path.glob("*/meta.json"))
 
@@ -223,7 +230,7 @@ def test_photos_that_were_added_later_are_warned_of(tmp_path, capsys, split):
     make_folder(tmp_path / "source" / split)
     config = data_config(tmp_path / "source", tmp_path / "prepared")
     first = prepare(config)
-    assert "changed" not in capsys.readouterr().err
+    assert "were added" not in capsys.readouterr().err
     for name, counts in ((".DS_Store", False), ("notes.txt", False), ("new.png", True)):
         os.utime(first.directory / "meta.json")
         time.sleep(0.05)  # more than a file system's clock needs

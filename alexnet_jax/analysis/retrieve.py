@@ -13,6 +13,7 @@ import os
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from alexnet_jax.cli.commands import add_batch_size, add_devices, add_json, add_
 from alexnet_jax.data import photos
 from alexnet_jax.data.images import Images, PhotoImages, SplitImages, subset
 from alexnet_jax.data.records import Prepared, Split
-from alexnet_jax.files import expanded
+from alexnet_jax.files import expanded, refuse_no_file
 from alexnet_jax.inference import Forward
 from alexnet_jax.runs.run import Run, data_of, load_run
 
@@ -307,6 +308,7 @@ def main(flags: Namespace) -> int:
         raise UserError(photos.NONE)
     workdir = expanded(flags.workdir)
     out = expanded(flags.out) if flags.out else workdir / "neighbours.png"
+    refuse_no_file(out)
     if flags.out and not out.parent.is_dir():
         raise UserError(f"there is no folder {out.parent} for the picture: make it, or name another with --out")
     use_devices(flags.devices)
@@ -321,11 +323,14 @@ def main(flags: Namespace) -> int:
         result, indices = find(layer, PhotoImages(paths, run.config.data, run.classes), gallery)
         text, read = listing(result), [Path(photo["photo"]) for photo in result["photos"]]
         unreadable += len(paths) - len(read)
-        draw_photos(run, PhotoImages(read[:SHOWN], run.config.data, run.classes), indices[:SHOWN], gallery, out)
+        shown = PhotoImages(read[:SHOWN], run.config.data, run.classes)
+        draw = partial(draw_photos, run, shown, indices[:SHOWN], gallery, out)
     else:
         result, indices = measure(layer, split, gallery, pixels=not flags.no_pixels)
         text, chosen = table(result), pick(split.labels, flags.queries)
-        draw_split(run, subset(split, chosen), indices[chosen], gallery, out)
-    result["picture"] = str(out)
-    print(json.dumps(result) if flags.json else f"{text}\npicture: {out}")
+        draw = partial(draw_split, run, subset(split, chosen), indices[chosen], gallery, out)
+    print(json.dumps(result | {"picture": str(out)}) if flags.json else text, flush=True)
+    draw()  # what was found is printed: a full disk does not lose it
+    if not flags.json:
+        print(f"picture: {out}")
     return int(unreadable > 0)

@@ -327,6 +327,8 @@ def _prepare_chunk(examples: list[Example], size: int, resize: str, stored: str)
             image = photos.opened(encoded)
             sliver = photos.is_sliver(image.size)
             data = (_to_raw if stored == "raw" else _to_jpeg)(image, size, resize)
+        except PermissionError as error:
+            raise UserError(f"{name} may not be read: make it readable, or remove it from the folder") from error
         except Exception as error:  # Pillow raises almost anything on broken files
             if may_pass(error):
                 said = photos.why(error)

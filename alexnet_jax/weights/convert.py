@@ -25,10 +25,9 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from alexnet_jax import UserError, network
+from alexnet_jax import UserError, files, network
 from alexnet_jax.cli import commands, config_file
 from alexnet_jax.config import check
-from alexnet_jax.files import expanded
 from alexnet_jax.runs import claims
 from alexnet_jax.runs.run import Run, load_run
 from alexnet_jax.weights import caffe, ilsvrc, npy, onnx_graph, pytorch, stablehlo
@@ -107,7 +106,7 @@ def default_config(flags: Namespace) -> Path | None:
 
 def main(flags: Namespace) -> None:
     """Runs `alexnet convert`."""
-    workdir = expanded(flags.workdir)
+    workdir = files.expanded(flags.workdir)
     if flags.origin:
         _main_from(flags, workdir)
     else:
@@ -122,9 +121,9 @@ def _main_from(flags: Namespace, workdir: Path) -> None:
     if flags.config is None:
         raise UserError("name the config of the network that the weights are of, such as --config configs/paper.py")
     config = flags.config.copy_and_resolve_references()
-    mean = flags.mean and expanded(flags.mean)
-    names = flags.classes and expanded(flags.classes)
-    for line in import_weights(flags.origin, expanded(flags.weights), config, workdir, mean, names):
+    mean = flags.mean and files.expanded(flags.mean)
+    names = flags.classes and files.expanded(flags.classes)
+    for line in import_weights(flags.origin, files.expanded(flags.weights), config, workdir, mean, names):
         print(line)
     print(f"  use it:  alexnet predict --workdir {workdir} photo.jpg")
 
@@ -135,7 +134,7 @@ def _main_to(flags: Namespace, workdir: Path) -> None:
             raise UserError(f"--{name} is for --from: --to writes the run in --workdir as it is")
     if flags.out is None:
         raise UserError("name the file to write with --out")
-    out, target = expanded(flags.out), TARGETS[flags.target]
+    out, target = files.expanded(flags.out), TARGETS[flags.target]
     if out.suffix not in target.suffixes and not out.is_dir():
         raise UserError(f"--to {flags.target} writes {' or '.join(target.suffixes)}, and --out is {out.name}")
     run = load_run(workdir, flags.which)
@@ -213,15 +212,21 @@ def _write_run(
 ) -> None:
     """Writes the run beside `workdir` and renames it when it is complete."""
     workdir = workdir.absolute()
-    partial = workdir.with_name(f".{workdir.name}.partial")
+    partial, lock = (workdir.with_name(f".{workdir.name}.{end}") for end in ("partial", "lock"))
+
+    def busy() -> None:
+        raise UserError(f"another conversion writes {workdir}: wait for it, or name another --workdir")
+
     try:
-        shutil.rmtree(partial, ignore_errors=True)  # left by a killed conversion
-        claims.write_converted(partial, config, statistics, classes, params, about)
-        partial.rename(workdir)
+        with files.alone(lock, busy):
+            try:
+                shutil.rmtree(partial, ignore_errors=True)  # left by a killed conversion
+                claims.write_converted(partial, config, statistics, classes, params, about)
+                partial.rename(workdir)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise UserError(f"cannot write {workdir} ({error.strerror or error}): name another --workdir") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def refuse_other_network(arrays: Arrays, layout: Layout, path: Path, config: ConfigDict) -> None:
