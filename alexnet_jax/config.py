@@ -171,7 +171,7 @@ FIELDS = {
     "model.conv_widths": Field((96, 256, 384, 384, 256), several(whole(1, 2**14), 5, 6), SHAPE),
     "model.conv_sizes": Field((11, 5, 3, 3, 3), several(whole(1, 64), 5, 6), SHAPE, newer=True),  # kernels' sides
     "model.conv_strides": Field((4, 1, 1, 1, 1), several(whole(1, 64), 5, 6), FUNCTION, newer=True),
-    "model.conv1_padding": Field((0, 0), several(whole(0, 64), 2), FUNCTION),  # before and after; the others keep sides
+    "model.conv1_padding": Field((0, 0), several(whole(0, 64), 2), FUNCTION),  # before and after; others: half
     "model.fc_widths": Field((4096, 4096), several(whole(1, 2**16), 2), SHAPE),  # of fc6 and fc7, over all towers
     "model.removed": Field((), some_of("conv3", "conv4"), FUNCTION, newer=True),  # layers that are left out
     "model.activation": Field("relu", one_of(*model.ACTIVATIONS), FUNCTION),
@@ -336,6 +336,13 @@ def check(config: ConfigDict):
     """Raises UserError, naming the field, if a config makes no run; what only the data can tell comes later."""
     refuse_wrong_values(config)
     _refuse_misfits(config)
+
+
+def check_without_data(config: ConfigDict):
+    """`check`, for what no data will tell how many classes there are. Raises UserError."""
+    check(config)
+    if config.model.num_classes == 0:
+        raise UserError("the config has as many classes as its data: say how many, --config.model.num_classes=10")
 
 
 def refuse_wrong_values(config: ConfigDict):

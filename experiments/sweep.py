@@ -284,6 +284,8 @@ def run_seconds(base: ConfigDict) -> float:
     Evaluating a batch is counted as a third of a training step.
     """
     prepared = prepare(base.data)
+    base = base.copy_and_resolve_references()
+    base.model.num_classes = len(prepared.classes)
     start = time.perf_counter()
     step, _ = stepper(base)
     jax.block_until_ready(step())
@@ -309,4 +311,4 @@ def _time(seconds: float) -> str:
 if __name__ == "__main__":
     from alexnet_jax.cli import verbs
 
-    verbs.main(["sweep", *sys.argv[1:]])
+    verbs.program("sweep")

@@ -146,6 +146,7 @@ def test_compiles_for_tpus_that_are_not_there():
         (["--config=configs/paper.py", "--devices=3x2"], "batch"),
         (["--config=configs/paper.py", "--topology=gpu"], "v5e:4x4"),
         (["--config=configs/paper.py", "--config.model.towers=3"], "towers"),
+        (["--config=configs/paper.py", "--config.model.num_classes=0"], "say how many"),
     ],
 )
 def test_wrong_flags_are_named(flags, says, monkeypatch):

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import UserError, network, one_line, towers
 from alexnet_jax.analysis import cost
 from alexnet_jax.cli import commands
-from alexnet_jax.config import check
+from alexnet_jax.config import check_without_data
 from alexnet_jax.runs import finetune
 from alexnet_jax.train import program
 
@@ -260,6 +260,6 @@ def main(flags: Namespace) -> None:
     elif flags.devices:
         commands.use_devices(flags.devices)
     config = finetune.resolved(flags.config, given=flags.given)
-    check(config)
+    check_without_data(config)
     found = summarize(config, mesh_for(config, flags.devices, flags.topology), flags.topology)
     print(json.dumps(found) if flags.json else table(found))
