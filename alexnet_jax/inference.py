@@ -123,7 +123,8 @@ def dense_apply(run: Run) -> Callable:
     if m.layers:
         raise UserError(f"{run.workdir} is no AlexNet, and only AlexNet slides: evaluate it with --views")
     if m.average_pool:
-        _, maps = jax.eval_shape(run.apply, run.params, jax.ShapeDtypeStruct((1, crop, crop, 3), jnp.float32))
+        images = jax.ShapeDtypeStruct((run.mesh.shape[towers.DATA], crop, crop, 3), jnp.float32)
+        _, maps = jax.eval_shape(run.apply, run.params, images)
         last = str(len(m.conv_widths))
         side = min(x.shape[1] for name, x in maps.items() if x.ndim == 4 and name[-1] == last and "average" not in name)
         if side != m.average_pool:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import verbs
 from helpers.images import Given, run_of
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from alexnet_jax import UserError, evaluate, inference, main, metrics
 from alexnet_jax.analysis import features, figures, predict
@@ -21,6 +21,7 @@ from alexnet_jax.inference import LOGS, dense_apply, make_forward
 from alexnet_jax.model import AlexNet, fc6_side
 from alexnet_jax.network import network
 from alexnet_jax.runs.run import load_run
+from alexnet_jax.towers import make_mesh
 from alexnet_jax.towers import split as over_devices
 
 
@@ -248,9 +249,10 @@ def test_dense_is_refused_where_fc6_reads_averages_of_other_maps(run):
     config.model.average_pool = 2
     net = network(config.model)
     params = net.init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))["params"]
-    other = dataclasses.replace(run, config=config, apply=over_devices(net, run.mesh), params=params)
-    with pytest.raises(UserError, match="averages maps of 1 x 1 to 2 x 2 for fc6"):
-        dense_apply(other)
+    for mesh in (run.mesh, make_mesh(ConfigDict({"data": 2, "tower": 1}), 2, 2)):
+        other = dataclasses.replace(run, config=config, mesh=mesh, apply=over_devices(net, mesh), params=params)
+        with pytest.raises(UserError, match="averages maps of 1 x 1 to 2 x 2 for fc6"):
+            dense_apply(other)
     assert callable(dense_apply(run))
 
 
