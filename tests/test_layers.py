@@ -147,7 +147,7 @@ def check_conv(batch, sides, inputs, size, filters, dtype=jnp.float32, tolerance
 @pytest.mark.parametrize("padding", [(0, 3), (2, 2), (0, 0)])
 @pytest.mark.parametrize("sides", [(224, 224), (227, 227), (31, 33), (34, 64)])
 def test_strided_convolution(sides, padding):
-    """Conv1's blocks of pixels as channels: any side, whether the kernels reach its end, stop before or go beyond."""
+    """Any side, whether the kernels reach its end, stop before it or go beyond."""
     check_conv(2, sides, 3, 11, 4, stride=4, padding=padding, groups=1)
 
 
@@ -160,13 +160,6 @@ def test_convolution_in_towers(size, padding, groups):
 
 def test_strided_convolution_in_towers():
     check_conv(2, (31, 33), 6, 11, 8, stride=4, padding=(0, 3), groups=2)
-
-
-@pytest.mark.as_shipped
-@pytest.mark.parametrize("batch", (1, 2, 3, 4, 6, 8))
-def test_kernel_gradient_of_any_batch(batch):
-    """The kernel's gradient is summed a few images at a time: none is left out or counted twice."""
-    check_conv(batch, (6, 5), 4, 3, 6, stride=1, padding=(1, 1), groups=2)
 
 
 @pytest.mark.as_shipped

@@ -2,13 +2,15 @@
 
 import json
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from helpers.sweeps import fail, fake, plan
 
 from alexnet_jax import UserError
 from alexnet_jax.cli import commands
-from experiments.record import command, ensemble, entry, file
+from experiments.record import command, ensemble, entry, file, kernels
 from experiments.report import table
 from experiments.report.rows import make_report
 from experiments.results import computes, read
@@ -254,6 +256,16 @@ def test_a_checkpoints_kernels_are_counted(tiny_run, tmp_path):
     assert sorted(p.name for p in tiny_run.iterdir()) == before
     assert run["images"][0] > 0 and run["hours"] > 0 and run["machine"]["jax"]
     assert math.isclose(run["points"]["epoch"][-1], len(run["training"]))
+
+
+@pytest.mark.parametrize("shape", [(5, 8), (5, 5, 8, 16)])
+def test_a_first_layer_without_colours_has_no_kernels_to_count(tiny_run, monkeypatch, shape):
+    """Of a chain it may be dense, or have any name."""
+    layers = (("first", "conv", 16, 5, 0.1),)
+    config = SimpleNamespace(model={"layers": layers})
+    loaded = SimpleNamespace(step=12, params={"first": {"kernel": np.zeros(shape)}}, config=config)
+    monkeypatch.setattr(kernels, "load_run", lambda *_: loaded)
+    assert kernels.colors(read(tiny_run)) is None
 
 
 def test_flags_that_would_do_nothing_are_refused(sweep, tmp_path):

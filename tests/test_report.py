@@ -323,6 +323,15 @@ def test_files_and_folders_without_runs_are_skipped(sweep, tmp_path, capsys):
     assert capsys.readouterr().err == f"skipped: {sweep / 'jobs'} contains no run\n"
     with pytest.raises(UserError, match="no run in .*sweep.json"):
         make_report([sweep / "sweep.json", sweep / "jobs"])
+    with pytest.raises(UserError, match="no run in .*config.json"):  # runs/mine/* of a single run
+        make_report(sorted(sweep.glob("base/seed0/*")))
+
+
+def test_a_folder_at_home_may_be_named_with_a_tilde(sweep, tmp_path, monkeypatch):
+    """The shell leaves the ~ of --out=~/report as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    verbs.run(command, f"~/{sweep.relative_to(tmp_path)}", "--out=~/report")
+    assert (tmp_path / "report" / "report.html").is_file()
 
 
 def test_a_deeply_nested_config_is_left_out(sweep):

@@ -11,7 +11,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from alexnet_jax import UserError
-from alexnet_jax.files import replacing
+from alexnet_jax.files import expanded, replacing
 from experiments.claims import page, pictures
 from experiments.claims.measures import Records
 from experiments.record import file
@@ -31,18 +31,19 @@ def add_flags(parser: ArgumentParser):
 
 def main(flags: Namespace):
     """Writes the page, the README's block and the pictures. Raises UserError if a record or a file cannot be used."""
-    records = read(flags.records)
+    folder, out, readme, beside = map(expanded, (flags.records, flags.out, flags.readme, flags.pictures))
+    records = read(folder)
     try:
-        readme = flags.readme.read_text(encoding="utf-8")
+        text = readme.read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(f"cannot read {flags.readme} ({error.strerror}): name another --readme") from error
-    written = {flags.out: page.page(records), flags.readme: page.with_block(readme, records, str(flags.readme))}
+        raise UserError(f"cannot read {readme} ({error.strerror}): name another --readme") from error
+    written = {out: page.page(records), readme: page.with_block(text, records, str(readme))}
     for path, text in written.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
             partial.write_text(text, encoding="utf-8")
-    flags.pictures.mkdir(parents=True, exist_ok=True)
-    drawn = pictures.draw(records, flags.pictures)
+    beside.mkdir(parents=True, exist_ok=True)
+    drawn = pictures.draw(records, beside)
     print(f"{len(records)} records: {', '.join(map(str, [*written, *drawn]))}")
 
 

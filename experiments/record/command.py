@@ -18,7 +18,7 @@ from pathlib import Path
 import jax
 
 from alexnet_jax import UserError
-from alexnet_jax.files import locked
+from alexnet_jax.files import expanded, locked
 from experiments import results
 from experiments.record import ensemble, entry, file, kernels
 from experiments.results import Outcome, printable
@@ -37,7 +37,9 @@ def add_flags(parser: ArgumentParser):
 
 def main(flags: Namespace):
     """Adds the runs to the record. Raises UserError if there are none, or if they contradict it."""
-    jax.config.update("jax_platforms", "cpu")  # kernels are only looked at: accelerators are left to training
+    if not flags.ensemble:
+        jax.config.update("jax_platforms", "cpu")  # kernels are only looked at: accelerators are left to training
+    flags.runs, flags.records = [expanded(path) for path in flags.runs], expanded(flags.records)
     if not re.fullmatch(r"\w[\w-]*", flags.to):
         raise UserError(f"--to is '{flags.to}' and must be letters, digits, _ and -: a file gets this name")
     path = flags.records / f"{flags.to}.json"

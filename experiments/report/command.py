@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 
 from alexnet_jax import UserError
-from alexnet_jax.files import replacing
+from alexnet_jax.files import expanded, replacing
 from experiments.report import page, pictures, table
 from experiments.report.rows import make_report
 
@@ -31,6 +31,8 @@ def main(flags: Namespace):
     """Prints the table and writes the page. Raises UserError if the runs make no report, or if it cannot be written."""
     # The kernels are only looked at: accelerators and their memory are left to training.
     jax.config.update("jax_platforms", "cpu")
+    flags.runs, flags.out = [expanded(path) for path in flags.runs], expanded(flags.out)
+    flags.base = expanded(flags.base) if flags.base else None
     report = make_report(flags.runs, flags.base)
     try:
         flags.out.mkdir(parents=True, exist_ok=True)

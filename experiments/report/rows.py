@@ -177,7 +177,8 @@ def make_report(paths: Sequence[Path], base: Path | None = None) -> Report:
     base: the folder of the base's runs, if it has another name. Raises UserError if there is no run or no base, or if
     there is more than one sweep.
     """
-    if records := [path for path in paths if path.suffix == ".json" and path.name != results.PLAN]:
+    records = [path for path in paths if path.suffix == ".json" and path.name != results.PLAN]
+    if records == [*paths]:  # among folders of runs they are a run's own files, as in runs/mine/*
         if len(paths) > 1:
             raise UserError(f"{records[0]} is a record: report it alone")
         record = file.read(records[0])
