@@ -137,7 +137,7 @@ def launch(cells: list[Cell], executor: submitit.Executor, at_once: int = 1) -> 
             waiting.remove(cell)
             running[cell] = job, free.pop(), None
     with _sigterm_as_ctrl_c(), tqdm(total=total, unit=" epochs", dynamic_ncols=True, bar_format=BAR) as bar:
-        bar.write(f"{len(cells) - len(waiting) - len(running)} of {len(cells)} cells are finished", file=sys.stderr)
+        bar.write(f"{len(cells) - len(waiting) - len(running)} of {len(cells)} runs are finished", file=sys.stderr)
         try:
             while waiting or running:
                 for cell in list(waiting) if free else []:

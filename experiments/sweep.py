@@ -61,7 +61,8 @@ def add_flags(parser: ArgumentParser):
     parser.add_argument("--slurm", action="append", default=[], metavar="KEY=VALUE", help=says)
     says = "leave out the finished runs of the record experiments/records/NAME.json (see alexnet record)"
     parser.add_argument("--skip-recorded", default="", metavar="NAME", help=says)
-    parser.add_argument("--dry-run", action="store_true", help="print the cells and their cost, and train nothing")
+    says = "print the runs and their cost, for which it prepares the data and times a few steps; train nothing"
+    parser.add_argument("--dry-run", action="store_true", help=says)
 
 
 def main(flags: Namespace) -> int:
@@ -91,7 +92,7 @@ def main(flags: Namespace) -> int:
         return 130
     for cell, reason in failed.items():
         print(f"failed: {cell}: {reason}", file=sys.stderr)
-    print(f"{len(cells) - len(failed)} of {len(cells)} cells finished: alexnet report {workdir}")
+    print(f"{len(cells) - len(failed)} of {len(cells)} runs finished: alexnet report {workdir}")
     return 1 if failed else 0
 
 
@@ -206,7 +207,7 @@ def unrecorded(cells: list[Cell], name: str, folder: Path = file.RECORDS) -> lis
         return any(seed == cell.seed and not results.departing(settings, mine) for settings, seed in recorded)
 
     left = [cell for cell in cells if not known(cell)]
-    print(f"{len(cells) - len(left)} of {len(cells)} cells are recorded in {path}", file=sys.stderr)
+    print(f"{len(cells) - len(left)} of {len(cells)} runs are recorded in {path}", file=sys.stderr)
     return left
 
 

@@ -45,6 +45,13 @@ def test_an_ablation_is_the_network_of_its_note(name):
     assert (changed, parameter_count(shapes(c.model, c.data.crop))) == NOTES[name]
 
 
+def test_what_2012_says_that_a_change_costs():
+    assert {name: change.top1 for name, change in CHANGES.items() if change.top1 is not None} == {
+        "lrn_off": 1.4, "lrn_after_pool": 0.11, "lrn_caffe": -0.14, "pooling": 0.4, "noise_off": 1.0, "one_column": 1.7,
+        "no_exchange": 1.17, "conv3_removed": 2.0, "conv4_removed": 2.0,
+    }  # fmt: skip
+
+
 def test_every_ablation_that_cites_a_note_is_compared_with_it():
     assert {name for name, change in CHANGES.items() if "note" in change.source} == set(NOTES)
 

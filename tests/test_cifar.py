@@ -39,6 +39,16 @@ def preset(name):
     return importlib.import_module(f"configs.{name}").get_config()
 
 
+def test_initial_values_are_those_of_the_chain():
+    config = preset("cifar10_13pct").model
+    config.layers = (("a", "conv", 64, 5, 0.02), ("b", "local", 8, 3, 0.05), ("c", "dense", 0, 0.1))
+    params = network(config).init(jax.random.key(0), jnp.zeros((1, 24, 24, 3)))["params"]
+    for name, std in (("a", 0.02), ("b", 0.05), ("c", 0.1)):
+        kernel = np.asarray(params[name]["kernel"])
+        assert abs(kernel.mean()) < 0.05 * std and kernel.std() == pytest.approx(std, rel=0.05)
+        assert not np.any(params[name]["bias"])
+
+
 # --- The same networks in PyTorch -------------------------------------------------------------------------------------
 
 

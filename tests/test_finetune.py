@@ -89,6 +89,17 @@ def test_all_layers_but_the_fresh_ones_are_the_starts(network, tiny_run, data, t
 
 
 @pytest.mark.slow
+def test_the_statistics_are_the_starts(tuned, tiny_run, tmp_path):
+    """The network has learned from images minus that mean."""
+    theirs = load_run(tiny_run).statistics
+    found = finetune.statistics(tuned, tmp_path / "run", {name: array + 1 for name, array in theirs.items()})
+    mesh = towers.make_mesh(ConfigDict({"data": 1, "tower": 1}), 2, tuned.batch_size)
+    _, prepared, _ = main.ready(finetune.resolved(tuned), mesh, tmp_path / "run")
+    for name, array in theirs.items():
+        np.testing.assert_array_equal(found[name], array)
+        np.testing.assert_array_equal(prepared.statistics[name], array)
+
+
 def test_a_folder_of_ones_own(tuned, tiny_run, folder, tmp_path, capsys):
     """Grey, CMYK and damaged photos, split by their names; classes counted, statistics the start's; it learns."""
     tuned.epochs = 6

@@ -31,6 +31,19 @@ def test_a_phones_photo_is_turned_upright(tmp_path):
     assert lying[:, :12, 0].min() > 150 and lying[:, 20:, 2].min() > 150
 
 
+def test_squares_are_pillows_bicubic(tmp_path):
+    """Of a JPEG of more than twice the side, those of the JPEG decoded at a half."""
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8)
+    expected = Image.fromarray(pixels).resize((32, 32), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(photos.square(Image.fromarray(pixels), 32), expected)
+    Image.fromarray(pixels).resize((400, 400)).save(tmp_path / "large.jpg", quality=95)
+    with Image.open(tmp_path / "large.jpg") as image:
+        image.draft("RGB", (64, 64))
+        assert image.size == (100, 100)
+        expected = image.resize((32, 32), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(photos.square(tmp_path / "large.jpg", 32), expected)
+
+
 def test_every_orientation_is_pillows(tmp_path):
     """As ImageOps.exif_transpose, which also writes EXIF anew and fails where that cannot be."""
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)

@@ -137,6 +137,19 @@ def test_a_machine_that_fails_damages_no_photo(photos, tmp_path, monkeypatch, er
     assert not list(tmp_path.glob("*/meta.json"))
 
 
+def test_training_photos_stay_as_they_lie(tmp_path):
+    """EXIF orientation 6 would turn their left to the top; the 2012 code did not look at it."""
+    pixels = np.zeros((60, 90, 3), np.uint8)
+    pixels[:, :45], pixels[:, 45:] = (200, 0, 0), (0, 0, 200)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for split in ("train", "val"):
+        (tmp_path / "source" / split / "a").mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / "source" / split / "a" / "phone.jpg", quality=95, exif=exif)
+    [image] = prepare(data_config(tmp_path / "source", tmp_path / "prepared")).train.images()
+    assert image[:, :12, 0].min() > 150 and image[:, 20:, 2].min() > 150
+
+
 def test_the_centre_is_cut_out_after_scaling_the_shorter_side(tmp_path):
     stripes = np.repeat(np.eye(3, dtype=np.uint8) * 255, 100, axis=0)[None].repeat(100, axis=0)  # red, green, blue
     for split in ("train", "val"):

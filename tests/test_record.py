@@ -10,10 +10,11 @@ from helpers.sweeps import fail, fake, plan
 
 from alexnet_jax import UserError
 from alexnet_jax.cli import commands
+from experiments import sweep as sweep_verb
 from experiments.record import command, ensemble, entry, file, kernels
 from experiments.report import table
 from experiments.report.rows import make_report
-from experiments.results import computes, read
+from experiments.results import completed, computes, departing, read
 
 
 def record(folder, *words, to="study"):
@@ -264,8 +265,13 @@ def test_a_first_layer_without_colours_has_no_kernels_to_count(tiny_run, monkeyp
     layers = (("first", "conv", 16, 5, 0.1),)
     config = SimpleNamespace(model={"layers": layers})
     loaded = SimpleNamespace(step=12, params={"first": {"kernel": np.zeros(shape)}}, config=config)
-    monkeypatch.setattr(kernels, "load_run", lambda *_: loaded)
+    monkeypatch.setattr(kernels, "load_run", lambda folder, which: loaded if which == "latest" else None)
     assert kernels.colors(read(tiny_run)) is None
+    with pytest.raises(UserError, match="no convolution over colours"):
+        kernels.read_kernels(read(tiny_run))
+    loaded.step = 6
+    with pytest.raises(UserError, match="its last checkpoint is of step 6, before its end"):
+        kernels.read_kernels(read(tiny_run))
 
 
 def test_flags_that_would_do_nothing_are_refused(sweep, tmp_path):
@@ -287,6 +293,41 @@ def test_a_run_without_a_field_of_its_record_is_refused_at_once(sweep, tmp_path)
     with pytest.raises(UserError, match="the record study has model.gone, and a run of new has not"):
         file.add_cell(kept, "new", "new", settings)
     assert "new" not in kept.fields
+
+
+RECORDED, SWEPT = (
+    {path.stem for path in folder.glob(ends)}
+    for folder, ends in ((file.RECORDS, "*.json"), (sweep_verb.SWEEPS, "*.py"))
+)
+STUDIES = sorted(RECORDED & SWEPT)
+
+
+def test_most_records_are_of_sweeps():
+    assert {"ablations", "ablation_rates", "start", "towers", "figure1", "cifar10"} <= set(STUDIES)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_what_is_recorded_is_what_the_sweep_would_run_today(name, tmp_path):
+    """Every number of a base and of its changes that counts: the claims' commands train what the page shows."""
+    kept, (base, ablations) = file.read(file.RECORDS / f"{name}.json"), sweep_verb.read_sweep(name)
+    planned = {c.name: c.config for c in sweep_verb.make_cells(base, ablations, 1, tmp_path)}
+    planned[base.name] = planned["base"]  # a run that was recorded before its sweep has its config's name
+    for cell in kept.fields:
+        there, here = computes(kept.settings_of(cell)), computes(completed(planned[cell].to_dict()))
+        assert departing(there, here) == [], cell
+
+
+def test_an_ensemble_is_of_the_first_runs_at_the_ends_of_their_training(sweep, tmp_path, monkeypatch):
+    asked = []
+
+    def evaluate_runs(folders, views, split, which):
+        asked.append((len(folders), views, split, which))
+        return {"top1_error": 0.1, "top5_error": 0.05}
+
+    monkeypatch.setattr(ensemble, "evaluate_runs", evaluate_runs)
+    monkeypatch.setattr(ensemble.checkpoint, "trained", lambda folder: read(folder).final["step"])
+    [found] = file.read(record(tmp_path, sweep / "base", "--ensemble", 2)).ensembles
+    assert asked == [(2, 10, "validation", "latest")] and found["seeds"] == [0, 1] and found["top1"] == 0.1
 
 
 def test_an_ensemble_is_evaluated_as_one(tiny_run, tmp_path):

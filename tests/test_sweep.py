@@ -85,7 +85,7 @@ def test_killed_and_resumed(mine, tmp_path, capsys, here):
 
     assert run(*flags) == 1
     said = capsys.readouterr()
-    assert "1 of 2 cells finished" in said.out and "failed: fails, seed 0: the data set has 3 classes" in said.err
+    assert "1 of 2 runs finished" in said.out and "failed: fails, seed 0: the data set has 3 classes" in said.err
     assert "has 3 classes" in (workdir / "fails" / "seed0" / "failed.txt").read_text()
     assert records(base)[-1]["split"] == "validation" and records(base)[-1]["epoch"] == 2
     assert [r["step"] for r in records(base) if r["split"] == "train"] == [4, 6, 8, 12]
@@ -93,7 +93,7 @@ def test_killed_and_resumed(mine, tmp_path, capsys, here):
 
     before = log.stat().st_mtime_ns
     assert run(*flags) == 1
-    assert "1 of 2 cells are finished" in capsys.readouterr().err
+    assert "1 of 2 runs are finished" in capsys.readouterr().err
     assert log.stat().st_mtime_ns == before
     plan = json.loads((workdir / "sweep.json").read_text())
     assert {name: cell["seeds"] for name, cell in plan["cells"].items()} == {"base": [0], "fails": [0]}
@@ -149,7 +149,7 @@ def test_recorded_runs_are_left_out_if_asked(config, tmp_path, capsys):
     file.write(record, tmp_path / "earlier.json")
     left = sweep.unrecorded(cells, "earlier", tmp_path)
     assert [(c.name, c.seed) for c in left] == [("pooling", 0), ("base", 1), ("pooling", 1), ("base", 2)]
-    assert f"2 of 6 cells are recorded in {tmp_path}/earlier.json" in capsys.readouterr().err
+    assert f"2 of 6 runs are recorded in {tmp_path}/earlier.json" in capsys.readouterr().err
     file.write(file.Record("empty"), tmp_path / "empty.json")
     assert sweep.unrecorded(cells, "empty", tmp_path) == cells
     with pytest.raises(UserError, match="no record 'late' in .*, only earlier, empty"):
@@ -204,6 +204,16 @@ def test_a_sweeps_folder_is_named_after_it_and_its_argument():
         "/x/mine.py:a.b": "mine_a.b", "small:a/b": "small_a_b",
     }  # fmt: skip
     assert {name: sweep._label(name) for name in names} == names
+
+
+def test_what_a_finetuned_network_learns():
+    base, ablations = sweep.read_sweep("finetune")
+    rates = {name: change.fields(base)["optimizer.layer_rates"] for name, change in ablations.items()}
+    frozen = {name: {layer for _, layer, rate in multiples if rate == 0} for name, multiples in rates.items()}
+    convolutions = {f"conv{i}" for i in range(1, 6)}
+    assert frozen == {
+        "all_caffe": set(), "all_base": set(), "fc6_fc8": convolutions, "fc8": convolutions | {"fc6", "fc7"},
+    }  # fmt: skip
 
 
 def test_only_takes_families():

@@ -1,5 +1,6 @@
 """A run end to end: it learns, it can be killed and resumed, it refuses wrong configs."""
 
+import dataclasses
 import json
 import random
 import re
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 from helpers.runs import check_equal, check_same_checkpoint, records, run_until_killed, start, write_config
+from ml_collections import ConfigDict
 
 from alexnet_jax import UserError, checkpoint, main, metrics, optimizer, towers, train
 from alexnet_jax.analysis import figures
@@ -23,6 +25,7 @@ from alexnet_jax.cli import commands
 from alexnet_jax.data import prepare
 from alexnet_jax.runs import claims
 from alexnet_jax.runs.run import load_run, read_config
+from configs import paper
 
 
 @pytest.fixture(autouse=True)
@@ -344,3 +347,118 @@ def test_split_over_devices_trains_the_same(config, tiny_run, tmp_path, capsys, 
     one, other = load_run(tiny_run), load_run(tmp_path / "run")
     for layer in one.params:
         np.testing.assert_allclose(other.params[layer]["kernel"], one.params[layer]["kernel"], atol=2e-3)
+
+
+# --- What a step is given, and what it computes -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def watch_steps(monkeypatch):
+    """watch_steps(see): see(state, batch, epoch, constants) is called before every step of a run."""
+
+    def watch(see):
+        real = train.program
+
+        def program(*args):
+            net = real(*args)
+
+            def step(*taken):
+                see(*taken)
+                return net.step(*taken)
+
+            return dataclasses.replace(net, step=step)
+
+        monkeypatch.setattr(train, "program", program)
+
+    return watch
+
+
+class Seen(Exception):
+    """Ends a run that has been seen."""
+
+
+def test_a_seed_draws_weights_images_and_masks_of_its_own(chain_config, tmp_path, watch_steps):
+    """Else intervals over seeds would be those of one run."""
+    taken = []
+
+    def see(state, batch, epoch, constants):
+        weights = np.asarray(state["params"]["conv1"]["kernel"])
+        taken.append([weights, np.asarray(batch["index"]), np.asarray(jax.random.key_data(constants["key"]))])
+        raise Seen
+
+    watch_steps(see)
+    for run, seed in enumerate((0, 1, 1)):
+        chain_config.seed = seed
+        with pytest.raises(Seen):
+            main.run(chain_config, tmp_path / str(run))
+    for zero, one, again in zip(*taken, strict=True):
+        assert (zero != one).any()
+        np.testing.assert_array_equal(one, again)
+
+
+@pytest.mark.parametrize("on_device", [True, False])
+def test_rates_noise_and_evaluations_keep_to_their_epochs(chain_config, tmp_path, monkeypatch, watch_steps, on_device):
+    """Of three epochs of six steps: the rate falls with the third, the noise ends with the first, two are evaluated.
+
+    The clock of images/s starts again after each epoch, so that evaluations are not timed.
+    """
+    c, seen, watched, clocks = chain_config, [], [], []
+    c.epochs, c.optimizer.drop_epochs, c.evaluation.every_epochs, c.evaluation.views = 3, (2,), 2, 1
+    c.data.color_noise_epochs, c.data.on_device = 1, on_device
+    watch_plateau, resume_clock = optimizer.watch, metrics.Log.resume_clock
+
+    def see(state, batch, epoch, constants):
+        seen.append((int(state["step"]), float(epoch["rates"]["conv1"]["kernel"]), float(epoch["noise"])))
+        assert (constants["images"] is None) != on_device and ("image" in batch) != on_device
+
+    watch_steps(see)
+    monkeypatch.setattr(optimizer, "watch", lambda *args: watched.append(args[3]) or watch_plateau(*args))
+    monkeypatch.setattr(metrics.Log, "resume_clock", lambda log, step: clocks.append(step) or resume_clock(log, step))
+    main.run(c, tmp_path / "run")
+    assert [step for step, _, _ in seen] == list(range(18)) and watched == [2] and clocks == [0, 6, 12, 18]
+    assert [rate for _, rate, _ in seen] == pytest.approx([1e-4] * 12 + [1e-5] * 6)
+    assert [noise for _, _, noise in seen] == pytest.approx([0.1] * 6 + [0] * 12)
+    assert [r["epoch"] for r in records(tmp_path / "run") if r["split"] == "validation"] == [2, 3]
+
+
+def test_a_step_is_the_papers_rule_on_the_mean_loss_of_its_crops():
+    """On a network of one matrix, by hand in float64; each step has a dropout key of its own."""
+    rng, o = np.random.default_rng(0), paper.get_config().optimizer
+    data = ConfigDict({"crop": 4, "mean": "pixel", "deviation": (), "divide_by_noise": False})
+    images, mean = rng.integers(0, 256, (5, 6, 6, 3), np.uint8), rng.uniform(0, 255, (6, 6, 3)).astype(np.float32)
+    stdevs, vectors = np.float32([70, 9, 4]), np.linalg.qr(rng.normal(size=(3, 3)))[0].astype(np.float32)
+    batch = {
+        "index": np.int32([4, 0, 2]), "label": np.int32([1, 0, 2]), "offset": np.int32([[0, 0], [2, 1], [1, 2]]),
+        "flip": np.array([False, True, True]), "noise": rng.normal(size=(3, 3)).astype(np.float32),
+    }  # fmt: skip
+    params = {"fc8": {"kernel": rng.normal(0, 1e-3, (48, 3)).astype(np.float32), "bias": np.zeros(3, np.float32)}}
+    keys = []
+
+    def apply(params, x, key):
+        keys.append(jax.random.key_data(key).tolist())
+        return x.reshape(len(x), -1) @ params["fc8"]["kernel"] + params["fc8"]["bias"], {}
+
+    rule = optimizer.update_rule(o)
+    state = {"step": jnp.int32(0), "params": params, "velocity": rule.init(params)}
+    epoch = {"rates": optimizer.rates(o, params, 1e-4, 0), "noise": np.float32(0.2)}
+    statistics = {"mean": mean, "stdevs": stdevs, "vectors": vectors}
+    constants = {"statistics": statistics, "key": jax.random.key(0), "images": images}
+    crops = []
+    for i, (y, x), flip, alpha in zip(*(batch[k] for k in ("index", "offset", "flip", "noise")), strict=True):
+        crop = (images[i] - mean.astype(np.float64))[y : y + 4, x : x + 4]
+        crops.append((crop[:, ::-1] if flip else crop) + 0.2 * vectors @ (alpha * stdevs))
+    crops = np.reshape(crops, (3, 48))
+    velocity = {"kernel": 0.0, "bias": 0.0}
+    for _ in range(2):
+        w, b = (np.asarray(state["params"]["fc8"][kind], np.float64) for kind in ("kernel", "bias"))
+        state, sums = train.train_step(state, batch, epoch, constants, apply=apply, update=rule.update, data=data)
+        shares = np.exp(crops @ w + b)
+        shares /= shares.sum(axis=1, keepdims=True)
+        assert float(sums["loss"]) == pytest.approx(-np.log(shares[range(3), batch["label"]]).sum(), rel=1e-4)
+        gradient = (shares - np.eye(3)[batch["label"]]) / 3
+        velocity["kernel"] = 0.9 * velocity["kernel"] - 0.0005 * 1e-4 * w - 1e-4 * crops.T @ gradient
+        velocity["bias"] = 0.9 * velocity["bias"] - 1e-4 * gradient.sum(axis=0)
+        for kind, before in (("kernel", w), ("bias", b)):
+            moved, expected = state["params"]["fc8"][kind] - before, velocity[kind]
+            np.testing.assert_allclose(moved, expected, rtol=0, atol=2e-3 * np.abs(expected).max())
+    assert len(keys) == 2 and keys[0] != keys[1]
