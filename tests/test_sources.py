@@ -67,6 +67,18 @@ def no_class_folders(root):
     return f"no images for split 'train' in {root}: ", "directly in the folder of their class"
 
 
+def a_class_named_as_the_set(root):
+    photo(root / "0.png")
+    return f"no images for split 'train' in {root}: it has photos", f"--config.data.name={root.parent}"
+
+
+def photos_of_another_kind(root):
+    for name in ("ant", "bee"):
+        (root / name).mkdir(parents=True)
+        (root / name / "1.HEIC").touch()
+    return "its folders have files with other names, 1.HEIC, 1.HEIC: convert them", ".jpeg, .jpg"
+
+
 def one_class(root):
     shutil.rmtree(two_classes(root) / "bee")
     return "has one class, ant", "two or more"
@@ -75,7 +87,7 @@ def one_class(root):
 def empty_class(root):
     (two_classes(root) / "cat").mkdir()
     (root / "cat" / "photo.heic").touch()
-    return "1 of 3 classes have no photo in train: cat", "put photos into their folders"
+    return "1 of 3 classes has no photo in train: cat", "put photos into their folders"
 
 
 def link_to_the_parent(root):
@@ -95,7 +107,7 @@ def link_to_another_class(root):
 
 def all_held_out(root):
     photo(two_classes(root) / "cat" / "0.png")  # the hash of its name is below 0.3
-    return "1 of 3 classes have no photo in train: cat", "data.validation_fraction, the share that is held out, is 0.3"
+    return "1 of 3 classes has no photo in train: cat", "data.validation_fraction, the share that is held out, is 0.3"
 
 
 def unknown_class(root):
@@ -111,7 +123,8 @@ def annotations_without_classes(root):
     return "val_annotations.txt has a line without", "'0.png ant'"
 
 
-NONSENSE = [too_deep, some_too_deep, some_photos_too_deep, much_too_deep, two_sets, no_class_folders, one_class,
+NONSENSE = [too_deep, some_too_deep, some_photos_too_deep, much_too_deep, two_sets, no_class_folders,
+            a_class_named_as_the_set, photos_of_another_kind, one_class,
             empty_class, link_to_the_parent, link_to_its_own_parents, link_to_another_class, all_held_out,
             unknown_class, annotations_without_classes]  # fmt: skip
 
@@ -141,7 +154,7 @@ def test_a_class_with_only_damaged_photos_is_refused_in_training(tmp_path, capsy
     assert prepare(data_config(root, tmp_path / "prepared"), 0).classes == ["ant", "bee", "cat"]
     said = capsys.readouterr().err
     assert "warning: all photos of 1 classes in validation are damaged (cat)" in said
-    assert "warning: 1 of 3 classes have no photo in validation: bee" in said
+    assert "warning: 1 of 3 classes has no photo in validation: bee" in said
 
 
 def test_files_of_the_system_are_not_data(tmp_path):
@@ -222,7 +235,7 @@ def test_a_split_for_evaluation_alone_needs_no_second_class(tmp_path, capsys):
     splits = {"train_split": "validation", "eval_split": "validation", "validation_fraction": 1.0}
     made = prepare(data_config(tmp_path / "source", tmp_path / "prepared", **splits))
     assert made.classes == ["ant", "bee"] and len(made.evaluation) == 1
-    assert "1 of 2 classes have no photo in validation: bee" in capsys.readouterr().err
+    assert "1 of 2 classes has no photo in validation: bee" in capsys.readouterr().err
 
 
 def test_no_photos_are_held_out_if_neither_split_is_validation(tmp_path):
@@ -376,10 +389,10 @@ def test_a_tfds_set_is_checked_before_anything_is_written(changes, num_classes, 
     [
         (
             "imagenet2012",
-            ["ILSVRC2012_img_train.tar", "downloads/manual", "tfds build imagenet2012", "paper.py:glyphs"],
+            ["ILSVRC2012_img_train.tar", "downloads/manual", "tfds build imagenet2012", "quickstart.py"],
         ),
-        ("mnist", ["tfds.builder('mnist'", "download_and_prepare()", "paper.py:glyphs"]),
-        ("no_such_set", ["no TFDS data set 'no_such_set'", "paper.py:glyphs"]),
+        ("mnist", ["tfds.builder('mnist'", "download_and_prepare()", "quickstart.py"]),
+        ("no_such_set", ["no TFDS data set 'no_such_set'", "quickstart.py"]),
         ("imagenette/no_such_config", ["no TFDS data set 'imagenette/no_such_config'"]),
         ("huggingface:mnist", ["no TFDS data set 'huggingface:mnist'"]),
     ],

@@ -116,8 +116,11 @@ class Parser(ArgumentParser):
         if not name.startswith("-"):
             return f"'{name}' is not a flag; flags start with --"
         known = [option for action in self._actions for option in action.option_strings]
-        near = difflib.get_close_matches(name, known, 1)
-        return f"there is no flag {name}" + (f"; did you mean {near[0]}?" if near else "")
+        near = difflib.get_close_matches(name, known, 1, cutoff=0.8)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        if self.takes_config and not near:
+            hint = "; a field of the config is set as in --config.epochs=3"
+        return f"there is no flag {name}{hint}"
 
     def error(self, message: str) -> NoReturn:
         """Raises UserError, where argparse prints several lines."""
@@ -161,7 +164,9 @@ def add_config(
     if not isinstance(parser, Parser):
         raise TypeError("add_config takes a commands.Parser")
     parser.takes_config, parser.default_config = True, default
-    group = parser.add_argument_group("config", "--config.FIELD=VALUE sets a field, as in --config.batch_size=64")
+    group = parser.add_argument_group(
+        "config", "--config.FIELD=VALUE sets a field, as in --config.batch_size=64; alexnet_jax/config.py lists them"
+    )
     says = "a Python file with get_config(); ARG is passed to it, as in configs/paper.py:smoke"
     group.add_argument("--config", metavar="FILE[:ARG]", required=required and default is None, help=says)
 

@@ -28,6 +28,7 @@ PARSERS: dict[type, tuple[str, flags.ArgumentParser]] = {  # what a field of a t
     float: ("a number", flags.FloatParser()),
     tuple: ("a tuple", tuple_parser.TupleParser()),
 }
+ABBREVIATIONS = {"lr": "learning_rate", "wd": "weight_decay"}  # that people type
 
 
 def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -187,6 +188,8 @@ def unknown(field: str, fields: dict[str, Any], path: str) -> str:
 
 def like(field: str, fields: Iterable[str], most: int = 3) -> list[str]:
     """The fields whose dotted name, or whose last part, is most like `field`; none where none is."""
+
+    field = ".".join(ABBREVIATIONS.get(part, part) for part in field.split("."))
 
     def alike(name: str) -> float:
         pairs = ((field, name), (field.rpartition(".")[2], name.rpartition(".")[2]))

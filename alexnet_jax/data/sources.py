@@ -119,7 +119,7 @@ def _open_folder(config: ConfigDict, root: Path, learns: bool) -> Source:
             )
         listed = _list_split(folders[split], folders["train"], classes)
         if not listed:
-            raise UserError(f"no images for split '{split}' in {folders[split]}: {LAYOUT}")
+            raise UserError(f"no images for split '{split}' in {folders[split]}: {_why_none(folders[split])}")
         files[split] = listed
         if holds_out and split in ("train", "validation"):
             files[split] = _part(listed, split, config.validation_fraction)
@@ -128,6 +128,20 @@ def _open_folder(config: ConfigDict, root: Path, learns: bool) -> Source:
         must_have_all = learns and split == config.train_split
         _refuse_empty_classes(config, split, folders[split], classes, listed, files[split], must_have_all)
     return Source("", classes, {split: len(found) for split, found in files.items()}, lambda split: iter(files[split]))
+
+
+def _why_none(folder: Path) -> str:
+    """What to do about a split's folder without photos in class folders."""
+    if any(map(photos.is_photo, folder.iterdir())):
+        return (
+            f"it has photos, and no folders of classes: {LAYOUT}; if it is itself a class, name the folder above it, "
+            f"--config.data.name={folder.parent}"
+        )
+    files = [path for path in folder.glob("*/*") if path.is_file() and not photos.is_hidden(path.name)]
+    if files:
+        ends = f"names of photos end in {', '.join(sorted(photos.SUFFIXES))}"
+        return f"its folders have files with other names, {some([path.name for path in files])}: convert them, {ends}"
+    return LAYOUT
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -166,9 +180,11 @@ def _refuse_empty_classes(
     lacking = set(classes) - {classes[label] for _, label, _ in chosen}
     if not lacking:
         return
-    said = f"{len(lacking)} of {len(classes)} classes have no photo in {split}: {some(lacking)}"
+    have = "has" if len(lacking) == 1 else "have"
+    said = f"{len(lacking)} of {len(classes)} classes {have} no photo in {split}: {some(lacking)}"
     if not must_have_all:
-        warn(said)
+        share = f", or raise --config.data.validation_fraction={config.validation_fraction:g}"
+        warn(f"{said}; add photos{share if len(chosen) < len(listed) else ''}")
         return
     if set(classes) - {classes[label] for _, label, _ in listed}:
         raise UserError(f"{said}; put photos into their folders in {folder}, or remove these folders")
@@ -300,7 +316,7 @@ def _tfds_builder(config: ConfigDict, cache: Path) -> Any:
     import tensorflow_datasets as tfds
 
     name, _, variant = config.name.partition("/")
-    no_download = "--config configs/paper.py:glyphs runs without any download"
+    no_download = "--config configs/quickstart.py needs no download"
     try:
         if name == "glyphs":
             from alexnet_jax.data import glyphs
