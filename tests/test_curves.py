@@ -1,12 +1,13 @@
 """Training curves: every record of every run is in the picture, once."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_jax import UserError
+from alexnet_jax import UserError, metrics
 from alexnet_jax.analysis.curves import curves
 from alexnet_jax.metrics import OLD, Log, read_metrics
 
@@ -28,6 +29,15 @@ def count(picture, color):
 def record(step, split="train", **more):
     values = {"loss": 2 / step, "top1_error": 1 / step}
     return {"step": step, "epoch": step / 10, "split": split} | values | more
+
+
+def test_images_per_second_are_those_since_the_clock_was_resumed(monkeypatch):
+    clock = iter([10.0, 12.0, 20.0, 24.0])  # at the start, at step 6, resumed, at step 7
+    monkeypatch.setattr(metrics, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    log = Log(None, step=4, steps=9, batch_size=16, steps_per_epoch=3)
+    assert log.images_per_second(6) == 16
+    log.resume_clock(6)
+    assert log.images_per_second(7) == 4
 
 
 def test_read_metrics_ignores_only_a_torn_last_line(tmp_path):

@@ -15,6 +15,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from alexnet_jax.analysis.plots import COLORS, DPI, GREY, WIDTH, save
 
+TOP5 = "validation, top-5"
 MARKERS = "os^Dv"  # five, which shares no factor with the seven COLORS: the 36th run is the first to look like another
 
 
@@ -86,12 +87,12 @@ def curves(runs: Mapping[str, Sequence[Mapping]], path: str | Path, top5: bool =
             train = _thinned(_points(records, key, "train", scale))
             centre = _points(records, key, "evaluation", scale)
             several = _points(records, key, "several views", scale)
-            draw(axes, "train", train, color=color, lw=0.9, alpha=0.5)
-            draw(axes, "evaluation", centre, color=color, lw=1.5, marker=marker)
-            draw(axes, "several views", several, color=color, lw=0, marker="*", ms=9)
+            draw(axes, "training", train, color=color, lw=0.9, alpha=0.5)
+            draw(axes, "validation, centre crop", centre, color=color, lw=1.5, marker=marker)
+            draw(axes, "validation, several views", several, color=color, lw=0, marker="*", ms=9)
         if top5:
             five = _points(records, "top5_error", "evaluation", 100)
-            draw(error, "evaluation, top-5", five, color=color, lw=1.2, ls="--", mfc="white")
+            draw(error, TOP5, five, color=color, lw=1.2, ls="--", mfc="white")
         epochs, rates = _points(records, "learning_rate", "train")
         first = {"marker": ".", "ms": 4, "markevery": slice(1)}  # visible even if it is the only one
         rate.plot(epochs, rates, color=color, lw=1.5, drawstyle="steps-post", **first)
@@ -111,7 +112,7 @@ def curves(runs: Mapping[str, Sequence[Mapping]], path: str | Path, top5: bool =
         axes.margins(x=0.01)
     _legend(loss, by_run)
     _legend(error, by_line)
-    error.set(ylabel="top-1 error, %", ylim=(0, None))
+    error.set(ylabel="error, %" if TOP5 in by_line else "top-1 error, %", ylim=(0, None))
     rate.set(ylabel="learning\nrate", xlabel="epoch", xlim=(0, None), yticks=[])
     rate.locator_params(axis="x", steps=(1, 2, 5, 10))
     if all_rates:  # a log axis requires a value; a factor of 16 always includes a power of ten to label
