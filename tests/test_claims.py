@@ -177,6 +177,8 @@ def test_a_published_error_is_compared_with_another_run_of_ours():
     assert of(16.2, 16.3, 16.25).verdict == "lower, within 1.8 points"
     assert of(18.3).verdict == "one seed: within 0.3 points" and of(18.3).ours == "18.3 %, one view"
     assert of(22, 22.6, theirs=26).verdict == "two seeds: within 3.7 points"
+    # Of three with a standard deviation of 0.2 one more is within 4.303 * 0.2 * sqrt(1 + 1 / 3) = 0.99, their mean 0.5.
+    assert of(19.1, 19.3, 19.5).verdict == "agrees" and of(19.35, 19.55, 19.75).verdict.startswith("higher")
     assert of(18.2, 18.4, 18.1).ours == "18.23 ± 0.15 %, one view"
 
 
@@ -284,7 +286,7 @@ def test_the_readme_has_ten_measured_rows_the_main_ones_first():
     shown = [claim for claim in found if f"| {escaped(claim.says)} |" in block]
     assert len(shown) == 10 < len(found) and "not measured" not in block
     assert {claim.says for claim in found if claim.main} <= {claim.says for claim in shown}
-    assert f"Of {len(CLAIMS)} rows {len(found)} are measured so far" in block
+    assert f"10 of {len(CLAIMS)} claims, of which {len(found)} are measured so far" in block
 
 
 def test_without_records_nothing_is_measured():

@@ -41,8 +41,11 @@ numbers are computed from the [records](records) of the runs, and a test compare
   norms, dropout or groups half, with tanh eight times and with the paper's initial values four times the base's
   ([how the rates were chosen](../docs/ablations.md#sweeps)).
 - **agrees, contradicts**: the interval excludes zero, and the sign is the paper's, or is not. **not significant**: it
-  includes zero; behind it is the smallest difference that so many seeds would have seen with probability 0.8.
-  **too few seeds**: there are fewer than three. **one set**: one average of several networks' probabilities.
+  includes zero; behind it is the smallest difference that so many seeds would have seen with probability 0.8. **too few
+  seeds**: there are fewer than three. **2012's number is within noise**: it is the difference of two single runs, a
+  tenth of a point or so. **significant; no claim of 2012**: of a change that 2012 says nothing of. **not comparable**:
+  ours is counted otherwise, as the row says. **agrees that ..., but not N times**: a ratio's interval excludes 1 and
+  the paper's number. **one set**: one average of several networks' probabilities.
 - What is counted run by run, the first steps and the colour of the towers, has no interval: **agrees** is then in every
   run, and a single run is only told, as **one seed**. A tower is colour-blind if at most a quarter of its kernels are
   mostly colour, and more than half of the other tower's; towers are apart beyond chance if Fisher's exact test has a p
@@ -83,9 +86,10 @@ def block(records: Records) -> str:
     table = _table(("section", "claim", "2012", "ours", "n", "verdict", "ours is on"), body)
     reach = sum(1 for claim, _ in every if claim.measure)
     note = (
-        'In brackets are 95 % intervals, those of the ablations for all at once. Behind "not significant" is the '
-        f"smallest difference that so many seeds would have seen, in points. Of {len(every)} rows {len(measured)} "
-        f"are measured so far, and {len(every) - reach} are out of reach here."
+        "In brackets are 95 % confidence intervals, those of the ablations simultaneous (Bonferroni). Behind "
+        '"not significant" is the minimum detectable difference: what so many seeds would have seen with probability '
+        f"0.8, in points. These are {len(chosen)} of {len(every)} claims, of which {len(measured)} are measured so far "
+        f"and {len(every) - reach} are out of reach here."
     )
     return f"{BEGIN}\n{table}\n\n{note}\n{END}"
 
@@ -140,7 +144,7 @@ def _studies(records: Records) -> str:
         span = " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else ""
         counts = [str(states[state]) for state in ("finished", "unfinished", "failed")]
         body.append([name, str(len(record.fields)), *counts, _hours(runs), "; ".join(sorted(machines)), span])
-    heads = ("record", "cells", "finished", "unfinished", "failed", "hours of training", "machines", "dates")
+    heads = ("record", "configs", "finished", "unfinished", "failed", "hours of training", "machines", "dates")
     return _table(heads, body) if body else "No run is recorded yet."
 
 
@@ -152,7 +156,7 @@ def _failures(records: Records) -> list[str]:
             if run["state"] != "finished":
                 reason = printable(run.get("reason", ""))
                 lines.append(escaped(f"{run['state']}: {name}, {cell}, seed {seed}: {reason}"))
-    return ["In no number above:", "\n".join(f"- {line}" for line in lines)] if lines else []
+    return ["Runs that are in no number above:", "\n".join(f"- {line}" for line in lines)] if lines else []
 
 
 def _counts(found: Sequence[Row]) -> str:

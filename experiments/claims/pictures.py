@@ -46,7 +46,7 @@ def draw_claims(found: Sequence[Row], path: Path) -> Path:
     """
     panels = {
         "difference in top-1 error, percentage points": [row for row in found if row[0].unit == "points"],
-        "test error on CIFAR-10, %": [row for row in found if row[0].unit == "percent"],
+        "test error on CIFAR-10, %, of one more run": [row for row in found if row[0].unit == "percent"],
     }
     panels = {label: shown for label, shown in panels.items() if shown}
     above, under = 0.45, 0.6  # inches: of the legend, and of each panel's axis
@@ -59,7 +59,7 @@ def draw_claims(found: Sequence[Row], path: Path) -> Path:
         above += under
         if shown[0][0].unit == "points":
             axes.axvline(0, color="#444444", lw=1, zorder=1)
-    names = {"ours, mean with its 95 % interval": OURS, "published": THEIRS}
+    names = {"ours, mean with 95 % interval": OURS, "published": THEIRS}
     handles = [Line2D([], [], label=name, **style) for name, style in names.items()]
     figure.legend(handles=handles, loc="upper center", ncols=2, fontsize=8.5, frameon=False)
     return plots.save(figure, path)
@@ -99,7 +99,7 @@ def _limits(found: Sequence[Row]) -> tuple[float, float]:
     if found[0][0].unit == "points":
         shown.append(0.0)
     lowest, highest = min(shown), max(shown)
-    room = (highest - lowest) or 1.0
+    room = max(highest - lowest, 1.0)
     ends = [end for _, there in found if there and there.interval for end in there.interval.ends]
     low, high = max(lowest - room, min([lowest, *ends])), min(highest + room, max([highest, *ends]))
     margin = 0.06 * (high - low) or room

@@ -59,13 +59,14 @@ def published(study: str, cells: Sequence[str], theirs: float) -> Measure:
         away = f"within {max(math.ceil(10 * abs(found.mean - theirs) - 1e-9), 1) / 10:.1f} points"
         views = f"{runs[0]['views']} views" if runs[0]["views"] > 1 else "one view"
         n, scale = len(runs), scale_of(record, cell)
-        ours = interval([100 * run["top1"] for run in runs])
+        ours = Interval(n, found.mean, None, None)
         if found.std is None:
             return Found(f"{found.mean:.1f} %, {views}", n, f"one seed: {away}", scale, runs, ours)
         text = f"{found.mean:.2f} ± {found.std:.2f} %, {views}"
         if n < SEEDS:
             return Found(text, n, f"two seeds: {away}", scale, runs, ours)
         half = float(stats.t.ppf(0.975, n - 1)) * found.std * (1 + 1 / n) ** 0.5
+        ours = Interval(n, found.mean, found.mean - half, found.mean + half)  # of one more run, not of the mean
         inside = found.mean - half <= theirs + 0.5 and theirs - 0.5 <= found.mean + half
         verdict = "agrees" if inside else f"{'higher' if found.mean > theirs else 'lower'}, {away}"
         return Found(text, n, verdict, scale, runs, ours)

@@ -59,7 +59,7 @@ def _differences(report: Report, folder: Path) -> Picture | None:
     if not means:
         return None
     said = "; ".join(f"{title}: {mean:+.2f}" for title, mean in means.items())
-    alt = f"Differences to the base in top-1 error, in percentage points, with their intervals. {said}."
+    alt = f"Differences from the base in top-1 error, in percentage points, with their intervals. {said}."
     caption = (
         "Above zero, the change hurts. A bar is the interval of one difference alone, its whisker that for all at "
         "once. An arrow marks what lies outside the picture."
@@ -115,10 +115,10 @@ def draw_differences(rows: Sequence[Row], path: Path) -> Path:
         axes.text(low, y - 0.24, label, size=8, va="center", parse_math=False)
         axes.plot((0, 0), (y - 0.06, y + 0.5), color="#444444", lw=1, zorder=1)  # zero, below the label
         _draw_difference(axes, row, y + 0.12, low, high)
-    names = {"mean, 95 % interval": MEAN | {"lw": 3}, "one seed": SEED, "2012, on ImageNet": NUMBER_OF_2012}
+    names = {"mean, 95 % intervals": MEAN | {"lw": 3}, "one seed": SEED, "2012, on ImageNet": NUMBER_OF_2012}
     handles = [Line2D([], [], label=name, **style) for name, style in names.items()]
     figure.legend(handles=handles, loc="upper center", ncols=3, fontsize=7.5, frameon=False, columnspacing=1.2)
-    axes.set_xlabel("difference to the base in top-1 error, points", size=8)
+    axes.set_xlabel("difference from the base in top-1 error, percentage points", size=8)
     axes.spines[["left", "top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
     for word, side, shift in (("\u2190 better", "right", -4), ("worse \u2192", "left", 4)):

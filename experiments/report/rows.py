@@ -90,6 +90,8 @@ def verdict(found: Interval | None, change: Change | None) -> str:
 
     found: the difference with its simultaneous interval, if it is one of several.
     """
+    if found is None:
+        return "not measured"
     if change is None or change.top1 is None:
         return "no number to compare"
     if change.noise:
