@@ -9,8 +9,8 @@ value could (a width, a batch size) it is AlexNet's. A field that was added afte
 older than it get its default, which must leave them as they were.
 
 `check` needs no data. What only the images can tell, such as a batch larger than the data set, is found once they are
-there, still before anything is written. The upper bounds of numbers are far beyond any use: they keep a slip of the
-finger from filling the memory, or from compiling for hours.
+there, still before anything is written to the workdir. The upper bounds of numbers are far beyond any use: they keep a
+slip of the finger from filling the memory, or from compiling for hours.
 """
 
 import json
@@ -218,7 +218,7 @@ FIELDS = {
     "optimizer.layer_decays": Field(  # a layer's own weight decay
         (), entries("(layer, decay), as in \"(('fc10',0.03),)\"", text(), STRENGTH), TRAINING, newer=True
     ),
-    "optimizer.bias_rate": Field(1.0, STRENGTH, TRAINING),  # biases' learning rate by the weights'
+    "optimizer.bias_rate": Field(1.0, STRENGTH, TRAINING),  # biases' learning rate, as a multiple
     # Biases' rates fall with the weights' or, "epochs", by factor at the start of each of bias_drop_epochs alone.
     "optimizer.bias_rule": Field("weights", one_of(*optimizer.BIAS_RULES), TRAINING, newer=True),
     "optimizer.bias_drop_epochs": Field((), several(whole(0, EPOCHS)), TRAINING, newer=True),

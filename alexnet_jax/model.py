@@ -53,7 +53,7 @@ class Layer(nn.Module):
     def __call__(self, x):
         devices = lax.axis_size(self.axis) if self.axis else 1
         if self.reads == "all" and devices > 1:
-            alike = "invarying" if self.replicated else "varying"  # whether all devices compute the same from it
+            alike = "invarying" if self.replicated else "varying"  # whether all devices then compute the same from it
             x = lax.all_gather(x, self.axis, axis=x.ndim - 1, tiled=True, to=alike)
         x = x.astype(self.dtype)  # after the exchange, which sends the dtype of the layer before
         groups = self.towers // devices if self.reads == "own" else 1
@@ -70,7 +70,9 @@ class Layer(nn.Module):
             kernel_init, bias_init = nn.initializers.normal(self.std), nn.initializers.constant(self.bias)
         kernel = self.param("kernel", kernel_init, shape, jnp.float32).astype(self.dtype)
         bias = self.param("bias", bias_init, (features,), jnp.float32).astype(self.dtype)
-        if self.data_axis:  # gradients of our own, as those of layers.dense, require that all they take varies alike
+        # With copies of the network, the backward pass sums their gradients here: the transpose of pcast is psum. It is
+        # written out because gradients of our own, as those of layers.dense, require that all they take varies alike.
+        if self.data_axis:
             kernel, bias = (lax.pcast(p, self.data_axis, to="varying") for p in (kernel, bias))
         if self.size is None and not self.window:
             return layers.dense(x, kernel, groups=groups), bias

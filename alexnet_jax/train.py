@@ -35,7 +35,7 @@ def train_step(
     """One update on one batch: a pure function, compiled once for the whole run.
 
     Args:
-      state: step int32, params, velocity; donated.
+      state: step int32, params, velocity; donated: its memory becomes the new state's, so do not use it again.
       batch: the arrays of train_batches, or those of resident_batches, which have `index` instead of `image`.
       epoch: what changes between epochs: `rates`, a tree like params (optimizer.rates); `noise`, how strong the colour
         noise is.

@@ -28,7 +28,7 @@ def get_config(arg: str = "") -> ConfigDict:
     m.conv1_padding = (2, 2)
     m.lrn.layers = ()
     m.dropout_before = ("fc6", "fc7")  # on inputs: the classifier sees all of fc7
-    # The convolutions' initial values are He et al.'s by a kernel's outputs: N(0, sqrt(2 / (size^2 features))).
+    # The convolutions' initial values are He et al.'s with fan-out: N(0, sqrt(2 / (size^2 features))).
     for i, (size, features) in enumerate(zip(m.conv_sizes, m.conv_widths, strict=True), start=1):
         m.init_std[f"conv{i}"] = (2 / (size**2 * features)) ** 0.5
     for name in m.init_bias:
