@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from alexnet_jax import UserError
-from alexnet_jax.data import augment
+from alexnet_jax.data import augment, host
 from alexnet_jax.data.batches import cut, eval_batches, resident_batches, train_batches
 from alexnet_jax.data.prepare import prepare
 from configs import paper
@@ -278,3 +278,15 @@ def test_all_but_training_on_jpegs_works_without_tensorflow(config, tmp_path):
         assert second == "(8, 24, 24, 3)"
     else:
         assert "needs TensorFlow" in second and "data.on_device" in second
+
+
+def test_threads_are_not_waited_for_where_they_were_not_started():
+    """The garbage collector closes what was left behind in any thread, also in one that others wait for."""
+    going = threading.Event()
+    results = host.in_threads(lambda i: i or going.wait(), range(1, -100, -1))
+    assert next(results) == 1
+    closing = threading.Thread(target=results.close)
+    closing.start()
+    closing.join(30)
+    assert not closing.is_alive()
+    going.set()

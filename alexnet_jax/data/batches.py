@@ -214,18 +214,19 @@ def eval_batches(split: Split, batch_size: int, shard: Shard = (0, 1)) -> Iterat
     mine = _slice_of(batch_size, shard)
     b = mine.stop - mine.start
     batches = [range(start, len(split))[mine] for start in range(0, len(split), batch_size)]
-    images = in_threads(split.image, [row for rows in batches for row in rows], ahead=2 * b)
-    for rows in batches:
-        batch = {
-            "image": np.zeros((b, split.size, split.size, 3), np.uint8),
-            "label": np.zeros(b, np.int32),
-            "mask": np.zeros(b, np.float32),
-        }
-        for place, row in enumerate(rows):
-            batch["image"][place] = next(images)
-            batch["label"][place] = split.labels[row]
-            batch["mask"][place] = 1
-        yield batch
+    in_order = [row for rows in batches for row in rows]
+    with contextlib.closing(in_threads(split.image, in_order, ahead=2 * b)) as images:
+        for rows in batches:
+            batch = {
+                "image": np.zeros((b, split.size, split.size, 3), np.uint8),
+                "label": np.zeros(b, np.int32),
+                "mask": np.zeros(b, np.float32),
+            }
+            for place, row in enumerate(rows):
+                batch["image"][place] = next(images)
+                batch["label"][place] = split.labels[row]
+                batch["mask"][place] = 1
+            yield batch
 
 
 def filled(batch_size: int, images: int, copies: int) -> int:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,8 +34,11 @@ def in_threads(
 ) -> Generator[Result, None, None]:
     """Yields function(item) in the items' order, computed in threads on all cores.
 
-    At least `ahead` results are computed before they are asked for. Closing the generator early stops the threads.
+    At least `ahead` results are computed before they are asked for. Closing the generator early stops the threads, so
+    close it (contextlib.closing) wherever an error may leave it behind: the garbage collector would close it at any
+    moment, in any thread, also in one that holds the locks of new threads.
     """
+    owner = threading.get_ident()
     ahead = max(ahead, 2 * cores())
     pool = ThreadPoolExecutor(cores())
     waiting: deque[Future[Result]] = deque()
@@ -46,7 +50,7 @@ def in_threads(
         while waiting:
             yield waiting.popleft().result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=threading.get_ident() == owner, cancel_futures=True)  # see above: others may not wait
 
 
 def tensorflow() -> ModuleType:

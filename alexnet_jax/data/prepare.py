@@ -246,7 +246,7 @@ def _write_split(
     damaged: list[Row] = []
     pixels, products = np.zeros((config.size, config.size, 3), np.int64), np.zeros((3, 3), np.int64)
     bar = tqdm(desc=f"preparing {config.name} {split}", total=source.counts[split], unit=" images", dynamic_ncols=True)
-    with bar, open(f"{stem}.tfrecord", "wb") as file:
+    with bar, contextlib.closing(prepared), open(f"{stem}.tfrecord", "wb") as file:
         for chunk in prepared:
             pixels += chunk.pixels
             products += chunk.products
