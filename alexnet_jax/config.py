@@ -171,7 +171,8 @@ FIELDS = {
     "model.conv_widths": Field((96, 256, 384, 384, 256), several(whole(1, 2**14), 5, 6), SHAPE),
     "model.conv_sizes": Field((11, 5, 3, 3, 3), several(whole(1, 64), 5, 6), SHAPE, newer=True),  # kernels' sides
     "model.conv_strides": Field((4, 1, 1, 1, 1), several(whole(1, 64), 5, 6), FUNCTION, newer=True),
-    "model.conv1_padding": Field((0, 0), several(whole(0, 64), 2), FUNCTION),  # before and after; others: half
+    # Before and after the image; the other convolutions pad by half their kernels' side, rounded down.
+    "model.conv1_padding": Field((0, 0), several(whole(0, 64), 2), FUNCTION),
     "model.fc_widths": Field((4096, 4096), several(whole(1, 2**16), 2), SHAPE),  # of fc6 and fc7, over all towers
     "model.removed": Field((), some_of("conv3", "conv4"), FUNCTION, newer=True),  # layers that are left out
     "model.activation": Field("relu", one_of(*model.ACTIVATIONS), FUNCTION),
@@ -218,7 +219,7 @@ FIELDS = {
     "optimizer.layer_decays": Field(  # a layer's own weight decay
         (), entries("(layer, decay), as in \"(('fc10',0.03),)\"", text(), STRENGTH), TRAINING, newer=True
     ),
-    "optimizer.bias_rate": Field(1.0, STRENGTH, TRAINING),  # biases' learning rate, as a multiple
+    "optimizer.bias_rate": Field(1.0, STRENGTH, TRAINING),  # biases' learning rate, in multiples of the weights'
     # Biases' rates fall with the weights' or, "epochs", by factor at the start of each of bias_drop_epochs alone.
     "optimizer.bias_rule": Field("weights", one_of(*optimizer.BIAS_RULES), TRAINING, newer=True),
     "optimizer.bias_drop_epochs": Field((), several(whole(0, EPOCHS)), TRAINING, newer=True),

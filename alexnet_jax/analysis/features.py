@@ -31,7 +31,6 @@ from alexnet_jax import UserError, files, inference, metrics
 from alexnet_jax.cli.commands import add_batch_size, add_devices, add_which, add_workdir, use_devices
 from alexnet_jax.data import photos
 from alexnet_jax.data.images import Images, PhotoImages, SplitImages
-from alexnet_jax.files import expanded
 from alexnet_jax.runs.run import Run, data_of, load_run
 
 SPLITS = ("validation", "train")
@@ -159,7 +158,7 @@ def main(flags: Namespace) -> int:
     layers = list(dict.fromkeys(flags.layer))
     shapes = inference.layer_shapes(run.apply, run.config, run.mesh, layers)  # checked before images are looked for
     images = images_of(run, flags.images)
-    out = expanded(flags.out)
+    out = files.expanded(flags.out)
     count = save(run, layers, images, out, flags.batch_size)
     print(f"{out}: {count:,} images, step {run.step} of {run.workdir}")
     for name, shape in shapes.items():

@@ -188,7 +188,6 @@ def unknown(field: str, fields: dict[str, Any], path: str) -> str:
 
 def like(field: str, fields: Iterable[str], most: int = 3) -> list[str]:
     """The fields whose dotted name, or whose last part, is most like `field`; none where none is."""
-
     field = ".".join(ABBREVIATIONS.get(part, part) for part in field.split("."))
 
     def alike(name: str) -> float:

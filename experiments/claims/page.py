@@ -37,9 +37,8 @@ numbers are computed from the [records](records) of the runs, and a test compare
 - **Ours**: differences are in percentage points of top-1 error, between means over n seeds or more, above zero where
   the change hurts. In brackets are 95 % intervals, by Welch's t over seeds. Those of one study's ablations hold all at
   once (Bonferroni, for all that are planned), so they are wider than each would be alone; the others stand alone.
-- An ablation that was better at another learning rate than the base's, on photos that are held out, has it: without
-  norms, dropout or groups half, with tanh eight times and with the paper's initial values four times the base's
-  ([how the rates were chosen](../docs/ablations.md#sweeps)).
+- An ablation that was better at another learning rate than the base's, on photos that are held out, has it
+  ([which ones](../docs/ablations.md#sweeps)).
 - **agrees, contradicts**: the interval excludes zero, and the sign is the paper's, or is not. **not significant**: it
   includes zero; behind it is the smallest difference that so many seeds would have seen with probability 0.8. **too few
   seeds**: there are fewer than three. **2012's number is within noise**: it is the difference of two single runs, a
