@@ -97,12 +97,40 @@ def test_curves_counts_a_step_that_a_resumed_run_repeats_once(tmp_path):
     assert curves({"run": whole[:3] + stale + whole[3:]}, tmp_path / "twice.png").read_bytes() == once
 
 
-def test_curves_leaves_top5_out_on_request(tmp_path):
+def test_curves_leaves_top5_out_of_ten_classes(tmp_path):
     plain = [record(step, "validation") for step in (1, 2)]
-    without = curves({"run": plain}, tmp_path / "a.png").read_bytes()
     both = [r | {"top5_error": 0.1} for r in plain]
-    assert curves({"run": both}, tmp_path / "b.png", top5=False).read_bytes() == without
-    assert curves({"run": both}, tmp_path / "b.png").read_bytes() != without
+
+    def same(classes):
+        return curves({"run": both}, tmp_path / "a.png", classes).read_bytes() == (
+            curves({"run": plain}, tmp_path / "b.png", classes).read_bytes()
+        )
+
+    assert [same(classes) for classes in (None, 10, 11)] == [False, True, False]
+
+
+def drawn(monkeypatch, tmp_path, runs, classes=None):
+    """The axes that curves() would save."""
+    figures = []
+    monkeypatch.setattr("alexnet_jax.analysis.curves.save", lambda figure, path: figures.append(figure) or path)
+    curves(runs, tmp_path / "curves.png", classes)
+    return figures[0].axes
+
+
+def test_the_loss_of_guessing_is_drawn_and_the_spike_before_it_cut_off(monkeypatch, tmp_path):
+    """A run of few records, a tenth of them at 15 or 9e20, and then at or below ln 10."""
+    chance = np.log(10)
+    falls = [record(1, loss=9e20), record(2, loss=15.0)] + [record(i, loss=chance - i / 100) for i in range(3, 21)]
+    stays = [record(i, loss=5.0) for i in range(1, 21)]  # above it: is in the picture
+
+    def dotted(axes):
+        return [list(line.get_ydata()) for line in axes.lines if line.get_linestyle() == ":"]
+
+    loss, error, _ = drawn(monkeypatch, tmp_path, {"falls": falls}, 10)
+    assert loss.get_ylim() == (0, pytest.approx(1.3 * chance))
+    assert dotted(loss) == [[chance, chance]] and dotted(error) == [[90, 90]]
+    assert drawn(monkeypatch, tmp_path, {"stays": stays, "falls": falls}, 10)[0].get_ylim()[1] > 5
+    assert not dotted(drawn(monkeypatch, tmp_path, {"falls": falls})[0])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A run's pictures: what is counted and chosen for them, and the command line."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -135,6 +136,7 @@ def test_a_confusion_matrix_of_too_many_classes_is_left_out(tiny_run, monkeypatc
 def test_main_draws_the_curves_of_several_runs(tiny_run, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
+    shutil.copy(tiny_run / "config.json", other)
     (other / "metrics.jsonl").write_text(json.dumps({"step": 1, "epoch": 1.0, "split": "train", "loss": 1.0}) + "\n")
     both = ["--workdir", str(tiny_run), "--workdir", str(other), "--out", str(tmp_path)]
     verbs.run(figures, *both)

@@ -3,6 +3,7 @@
 curves({"paper": metrics.read_metrics("run/metrics.jsonl")}, "curves.png")
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,14 +57,15 @@ def _legend(axes: Axes, entries: Mapping[str, Mapping]) -> None:
         text.set(text=label, parse_math=False)
 
 
-def curves(runs: Mapping[str, Sequence[Mapping]], path: str | Path, top5: bool = True) -> Path:
+def curves(runs: Mapping[str, Sequence[Mapping]], path: str | Path, classes: int | None = None) -> Path:
     """Draws loss, error in percent and learning rate over epochs, with one colour for each run.
 
     runs: by label, the records of metrics.jsonl: step, epoch (float), split ("train"; any other is an evaluation) and,
     if they are there, loss, top1_error and top5_error (fractions), learning_rate (of training), views. At most 400
     points of training are drawn, each the mean over its stretch. All evaluations are drawn; one of several views is a
     star. Thin lines mark where a rate fell by a quarter or more at once; grey ones, where several runs' rates did.
-    top5: draw the top-5 error too, if there is one; of ten classes it says little.
+    classes: how many the runs tell apart, None if not known or not the same: draws the loss and the error of guessing;
+      the top-5 error, if there is one, is left out of ten classes or fewer, where it says little.
     Raises UserError if the picture cannot be written.
     """
     figure = Figure(figsize=(WIDTH / DPI, 5.6), dpi=DPI, layout="constrained")
@@ -90,7 +92,7 @@ def curves(runs: Mapping[str, Sequence[Mapping]], path: str | Path, top5: bool =
             draw(axes, "training", train, color=color, lw=0.9, alpha=0.5)
             draw(axes, "validation, centre crop", centre, color=color, lw=1.5, marker=marker)
             draw(axes, "validation, several views", several, color=color, lw=0, marker="*", ms=9)
-        if top5:
+        if classes is None or classes > 10:
             five = _points(records, "top5_error", "evaluation", 100)
             draw(error, TOP5, five, color=color, lw=1.2, ls="--", mfc="white")
         epochs, rates = _points(records, "learning_rate", "train")
@@ -99,10 +101,15 @@ def curves(runs: Mapping[str, Sequence[Mapping]], path: str | Path, top5: bool =
         all_rates.extend(rates[rates > 0])
         for epoch in epochs[1:][rates[1:] < 0.75 * rates[:-1]]:
             drops[epoch] = GREY if epoch in drops else color
-    # In the first steps the loss can rise far above chance: that spike is cut off, or it would flatten the rest.
+    # In the first steps the loss can rise far above that of guessing. This spike is cut off: it would flatten the rest.
     levels = [y[np.isfinite(y)] for y in (line.get_ydata() for line in loss.lines)]
-    top = max((1.3 * np.percentile(y, 97) for y in levels if y.size), default=0) or 1
+    usual = max((np.percentile(y, 97 if classes is None else 50) for y in levels if y.size), default=0)
+    top = 1.3 * max(usual, math.log(classes or 1)) or 1
     loss.set(ylabel="loss", ylim=(0, min(loss.get_ylim()[1], top)))
+    if classes and by_line:
+        by_line["guessing"] = {"color": GREY, "lw": 0.9, "ls": ":", "zorder": 0}
+        loss.axhline(math.log(classes), **by_line["guessing"])
+        error.axhline(100 * (1 - 1 / classes), **by_line["guessing"])
     for axes in (loss, error, rate):
         for epoch, color in drops.items():
             axes.axvline(epoch, color=color, lw=0.6, alpha=0.7, zorder=0)

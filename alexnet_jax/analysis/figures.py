@@ -29,7 +29,7 @@ from alexnet_jax.data.records import Split
 from alexnet_jax.evaluate import images_for
 from alexnet_jax.files import expanded
 from alexnet_jax.metrics import read_metrics
-from alexnet_jax.runs.run import Run, data_of, load_run
+from alexnet_jax.runs.run import Run, data_of, load_run, read_config
 
 QUICK = ("kernels", "curves", "predictions")  # drawn at the end of training: they need eight images at most
 ONE_PASS = ("confusion", "mistakes")  # they need one pass over the validation split
@@ -64,7 +64,7 @@ def draw(
         drawn["conv1 kernels"] = kernels(kernel, folder / "kernels.png", run.config.model.towers)
     if "curves" in what:
         records = {run.config.name: read_metrics(run.workdir / "metrics.jsonl")}
-        drawn["training curves"] = curves(records, folder / "curves.png", top5=len(run.classes) > 10)
+        drawn["training curves"] = curves(records, folder / "curves.png", len(run.classes))
     if split is not None:
         drawn |= _draw_answers(run, split, what, folder, batch_size)
     if "neighbours" in what:
@@ -303,7 +303,9 @@ def main(flags: Namespace) -> None:
     if len(flags.workdir) > 1:
         folders = [expanded(workdir) for workdir in flags.workdir]
         runs = {name: read_metrics(f / "metrics.jsonl") for name, f in zip(apart(folders), folders, strict=True)}
-        print(f"training curves: {curves(runs, _folder(flags.out or '.') / 'curves.png')}")
+        classes = {read_config(folder).model.num_classes for folder in folders}
+        common = classes.pop() if len(classes) == 1 else None
+        print(f"training curves: {curves(runs, _folder(flags.out or '.') / 'curves.png', common)}")
         return
     use_devices(flags.devices)
     run = load_run(flags.workdir[0], flags.which, *flags.devices)
