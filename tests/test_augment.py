@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from ml_collections import ConfigDict
 
 from alexnet_jax.data import augment
@@ -211,4 +212,9 @@ def test_whole_images_are_a_view_of_their_own_side(images, statistics, mean):
     rule.crop = images.shape[1]
     np.testing.assert_allclose(out, augment.views(images, statistics, rule, 1)[0], atol=1e-4)
     larger = np.repeat(np.repeat(images, 2, axis=1), 2, axis=2)
-    assert augment.whole(larger, statistics, rule).shape == larger.shape
+    out = augment.whole(larger, statistics, rule)
+    assert out.shape == larger.shape
+    if mean in ("pixel", "centre"):  # PyTorch's bilinear interpolation, of pixels as squares
+        whole = torch.tensor(statistics["mean"]).permute(2, 0, 1)[None]
+        resized = torch.nn.functional.interpolate(whole, larger.shape[1:3], mode="bilinear")[0].permute(1, 2, 0)
+        np.testing.assert_allclose(out, (larger - resized.numpy()) / [2.0, 3.0, 4.0], atol=1e-4)

@@ -30,6 +30,15 @@ def test_depends_on_seed_and_index_alone():
         assert (other != first[0]).mean() > 0.5
 
 
+def test_version_1_0_0_draws_these(tiny_dir):
+    """Means of whole images, and their noise: whoever changes them must increase VERSION, or old copies stay in use."""
+    assert str(glyphs.builder("tiny", str(tiny_dir)).info.version) == "1.0.0"
+    drawn = np.stack([glyphs.draw(0, index)[0] for index in range(6)]).astype(np.float64)
+    np.testing.assert_allclose(drawn.mean((1, 2, 3)), [64.04, 102.6, 146.76, 108.72, 73.7, 107.88], atol=0.2)
+    second = np.abs(np.diff(drawn, 2, axis=1))  # of normal noise: its median is 0.6745 sqrt(6) standard deviations
+    assert np.median(second, axis=(1, 2, 3)) == pytest.approx(0.6745 * 6**0.5 * 5, abs=1)
+
+
 def test_splits_are_balanced_and_share_no_image():
     for sizes in glyphs.SPLITS.values():
         for size in sizes.values():
