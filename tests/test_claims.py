@@ -15,8 +15,9 @@ from configs import quickstart
 from experiments.claims import command, figure1, measures, page, studies
 from experiments.claims.claims import CLAIMS
 from experiments.record import file
-from experiments.report.intervals import difference
-from experiments.report.table import escaped
+from experiments.report.intervals import detectable, difference
+from experiments.report.rows import make_report
+from experiments.report.table import escaped, markdown
 from experiments.results import computes
 from experiments.sweep import choose, read_sweep
 from experiments.sweeps import ablations, towers
@@ -57,7 +58,9 @@ def test_an_interval_allows_for_the_other_differences():
     records = {"ablations": study("ablations", *two("lrn_off", values))}
     found = measures.difference("ablations", "lrn_off")(records)
     assert found.interval == pytest.approx(difference(ours, base, len(ablations.NAMES) + 4))
-    assert found.verdict == "not significant: 2.0 would have been seen"
+    assert (
+        found.verdict == f"not significant: {detectable(ours, base, len(ablations.NAMES) + 4):.2f} would have been seen"
+    )
     assert measures.difference("ablations", "tanh")(records) is None
     assert measures.difference("ablations", "lrn_off")({}) is None
 
@@ -74,7 +77,7 @@ def test_every_number_of_an_ablation_that_a_claim_looks_at_is_counted(monkeypatc
         if claim.measure:
             claim.measure(records)
     beside = {(study, *what) for study, all_of in measures.BESIDE.items() for what in all_of}
-    instead = {(study, cell, measures.INSTEAD[study]) for study, cell, _ in seen if study in measures.INSTEAD}
+    instead = {("towers", cell, "apart") for cell in towers.ABLATIONS}
     assert {what for what in seen if what[2] != "error"} == beside | instead
     assert {cell for study, cell, _ in seen if study == "towers"} == set(towers.ABLATIONS)
     assert {cell for study, cell, _ in seen if study == "ablations"} <= set(ablations.NAMES)
@@ -83,11 +86,12 @@ def test_every_number_of_an_ablation_that_a_claim_looks_at_is_counted(monkeypatc
 def test_how_far_apart_towers_are_is_compared_whichever_has_the_colour():
     base = [entry("base", seed, color=shares) for seed, shares in enumerate([[0.5, 0.4], [0.4, 0.5], [0.5, 0.38]])]
     more = [entry("long", seed, color=shares) for seed, shares in enumerate([[0.8, 0.1], [0.1, 0.8], [0.75, 0.1]])]
-    found = measures.difference("towers", "long", measures.apart, claimed=False)(
-        {"towers": study("towers", *base, *more)}
-    )
+    records = {"towers": study("towers", *base, *more)}
+    found = measures.difference("towers", "long", measures.apart, sign=0)(records)
     assert found.interval == pytest.approx(difference([70, 70, 65], [10, 10, 12], len(towers.ABLATIONS)))
     assert found.verdict == "significant; no claim of 2012"
+    fewer = measures.difference("towers", "long", measures.apart, sign=-1)(records)
+    assert (fewer.interval, fewer.verdict) == (found.interval, "contradicts")
     assert measures.apart(entry("base", 0)) is measures.apart(entry("base", 0, color=[0.5])) is None
 
 
@@ -99,7 +103,9 @@ def test_verdicts_are_in_plain_words():
     assert of([-1.4, -1.6, -1.5]) == "contradicts"
     assert of([-1.4, 1.6, -1.5]).startswith("not significant: ") and of([-1.4, 1.6, -1.5]).endswith("have been seen")
     assert of([1.0]) == of([1.5, 1.5]) == "too few seeds"
-    assert of([1.4, 1.6, 1.5], claimed=False) == "significant; no claim of 2012"
+    assert of([1.4, 1.6, 1.5], sign=0) == of([-1.4, -1.6, -1.5], sign=0) == "significant; no claim of 2012"
+    assert of([1.4, 1.6, 1.5], sign=-1) == "contradicts" and of([-1.4, -1.6, -1.5], sign=-1) == "agrees"
+    assert of([1.4], noise=True) == "too few seeds"
     assert of([1.4, 1.6, 1.5], noise=True) == "2012's number is within noise"
 
 
@@ -170,15 +176,15 @@ def test_figure_1_is_a_ratio_of_epochs():
 def test_a_published_error_is_compared_with_another_run_of_ours():
     def of(*errors, theirs=18):
         runs = [entry("cifar10_18pct", seed, e / 100, views=1) for seed, e in enumerate(errors)]
-        return studies.published("cifar10", ("cifar10_18pct",), theirs)({"cifar10": study("cifar10", *runs)})
+        return studies.published("cifar10", "cifar10_18pct", theirs)({"cifar10": study("cifar10", *runs)})
 
-    assert of(18.2, 18.4, 18.1).verdict == "agrees"  # 17.5 to 18.5 is 18
+    assert of(18.2, 18.4, 18.1).verdict == "compatible"  # 17.5 to 18.5 is 18
     assert of(19.2, 19.3, 19.25).verdict == "higher, within 1.3 points"  # 1.25 away
     assert of(16.2, 16.3, 16.25).verdict == "lower, within 1.8 points"
-    assert of(18.3).verdict == "one seed: within 0.3 points" and of(18.3).ours == "18.3 %, one view"
-    assert of(22, 22.6, theirs=26).verdict == "two seeds: within 3.7 points"
+    assert of(18.3).verdict == "too few seeds: within 0.3 points" and of(18.3).ours == "18.3 %, one view"
+    assert of(22, 22.6, theirs=26).verdict == "too few seeds: within 3.7 points"
     # Of three with a standard deviation of 0.2 one more is within 4.303 * 0.2 * sqrt(1 + 1 / 3) = 0.99, their mean 0.5.
-    assert of(19.1, 19.3, 19.5).verdict == "agrees" and of(19.35, 19.55, 19.75).verdict.startswith("higher")
+    assert of(19.1, 19.3, 19.5).verdict == "compatible" and of(19.35, 19.55, 19.75).verdict.startswith("higher")
     assert of(18.2, 18.4, 18.1).ours == "18.23 ± 0.15 %, one view"
 
 
@@ -212,8 +218,10 @@ def test_towers_specialise_in_every_run_or_not():
     some = of(caffes, (0.5, 0.5))
     assert some.verdict == "contradicts: not in every run"
     assert some.ours == (
-        "one tower colour-blind in 1 of 2 runs; apart beyond chance in 1; 66 % and 30 % of 48 on average"
+        "one tower colour-blind in 1 of 2 runs; apart beyond chance in 1; shares of 48 kernels 35 points apart on "
+        "average, 8 by chance"
     )
+    assert of((0.5, 0.5), (0.5, 0.5)).verdict == "contradicts: in no run"
     assert of(caffes).verdict == "one seed: yes"
     assert studies.towers("towers", "base")({"towers": study("towers", entry("base", 0, color=[0.5]))}) is None
 
@@ -277,6 +285,13 @@ def test_the_committed_page_is_what_the_records_give():
     assert page.with_block(readme, records, "README.md") == readme
 
 
+def test_the_committed_table_of_ablations_is_the_reports():
+    """In docs/ablations.md: if not, run alexnet report experiments/records/ablations.json."""
+    report = make_report([file.RECORDS / "ablations.json"])
+    table, _, _ = markdown(report).partition("\n\n")
+    assert f"\n{table}\n\n" in (command.ROOT / "docs/ablations.md").read_text()
+
+
 def test_the_readme_has_ten_measured_rows_the_main_ones_first():
     cells = [claim.command.split("--only ")[-1] for claim in CLAIMS if "--only" in claim.command]
     runs = [entry(cell, seed, 0.3 + seed / 100) for cell in {"base", *cells} for seed in range(3)]
@@ -286,7 +301,7 @@ def test_the_readme_has_ten_measured_rows_the_main_ones_first():
     shown = [claim for claim in found if f"| {escaped(claim.says)} |" in block]
     assert len(shown) == 10 < len(found) and "not measured" not in block
     assert {claim.says for claim in found if claim.main} <= {claim.says for claim in shown}
-    assert f"10 of {len(CLAIMS)} claims, of which {len(found)} are measured so far" in block
+    assert f"10 of {len(CLAIMS)} rows, of which {len(found)} are measured so far" in block
 
 
 def test_without_records_nothing_is_measured():

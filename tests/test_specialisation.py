@@ -1,5 +1,6 @@
 """Which of conv1's kernels are of colour, and what it says about towers."""
 
+import itertools
 import os
 from pathlib import Path
 
@@ -7,7 +8,14 @@ import numpy as np
 import pytest
 from scipy.stats import fisher_exact
 
-from alexnet_jax.analysis.specialisation import chance, color_blindness, color_share, colorfulness, towers_colors
+from alexnet_jax.analysis.specialisation import (
+    chance,
+    color_blindness,
+    color_share,
+    colorfulness,
+    gap_by_chance,
+    towers_colors,
+)
 
 WEIGHTS = Path(os.environ.get("TFDS_DATA_DIR", "nowhere")).parent / "weights" / "alexnet_bvlc_conv1.npz"
 
@@ -83,6 +91,14 @@ def test_one_tower_is_color_blind(colored, towers, answer):
 def test_chance_is_fishers(first, second):
     expected = fisher_exact([[first, 5 - first], [second, 5 - second]]).pvalue
     assert chance(5, first, second) == chance(5, second, first) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 0), (5, 5), (4, 5), (3, 0), (5, 0)])
+def test_the_gap_by_chance_is_the_mean_over_all_ways_to_deal(first, second):
+    colored = [1] * (first + second) + [0] * (10 - first - second)
+    dealt = [sum(colored[i] for i in tower) for tower in itertools.combinations(range(10), 5)]
+    expected = sum(abs(2 * one - sum(colored)) for one in dealt) / len(dealt)
+    assert gap_by_chance(5, first, second) == pytest.approx(expected)
 
 
 @pytest.mark.real_data

@@ -11,7 +11,7 @@ something only once the kernels have changed far more than they were at the star
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -54,11 +54,19 @@ def chance(kernels: int, first: int, second: int) -> float:
     This is Fisher's exact test, two-sided: below a few percent the towers have specialised. kernels: of each tower;
     first, second: how many of them are of colour.
     """
-    colored = first + second
-    deals = range(max(0, colored - kernels), min(kernels, colored) + 1)  # of colour kernels to the first tower
-    as_far = [i for i in deals if abs(2 * i - colored) >= abs(first - second)]
-    ways = sum(math.comb(kernels, i) * math.comb(kernels, colored - i) for i in as_far)
-    return ways / math.comb(2 * kernels, colored)
+    return sum(p for gap, p in _deals(kernels, first + second) if gap >= abs(first - second))
+
+
+def gap_by_chance(kernels: int, first: int, second: int) -> float:
+    """How many kernels of colour more one tower has than the other, on average, if they were dealt at random."""
+    return sum(gap * p for gap, p in _deals(kernels, first + second))
+
+
+def _deals(kernels: int, colored: int) -> Iterator[tuple[int, float]]:
+    """Every way to deal kernels of colour to two towers of `kernels` each: (how many more one has, its probability)."""
+    for i in range(max(0, colored - kernels), min(kernels, colored) + 1):
+        ways = math.comb(kernels, i) * math.comb(kernels, colored - i)
+        yield abs(2 * i - colored), ways / math.comb(2 * kernels, colored)
 
 
 def color_blind(shares: Sequence[float]) -> list[int]:

@@ -43,7 +43,7 @@ def _ablation(section: str, says: str, paper: str, cell: str, **more) -> Claim:
 
 def _ours(says: str, cell: str) -> Claim:
     """A change whose error the paper says nothing of."""
-    return _ablation("ours", says, "no claim", cell, measure=difference("ablations", cell, claimed=False))
+    return _ablation("ours", says, "no claim", cell, measure=difference("ablations", cell, sign=0))
 
 
 def _unreachable(section: str, says: str, paper: str, takes: str, **more) -> Claim:
@@ -51,16 +51,16 @@ def _unreachable(section: str, says: str, paper: str, takes: str, **more) -> Cla
 
 
 def _cifar(name: str, percent: int, what: str) -> Claim:
-    cells = (name, "base") if name == "cifar10_80sec" else (name,)
-    measure = studies.published("cifar10", cells, percent)
-    command = CIFAR.replace("{only}", "base" if name == "cifar10_80sec" else name)
+    cell = "base" if name == "cifar10_80sec" else name
+    measure = studies.published("cifar10", cell, percent)
+    command = CIFAR.replace("{only}", cell)
     says = f"CIFAR-10, {what}"
     return Claim("cuda-convnet", says, f"{percent} %", measure, command, "", percent, "percent", seeds=3)
 
 
-def _apart(what: str, cell: str, paper: str = "no claim") -> Claim:
-    """What a change of the sweep `towers` does to how far apart the towers are in colour."""
-    measure = difference("towers", cell, apart, claimed=False)
+def _apart(what: str, cell: str, paper: str = "no claim", sign: int = 0) -> Claim:
+    """What a change of the sweep `towers` does to how far apart the towers are in colour; sign: see difference."""
+    measure = difference("towers", cell, apart, sign=sign)
     command = f"alexnet sweep --sweep towers --seeds {{seeds}} --only {cell}"
     return Claim("6.1", f"points between the towers' shares of colour: {what}", paper, measure, command)
 
@@ -147,7 +147,7 @@ CLAIMS = (
     _start("Caffe", "with its biases of 0.1 the network starts to learn", "theirs does", "biases_01"),
     _ablation(
         "the code", "a third of its initial values in conv3 to conv5, as the paper has them, raises the error",
-        "no claim", "paper_init", measure=difference("ablations", "paper_init", claimed=False), unit="",
+        "no claim", "paper_init", measure=difference("ablations", "paper_init", sign=0), unit="",
     ),
     _unreachable("6, table 1", "ILSVRC-2010, top-1 and top-5 error", "37.5 and 17.0 %", IMAGENET.format(2010)),
     _unreachable("6, table 2", "ILSVRC-2012, one network", "40.7 and 18.2 %", IMAGENET.format(2012)),
@@ -185,8 +185,8 @@ CLAIMS = (
         "6.1, figure 3", "the same at full width", "every run", studies.towers("full", "imagenette"),
         "alexnet train --config configs/imagenette.py",
     ),
-    _apart("exchange at conv2 too", "exchange_conv2", "fewer: the restricted connectivity does it"),
-    _apart("no exchange below the classifier", "no_exchange_narrow", "more: the restricted connectivity does it"),
+    _apart("exchange at conv2 too", "exchange_conv2", "fewer: the restricted connectivity does it", -1),
+    _apart("no exchange below the classifier", "no_exchange_narrow", "more: the restricted connectivity does it", 1),
     _apart("norms across the towers", "lrn_across"),
     _apart("no norms", "lrn_off"),
     _apart("twice the epochs", "long"),

@@ -1,6 +1,6 @@
 """Figure 1: how many times as many epochs the tanh network takes to 25 % training error as the ReLU network."""
 
-from experiments.claims.measures import Found, Records, Run, first_cell, judge_ratio, ratio, scale_of, times
+from experiments.claims.measures import Found, Records, Run, judge_ratio, of_cell, ratio, scale_of, times
 from experiments.report.intervals import spread
 
 RELU, TANH = "base", "tanh"  # the cells of the record figure1
@@ -29,14 +29,14 @@ def epochs_to(run: Run, level: float = LEVEL) -> float | None:
 def measure(records: Records) -> Found | None:
     """How many times as many epochs the tanh network takes to 25 % training error as the ReLU one."""
     record = records.get("figure1")
-    relu, tanh = (first_cell(record, (cell,)) for cell in (RELU, TANH))
+    relu, tanh = (of_cell(record, cell) for cell in (RELU, TANH))
     seeds = sorted(relu.keys() & tanh.keys())
     if record is None or not seeds:
         return None
     runs = [net[seed] for seed in seeds for net in (relu, tanh)]
     ours = [epochs_to(relu[seed]) for seed in seeds]
     theirs = [epochs_to(tanh[seed]) for seed in seeds]
-    scale = scale_of(record, TANH)
+    scale = scale_of(record, RELU, TANH)
     reached = [epochs for epochs in ours if epochs is not None]
     if len(reached) < len(seeds):
         return Found("25 % is not reached with ReLU", len(seeds), "not measured: longer runs", scale, runs)

@@ -38,9 +38,8 @@ class Found:
 
 Measure = Callable[[Records], Found | None]
 
-# What is looked at of each ablation is its error, or else, by study, the function of a run below.
-INSTEAD = {"towers": "apart"}
-# The differences that are looked at beside those: cells, and the function of a run below.
+# What is looked at of each ablation is its error, or, in the study `towers`, how far apart they are. Here are the
+# differences that are looked at beside those: cells, and the function of a run below.
 BESIDE = {
     "ablations": (
         ("pooling", "overfit"),
@@ -83,9 +82,10 @@ def percent(fraction: float | None) -> float | None:
 # --- Differences ------------------------------------------------------------------------------------------------------
 
 
-def difference(study: str, cell: str, of: Values = error, *, noise: bool = False, claimed: bool = True) -> Measure:
-    """A cell's difference to the base, which the paper says is positive, unless it says nothing: then not `claimed`.
+def difference(study: str, cell: str, of: Values = error, *, sign: int = 1, noise: bool = False) -> Measure:
+    """A cell's difference to the base.
 
+    sign: 1 if the paper says that it is positive, -1 if negative, 0 if it says nothing.
     noise: the number of 2012 compares two single runs and is too small for its sign to mean anything.
     """
 
@@ -94,8 +94,10 @@ def difference(study: str, cell: str, of: Values = error, *, noise: bool = False
         found = intervals.difference(*groups)
         if found is None:
             return None
-        verdict = "2012's number is within noise" if noise else judge(found, seen=intervals.detectable(*groups))
-        if not claimed and found.counts and found.excludes_zero:
+        verdict = judge(found, sign, seen=intervals.detectable(*groups))
+        if found.counts and noise:
+            verdict = "2012's number is within noise"
+        elif found.counts and found.excludes_zero and not sign:
             verdict = "significant; no claim of 2012"
         return _found(records[study], cell, points(found), verdict, found)
 
@@ -109,7 +111,7 @@ def overfitting(study: str, cell: str) -> Measure:
         found, trained = (intervals.difference(*compared(records, study, cell, of)) for of in (error, training))
         if found is None or trained is None:
             return None
-        verdicts = {judge(found, 1), judge(trained, -1)}
+        verdicts = {intervals.judge(found), intervals.judge(trained, -1)}
         order = ("too few seeds", "contradicts", "not significant", "agrees")
         verdict = next(word for word in order if word in verdicts)
         ours = f"error {points(found)}; training error {points(trained)}"
@@ -121,7 +123,7 @@ def overfitting(study: str, cell: str) -> Measure:
 def compared(records: Records, study: str, cell: str, of: Values) -> tuple[list[float], list[float], int]:
     """(a number of each finished run of a cell, that of the base's runs, how many differences hold at once)."""
     ours, base = (
-        [value for value in map(of, first_cell(records.get(study), (name,)).values()) if value is not None]
+        [value for value in map(of, of_cell(records.get(study), name).values()) if value is not None]
         for name in (cell, "base")
     )
     return ours, base, comparisons(study)
@@ -129,18 +131,18 @@ def compared(records: Records, study: str, cell: str, of: Values) -> tuple[list[
 
 def _found(record: Record, cell: str, ours: str, verdict: str, found: Interval) -> Found:
     runs = [run for name in ("base", cell) for run in record.of_cell(name).values()]
-    return Found(ours, found.n, verdict, scale_of(record, "base"), runs, found)
+    return Found(ours, found.n, verdict, scale_of(record, "base", cell), runs, found)
 
 
 def comparisons(study: str) -> int:
-    """How many differences a study is to measure: one for each ablation of its sweep (INSTEAD), and those of BESIDE."""
+    """How many differences a study is to measure: one for each ablation of its sweep, and those of BESIDE."""
     sweep = importlib.import_module(f"experiments.sweeps.{study}")
     return len(sweep.ABLATIONS) + len(BESIDE.get(study, ()))
 
 
-def first_cell(record: Record | None, names: Sequence[str]) -> dict[int, Run]:
-    """The finished runs of the first of some cells that has any, by seed."""
-    return next((runs for name in names if record and (runs := record.of_cell(name))), {})
+def of_cell(record: Record | None, cell: str) -> dict[int, Run]:
+    """The finished runs of a cell, by seed; none without the record."""
+    return record.of_cell(cell) if record else {}
 
 
 # --- Ratios ----------------------------------------------------------------------------------------------------------
@@ -156,8 +158,8 @@ def ratio(values: Sequence[float], base: Sequence[float]) -> Interval:
 
 def times(found: Interval) -> str:
     """A ratio in words."""
-    ends = f" ({found.low:.1f} to {found.high:.1f})" if found.counts else ""
-    return f"{found.mean:.1f} times{ends}"
+    ends = f" ({found.low:.3g} to {found.high:.3g})" if found.counts else ""
+    return f"{found.mean:.3g} times{ends}"
 
 
 def judge_ratio(found: Interval, then: float, says: str) -> str:
@@ -189,13 +191,13 @@ def judge(found: Interval, sign: int = 1, seen: float | None = None) -> str:
     """
     verdict = intervals.judge(found, sign)
     if verdict == "not significant" and seen is not None:
-        return f"{verdict}: {math.ceil(10 * seen) / 10:.1f} would have been seen"
+        return f"{verdict}: {seen:.2f} would have been seen"
     return verdict
 
 
-def scale_of(record: Record, cell: str) -> str:
-    """What the runs of a cell were trained on and how long, and the network's width."""
-    settings, runs = record.settings_of(cell), record.of_cell(cell)
+def scale_of(record: Record, *cells: str) -> str:
+    """What the runs of some cells were trained on and how long, and the width of the first one's network."""
+    settings, runs = record.settings_of(cells[0]), record.of_cell(cells[0])
     images = next((run["images"][0] for run in runs.values() if run.get("images", [None])[0]), None)
     words = [settings["data.name"].partition("/")[0]]
     if images:
@@ -203,4 +205,5 @@ def scale_of(record: Record, cell: str) -> str:
     if not settings.get("model.layers"):
         width = Fraction(settings["model.conv_widths"][1], 256)
         words.append("full width" if width == 1 else f"{width} of the width")
-    return ", ".join([*words, f"{settings['epochs']} epochs"])
+    epochs = sorted({record.settings_of(cell)["epochs"] for cell in cells})
+    return ", ".join([*words, f"{' and '.join(map(str, epochs))} epochs"])

@@ -13,14 +13,17 @@ BEGIN, END = "<!-- claims -->", "<!-- /claims -->"  # around the README's block
 SHOWN = 10  # rows of the README
 SHORT = {  # how a verdict begins, and its name where verdicts are counted
     "agrees that": "agrees in direction, not in size",
-    "2012's number": "2012's number is within noise",
-    "not comparable": "not comparable",
     "significant": "no claim of 2012",
+    "higher": "not compatible",
+    "lower": "not compatible",
+    "in ": "in some runs",
+    "not within": "in no run",
+    "not measured": "not measured",
 } | {
     word: word
     for word in (
-        "agrees", "contradicts", "not significant", "not measured", "out of reach", "too few seeds", "one seed",
-        "two seeds", "one set",
+        "agrees", "compatible", "contradicts", "not significant", "out of reach", "too few seeds", "one seed",
+        "one set", "2012's number is within noise", "not comparable", "the same step in every run",
     )
 }  # fmt: skip
 Row = tuple[Claim, Found | None]
@@ -29,31 +32,38 @@ INTRO = """# The paper's claims, rerun
 
     alexnet claims        # writes this page, the README's table and the pictures from experiments/records
 
-Each claim of the paper, and of the notes in its code, with its number and ours. Nothing here is typed by hand: the
-numbers are computed from the [records](records) of the runs, and a test compares this page with what they give.
+Each claim of the paper, and of the notes in its code, with its number and ours. None of our numbers is typed by hand:
+they are computed from the [records](records) of the runs, and a test compares this page with what they give.
 
 - **2012**: the number of the paper, on ImageNet unless the row says otherwise. Ours are at the scale that the second
-  table names, so that the verdict compares the signs; how large an effect is may well depend on the scale.
+  table names, so that the verdict compares the signs; how large an effect is may well depend on the scale. Sections
+  "ours" are changes that 2012 claims nothing of.
 - **Ours**: differences are in percentage points of top-1 error, between means over n seeds or more, above zero where
-  the change hurts. In brackets are 95 % intervals, by Welch's t over seeds. Those of one study's ablations hold all at
-  once (Bonferroni, for all that are planned), so they are wider than each would be alone; the others stand alone.
+  the change hurts. In brackets are 95 % intervals, by Welch's t over seeds; of several views, by Student's t over
+  the runs' own differences; of a ratio, by Welch's t of logarithms. Those of one study's ablations hold all at once
+  (Bonferroni, for all that are planned), so they are wider than each would be alone; the others stand alone.
 - An ablation that was better at another learning rate than the base's, on photos that are held out, has it
-  ([which ones](../docs/ablations.md#sweeps)).
+  ([which were tried](../docs/ablations.md#sweeps)). In figure 1 each network has the best of a few rates, of one seed.
+  No interval covers the choice of a rate.
 - **agrees, contradicts**: the interval excludes zero, and the sign is the paper's, or is not. **not significant**: it
   includes zero; behind it is the smallest difference that so many seeds would have seen with probability 0.8. **too few
   seeds**: there are fewer than three. **2012's number is within noise**: it is the difference of two single runs, a
   tenth of a point or so. **significant; no claim of 2012**: of a change that 2012 says nothing of. **not comparable**:
   ours is counted otherwise, as the row says. **agrees that ..., but not N times**: a ratio's interval excludes 1 and
   the paper's number. **one set**: one average of several networks' probabilities.
+- A change **overfits** if the training error falls and the error rises, both significantly; the verdict is the less
+  favourable of the two. One row, that of smaller pools, looks at the difference of the two instead. Training errors are
+  those of the last epoch's crops: with augmentation and with dropout, where the network has them.
 - What is counted run by run, the first steps and the colour of the towers, has no interval: **agrees** is then in every
-  run, and a single run is only told, as **one seed**. A tower is colour-blind if at most a quarter of its kernels are
-  mostly colour, and more than half of the other tower's; towers are apart beyond chance if Fisher's exact test has a p
-  below 0.05. How many points the shares of colour are apart is compared as errors are.
-- Training errors are those of the last epoch's crops: with augmentation and with dropout, where the network has them.
+  run, and of a single run, **one seed**, the row says what it did. A network **stops guessing** at the step where its
+  mean loss over 20 steps is first 0.05 below ln 10. A tower is colour-blind if at most a quarter of its kernels are
+  mostly colour, and more than half of the other tower's. Towers are apart beyond chance if Fisher's exact test has a p
+  below 0.05, as one run in twenty would have by chance. How many points the shares of colour are apart is compared as
+  errors are.
 - **not measured**: no finished run is recorded. **out of reach**: it cannot be measured here, and the second table says
   what it would take.
-- Published networks for CIFAR-10: ours is the mean ± standard deviation. It agrees if the published error, which is
-  rounded, is where one more run of ours would be with 95 % probability.
+- Published networks for CIFAR-10: ours is the mean ± standard deviation. It is **compatible** if the published error,
+  which is rounded, is where one more run of ours would be with 95 % probability, and **higher** or **lower** if not.
 - **Command, hours**: of the runs that the row reads. n is that of the smaller group; of a base, more seeds may be
   recorded than the command trains. Where a row names a change, its command trains the base too.
 """
@@ -87,7 +97,7 @@ def block(records: Records) -> str:
     note = (
         "In brackets are 95 % confidence intervals, those of the ablations simultaneous (Bonferroni). Behind "
         '"not significant" is the minimum detectable difference: what so many seeds would have seen with probability '
-        f"0.8, in points. These are {len(chosen)} of {len(every)} claims, of which {len(measured)} are measured so far "
+        f"0.8, in points. These are {len(chosen)} of {len(every)} rows, of which {len(measured)} are measured so far "
         f"and {len(every) - reach} are out of reach here."
     )
     return f"{BEGIN}\n{table}\n\n{note}\n{END}"

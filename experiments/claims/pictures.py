@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from alexnet_jax.analysis import plots
 from experiments.claims import figure1
-from experiments.claims.measures import Records, Run, first_cell
+from experiments.claims.measures import Records, Run, of_cell
 from experiments.claims.page import Row, rows
 
 WIDTH, DPI = 7.2, 200  # inches; pixels per inch
@@ -20,6 +20,7 @@ ROW = 0.36  # inches
 LABELS = 0.5  # the part of the width that they take
 BLUE, ORANGE = plots.COLORS[:2]
 OURS: dict[str, Any] = {"marker": "o", "color": BLUE, "ms": 6, "lw": 2}
+ALONE: dict[str, Any] = OURS | {"mfc": "white", "lw": 0}
 THEIRS: dict[str, Any] = {"marker": "D", "color": ORANGE, "ms": 6, "lw": 0, "mfc": "none", "mew": 1.5}
 
 
@@ -30,7 +31,7 @@ def draw(records: Records, folder: Path) -> list[Path]:
     ]
     drawn = [draw_claims(measured, folder / "claims.png")] if measured else []
     record = records.get("figure1")
-    relu, tanh = (first_cell(record, (cell,)) for cell in (figure1.RELU, figure1.TANH))
+    relu, tanh = (of_cell(record, cell) for cell in (figure1.RELU, figure1.TANH))
     if relu and tanh:
         drawn.append(draw_figure1(list(relu.values()), list(tanh.values()), folder / "figure1.png"))
     return drawn
@@ -40,7 +41,7 @@ def draw(records: Records, folder: Path) -> list[Path]:
 
 
 def draw_claims(found: Sequence[Row], path: Path) -> Path:
-    """Draws measured claims that have a number: ours with its interval, the paper's as a diamond.
+    """Draws measured claims that have a number: ours with its interval, if it has one, the paper's as a diamond.
 
     Differences are above, errors of published networks below.
     """
@@ -59,9 +60,9 @@ def draw_claims(found: Sequence[Row], path: Path) -> Path:
         above += under
         if shown[0][0].unit == "points":
             axes.axvline(0, color="#444444", lw=1, zorder=1)
-    names = {"ours, mean with 95 % interval": OURS, "published": THEIRS}
+    names = {"ours, mean with 95 % interval": OURS, "ours, no interval": ALONE, "published": THEIRS}
     handles = [Line2D([], [], label=name, **style) for name, style in names.items()]
-    figure.legend(handles=handles, loc="upper center", ncols=2, fontsize=8.5, frameon=False)
+    figure.legend(handles=handles, loc="upper center", ncols=3, fontsize=8.5, frameon=False)
     return plots.save(figure, path)
 
 
@@ -76,8 +77,8 @@ def _draw_rows(axes: Axes, found: Sequence[Row], label: str):
         axes.plot(claim.number, y, zorder=4, **THEIRS)
         words = f"{claim.section.partition(',')[0]}  {claim.says}"
         if there is not None and there.interval is not None:
-            axes.plot(there.interval.mean, y, **OURS)
             ends = there.interval.ends
+            axes.plot(there.interval.mean, y, **(OURS if ends else ALONE))
             axes.plot(np.clip(ends, low, high), [y] * len(ends), color=BLUE, lw=2, solid_capstyle="butt")
             for end, edge, arrow in zip(ends, (low, high), "<>", strict=False):
                 within = low <= end <= high

@@ -1,19 +1,19 @@
 """Measures that are not differences to a base: views, published errors, towers, the epochs of dropout, first steps."""
 
 import math
+import statistics
 from collections.abc import Sequence
 
 from scipy import stats
 
-from alexnet_jax.analysis.specialisation import chance, color_blind
+from alexnet_jax.analysis.specialisation import chance, color_blind, gap_by_chance
 from experiments.claims.measures import (
     Found,
     Measure,
     Records,
     Run,
-    first_cell,
     judge,
-    percent,
+    of_cell,
     points,
     ratio,
     scale_of,
@@ -33,7 +33,7 @@ def views_gain(study: str, cell: str) -> Measure:
 
     def measure(records: Records) -> Found | None:
         record = records.get(study)
-        runs = [r for r in first_cell(record, (cell,)).values() if r["views"] > 1 and r["centre_top1"] is not None]
+        runs = [r for r in of_cell(record, cell).values() if r["views"] > 1 and r["centre_top1"] is not None]
         found = interval([100 * (r["centre_top1"] - r["top1"]) for r in runs])
         if record is None or found is None:
             return None
@@ -42,33 +42,29 @@ def views_gain(study: str, cell: str) -> Measure:
     return measure
 
 
-def published(study: str, cells: Sequence[str], theirs: float) -> Measure:
+def published(study: str, cell: str, theirs: float) -> Measure:
     """The error of a network beside a published one, which is rounded to a percent.
 
-    It agrees if another run of ours could well have given it: if it is within the 95 % prediction interval. That of two
-    seeds would contain nearly any.
+    The two are compatible if another run of ours could well have given it: if it is within the 95 % prediction
+    interval. That of two seeds would contain nearly any.
     """
 
     def measure(records: Records) -> Found | None:
         record = records.get(study)
-        cell = next((c for c in cells if record and record.of_cell(c)), "")
-        if record is None or not cell:
+        runs = list(of_cell(record, cell).values())
+        if record is None or not runs:
             return None
-        runs = list(record.of_cell(cell).values())
         found = spread([100 * run["top1"] for run in runs])
         away = f"within {max(math.ceil(10 * abs(found.mean - theirs) - 1e-9), 1) / 10:.1f} points"
         views = f"{runs[0]['views']} views" if runs[0]["views"] > 1 else "one view"
         n, scale = len(runs), scale_of(record, cell)
-        ours = Interval(n, found.mean, None, None)
-        if found.std is None:
-            return Found(f"{found.mean:.1f} %, {views}", n, f"one seed: {away}", scale, runs, ours)
-        text = f"{found.mean:.2f} ± {found.std:.2f} %, {views}"
-        if n < SEEDS:
-            return Found(text, n, f"two seeds: {away}", scale, runs, ours)
+        text = f"{found.mean:.1f} %, {views}" if found.std is None else f"{found.mean:.2f} ± {found.std:.2f} %, {views}"
+        if found.std is None or n < SEEDS:
+            return Found(text, n, f"too few seeds: {away}", scale, runs, Interval(n, found.mean, None, None))
         half = float(stats.t.ppf(0.975, n - 1)) * found.std * (1 + 1 / n) ** 0.5
         ours = Interval(n, found.mean, found.mean - half, found.mean + half)  # of one more run, not of the mean
         inside = found.mean - half <= theirs + 0.5 and theirs - 0.5 <= found.mean + half
-        verdict = "agrees" if inside else f"{'higher' if found.mean > theirs else 'lower'}, {away}"
+        verdict = "compatible" if inside else f"{'higher' if found.mean > theirs else 'lower'}, {away}"
         return Found(text, n, verdict, scale, runs, ours)
 
     return measure
@@ -79,7 +75,7 @@ def gap(study: str, worse: str, better: str) -> Measure:
 
     def measure(records: Records) -> Found | None:
         record = records.get(study)
-        a, b = (first_cell(record, (cell,)) for cell in (worse, better))
+        a, b = (of_cell(record, cell) for cell in (worse, better))
         found = difference(*([100 * run["top1"] for run in net.values()] for net in (a, b)))
         if record is None or found is None:
             return None
@@ -96,7 +92,7 @@ def ensemble(study: str, cell: str, count: int) -> Measure:
         record = records.get(study)
         kept = record.ensembles if record else []
         averaged = next((e for e in kept if e["cell"] == cell and len(e["seeds"]) == count), None)
-        members = first_cell(record, (cell,))
+        members = of_cell(record, cell)
         if record is None or averaged is None or not members.keys() >= set(averaged["seeds"]):
             return None
         runs = [members[seed] for seed in averaged["seeds"]]
@@ -119,7 +115,7 @@ def epochs_of_dropout(records: Records) -> Found | None:
     here the rate drops at set epochs, the paper's when the error stops falling, and a drop soon lowers the error.
     """
     record = records.get("ablations")
-    base, other = first_cell(record, ("base",)), first_cell(record, ("dropout_off",))
+    base, other = of_cell(record, "base"), of_cell(record, "dropout_off")
     seeds = sorted(seed for seed in base.keys() & other.keys() if base[seed]["training"][-1] is not None)
     if record is None or not seeds:
         return None
@@ -150,19 +146,20 @@ def towers(study: str, cell: str) -> Measure:
 
     def measure(records: Records) -> Found | None:
         record = records.get(study)
-        runs = [run for run in first_cell(record, (cell,)).values() if len(run.get("color", ())) == 2]
+        runs = [run for run in of_cell(record, cell).values() if len(run.get("color", ())) == 2]
         if record is None or not runs:
             return None
         kernels = record.settings_of(cell)["model.conv_widths"][0] // 2
-        shares = [sorted(run["color"]) for run in runs]
-        blind = sum(bool(color_blind(share)) for share in shares)
-        apart = sum(chance(kernels, round(low * kernels), round(high * kernels)) < CHANCE for low, high in shares)
-        low, high = (sum(share[i] for share in shares) / len(shares) for i in (0, 1))
+        blind = sum(bool(color_blind(run["color"])) for run in runs)
+        counts = [sorted(round(share * kernels) for share in run["color"]) for run in runs]
+        apart = sum(chance(kernels, low, high) < CHANCE for low, high in counts)
+        gap = 100 * statistics.fmean(high - low for low, high in counts) / kernels
+        by_chance = 100 * statistics.fmean(gap_by_chance(kernels, low, high) for low, high in counts) / kernels
         text = (
             f"one tower colour-blind in {blind} of {len(runs)} runs; apart beyond chance in {apart}; "
-            f"{percent(high):.0f} % and {percent(low):.0f} % of {kernels} on average"
+            f"shares of {kernels} kernels {gap:.0f} points apart on average, {by_chance:.0f} by chance"
         )
-        verdict = "agrees" if blind == len(runs) else "contradicts: not in every run"
+        verdict = "agrees" if blind == len(runs) else f"contradicts: {'not in every' if blind else 'in no'} run"
         if len(runs) == 1:
             verdict = f"one seed: {'yes' if blind else 'no'}"
         return Found(text, len(runs), verdict, scale_of(record, cell), runs)
@@ -181,7 +178,7 @@ def first_steps(cell: str, *, later: bool = False) -> Measure:
 
     def measure(records: Records) -> Found | None:
         record = records.get("start")
-        runs, as_written = first_cell(record, (cell,)), first_cell(record, ("base",))
+        runs, as_written = of_cell(record, cell), of_cell(record, "base")
         seeds = sorted(runs.keys() & as_written.keys() if later else runs.keys())
         if record is None or not seeds:
             return None
@@ -194,7 +191,7 @@ def first_steps(cell: str, *, later: bool = False) -> Measure:
             pairs = [(leaves(a), leaves(b)) for a, b in zip(ours, theirs, strict=True)]
             known = [b is not None and (a is None or a > b) for a, b in pairs]
             same = all(a == b for a, b in pairs)
-            verdict = "not significant: no difference" if same else _counted(known, "contradicts")
+            verdict = "the same step in every run" if same else _counted(known, "contradicts")
         return Found(text, len(seeds), verdict, scale_of(record, cell), [*ours, *theirs])
 
     return measure

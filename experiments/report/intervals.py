@@ -1,8 +1,8 @@
 """Differences between the mean errors of two networks: intervals, alone and for several at once, and power.
 
 Every interval of a difference is Welch's: Student's t for two groups of runs that may spread differently. Runs with the
-same seed are not paired: the seed makes no two networks' errors alike, which seed_effect tests, and pairs have half the
-degrees of freedom.
+same seed are not paired: pairs have half the degrees of freedom. Whether the seed makes the errors of two networks
+alike is what seed_effect tests.
 
 Where a table has m differences, one in twenty of the plain intervals misses by chance, so the simultaneous ones are
 Bonferroni's: each has confidence 1 - 0.05 / m, and all of them hold at once in at least 95 % of cases, whatever the
@@ -57,15 +57,15 @@ class Interval(NamedTuple):
 class SeedEffect(NamedTuple):
     """An F test of whether networks trained with the same seed have errors that are alike."""
 
-    f: float  # the variance between seeds over that within them
+    f: float  # the mean square between seeds over that within them
     p: float
     groups: int  # networks
     seeds: int  # that all of them have
 
 
-def judge(found: Interval | None, sign: float = 1) -> str:
+def judge(found: Interval, sign: float = 1) -> str:
     """A verdict on a difference that is said to be positive, or negative with a sign below zero."""
-    if found is None or not found.counts:
+    if not found.counts:
         return "too few seeds"
     if not found.excludes_zero:
         return "not significant"

@@ -94,7 +94,7 @@ def verdict(found: Interval | None, change: Change | None) -> str:
         return "not measured"
     if change is None or change.top1 is None:
         return "no number to compare"
-    if change.noise:
+    if change.noise and found.counts:
         return "2012's number is within noise"
     return judge(found, change.top1)
 

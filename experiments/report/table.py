@@ -153,7 +153,8 @@ def _at_once(report: Report) -> str:
     return (
         f"The intervals of all {count} differences hold at once with 95 % confidence (Bonferroni: each alone has "
         f"{alone}). Holm's p allows for their number too, loses less, and may be below 0.05 where the "
-        "interval just includes zero. Of intervals that are 95 % each alone, one in twenty excludes zero by chance."
+        "interval just includes zero. Of changes that do nothing, one in twenty has a 95 % interval of its own that "
+        "excludes zero."
     )
 
 

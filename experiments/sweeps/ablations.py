@@ -1,4 +1,4 @@
-"""The ablations with eight seeds, on a part of Imagenette small enough to overfit: four minutes a run on one CPU core.
+"""The ablations with eight seeds, on a part of Imagenette small enough to overfit: three minutes a run on one CPU core.
 
     alexnet sweep --sweep ablations --seeds 8 --at-once 2
     alexnet sweep --sweep ablation_rates --seeds 1 --at-once 2     # the rates, measured on other images

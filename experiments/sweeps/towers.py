@@ -10,7 +10,7 @@ conv1 has all its 96 kernels, so that there are enough to count, and all other l
 What counts is not the error but the share of colour kernels in each tower (alexnet_jax/analysis/specialisation.py).
 Photos and rates are those of small.py.
 
-A run takes five to six minutes on one core of an AMD EPYC. In eight of the base, 16 and 25 of 48 kernels are of colour,
+A run takes four to six minutes on one core of an AMD EPYC. In eight of the base, 16 and 25 of 48 kernels are of colour,
 23 and 15, 26 and 22, 21 and 24, 15 and 31, 15 and 23, 22 and 17, 23 and 22: only the fifth is a difference that kernels
 dealt at random would rarely show. With the exchange at conv2 too, the differences are 1, 1, 3, 7, 2, 2, 1 and 1 kernels
 (experiments/records/towers.json).
