@@ -20,7 +20,7 @@ import math
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,15 +62,9 @@ def manager(workdir: Path) -> ocp.CheckpointManager:
     return _tried(opened, f"the checkpoints in {directory} cannot be listed", lambda: _way_out(workdir, None))
 
 
-def trained(workdir: Path) -> int | None:
+def latest_step(workdir: Path) -> int | None:
     """Returns the step of the latest checkpoint, from the folders' names alone; None if there is none."""
     return max(_steps(workdir), default=None)
-
-
-def best_step(workdir: Path) -> int | None:
-    """Returns the step of the checkpoint with the lowest validation error; None if none was measured."""
-    with manager(workdir) as checkpoints:
-        return checkpoints.best_step()
 
 
 def _steps(workdir: Path) -> list[int]:
@@ -146,10 +140,11 @@ def _write_error(checkpoints: ocp.CheckpointManager, e: Exception) -> Exception:
 # ---------------------------------------------------------------- restoring
 
 
-def restore(checkpoints: ocp.CheckpointManager, like: Any) -> tuple[int, Any, dict] | None:
+def restore(checkpoints: ocp.CheckpointManager, like: Any, needs: Sequence[str] = ()) -> tuple[int, Any, dict] | None:
     """Returns the latest (step, state, host), or None if there is none.
 
-    like: the state's shapes, dtypes and shardings. Raises UserError, saying what to do, if it cannot be read.
+    like: the state's shapes, dtypes and shardings. needs: the dicts that host must have.
+    Raises UserError, saying what to do, if it cannot be read.
     """
     step = checkpoints.latest_step()
     if step is None:
@@ -159,7 +154,7 @@ def restore(checkpoints: ocp.CheckpointManager, like: Any) -> tuple[int, Any, di
     def read():
         found = checkpoints.restore(step, args=args)
         host = _from_json(found["host"])
-        if not isinstance(host, dict):
+        if not isinstance(host, dict) or not all(isinstance(host.get(name), dict) for name in needs):
             raise ValueError("its host part is not what a run writes")
         _compare(found["state"], host.pop(CHECKSUMS, {}))
         return step, found["state"], host
@@ -175,7 +170,7 @@ def read_params(workdir: Path, like: dict, which: str = "best") -> tuple[int, di
       which: "best" (the lowest validation error; the latest if none was measured) or "latest".
     Raises UserError if there is no checkpoint yet, or if it cannot be read.
     """
-    if trained(workdir) is None:
+    if latest_step(workdir) is None:
         raise UserError(f"{workdir} has no checkpoint yet: let alexnet train reach its first one")
     checkpoints = manager(workdir)
     step = checkpoints.best_step() if which == "best" else None
@@ -215,7 +210,7 @@ def read_whole(folder: Path) -> tuple[dict, dict]:
 
 def checksums(state: Any) -> dict[str, int]:
     """Returns a checksum of each array of 4-byte numbers in a tree, {path: number}, on whatever devices it lies."""
-    named = jax.tree_util.tree_flatten_with_path(_sums(state))[0]
+    named = jax.tree_util.tree_flatten_with_path(jax.device_get(_sums(state)))[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): int(number) for path, number in named}
 
 

@@ -20,7 +20,7 @@ from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 from flax.traverse_util import unflatten_dict
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import ConfigDict
 
 from alexnet_jax import UserError, cifar, model, network, optimizer
 from alexnet_jax.data import augment
@@ -305,10 +305,10 @@ def fields_of(*purposes: str) -> frozenset[str]:
     return frozenset(name for name, field in FIELDS.items() if field.purpose in purposes)
 
 
-def fields(config: ConfigDict | FrozenConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The fields of a config, (dotted name, value)."""
     for name, value in config.items():
-        if isinstance(value, (ConfigDict, FrozenConfigDict)):
+        if isinstance(value, ConfigDict):
             yield from fields(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

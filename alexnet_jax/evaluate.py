@@ -20,7 +20,15 @@ import jax
 from tqdm import tqdm
 
 from alexnet_jax import UserError, inference, metrics
-from alexnet_jax.cli.commands import add_batch_size, add_devices, add_json, add_which, add_workdir, use_devices
+from alexnet_jax.cli.commands import (
+    add_batch_size,
+    add_data,
+    add_devices,
+    add_json,
+    add_which,
+    add_workdir,
+    use_devices,
+)
 from alexnet_jax.data.images import Images, SplitImages
 from alexnet_jax.data.records import Split
 from alexnet_jax.inference import Forward
@@ -59,7 +67,8 @@ def evaluate(members: Sequence[Member], batch_size: int, views: int = 1, progres
         for member, result in zip(members, results, strict=True):
             inference.refuse_not_finite(member.run, result.not_finite)
         # Added up in Python's own floats, float64: only within a batch are sums of float32.
-        totals = {name: total + float(sums[name]) for name, total in totals.items()}
+        fetched = jax.device_get(sums)  # all in one transfer
+        totals = {name: total + float(fetched[name]) for name, total in totals.items()}
         if progress is not None:
             progress.update(totals["images"] - progress.n)
     return {"images": int(totals["images"])} | metrics.means(totals)
@@ -120,13 +129,10 @@ def evaluate_runs(
         if run.classes != runs[0].classes or splits[-1].ids != splits[0].ids:
             raise UserError(f"{run.workdir} and {runs[0].workdir} differ in classes or images: evaluate each alone")
     if dense is None:
-        forwards = [inference.make_forward(run.apply, run.config, run.mesh) for run in runs]
         how: dict = {"views": views}
     else:
-        forwards = [
-            inference.make_forward(inference.dense_apply(run), run.config, run.mesh, dense=True) for run in runs
-        ]
         how = {"dense": [images.size for images in splits]}
+    forwards = [inference.make_forward(run, dense=dense is not None) for run in runs]
     members = [Member(*parts) for parts in zip(runs, forwards, map(SplitImages, splits), strict=True)]
     size = inference.batch_size(runs[0], len(splits[0]), batch_size)
     with metrics.bar(len(splits[0]), f"{split}, {_how(how)}") as progress:
@@ -164,9 +170,7 @@ def add_flags(parser: ArgumentParser) -> None:
     )
     says = "validation, train or, with --data, any split that the set has (default: validation)"
     parser.add_argument("--split", default="validation", help=says)
-    parser.add_argument(
-        "--data", help="a TFDS name or a folder, of classes that the run knows, instead of its own data set"
-    )
+    add_data(parser)
     add_which(parser)
     add_devices(parser)
     add_batch_size(parser)

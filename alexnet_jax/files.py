@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 from alexnet_jax import UserError
 
@@ -91,6 +91,17 @@ def alone(path: Path, busy: Callable[[], object] | None = None) -> Iterator[Bina
                 if _is_at(path, file):
                     path.unlink()
             return
+
+
+def taken(path: Path) -> TextIO | None:
+    """A lock that stays at `path`, held until it is closed; None if another process has it. Raises OSError."""
+    lock = path.open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """One way through a network: images in, and the probabilities or layers that are asked for out.
 
-    forward = make_forward(run.apply, run.config, run.mesh, layers=["fc7"])
+    forward = make_forward(run, layers=["fc7"])
     for batch, found in rows(run, forward, SplitImages(split), batch_size=128):
         found["fc7"]     # float32 (images, 4096)
 
@@ -15,8 +15,7 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import FrozenConfigDict
 
 from alexnet_jax import UserError, towers
 from alexnet_jax.data import augment
@@ -56,40 +55,38 @@ def log_mean_of(parts: list[jax.Array]) -> jax.Array:
     return log_mean(jnp.stack(parts), axis=0)
 
 
-def layer_shapes(apply: Callable, config: ConfigDict, mesh: Mesh, layers: Sequence[str]) -> dict[str, tuple[int, ...]]:
+def layer_shapes(run: Run, layers: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """The shapes of one image's activations. Raises UserError, listing the layers, if the network lacks one."""
-    side = config.data.crop
-    images = jax.ShapeDtypeStruct((mesh.shape[towers.DATA], side, side, 3), np.float32)
-    there = jax.eval_shape(apply, shapes(config.model, side), images)[1]
+    side = run.config.data.crop
+    images = jax.ShapeDtypeStruct((run.mesh.shape[towers.DATA], side, side, 3), np.float32)
+    there = jax.eval_shape(run.apply, shapes(run.config.model, side), images)[1]
     if unknown := [name for name in layers if name not in there]:
         raise UserError(f"the network has no layer {', '.join(unknown)}: it has {', '.join(there)}")
     return {name: there[name].shape[1:] for name in layers}
 
 
-def make_forward(
-    apply: Callable, config: ConfigDict, mesh: Mesh, *, layers: Sequence[str] = (), dense: bool = False
-) -> Forward:
-    """The network as a function, forward(params, statistics, images, views=1), compiled once for all batches and views.
+def make_forward(run: Run, *, layers: Sequence[str] = (), dense: bool = False) -> Forward:
+    """A run's network as a function, forward(params, statistics, images, views=1), compiled once for all batches.
 
     Args:
-      apply: maps (params, images) to (logits, activations by name), as towers.split makes it.
-      config: the run's; mesh: its devices.
       layers: the layers to return. Only as much of the network runs as they need.
-      dense: whether `apply` is a `dense_apply`: the network sees whole images instead of crops.
+      dense: the network slides over whole images instead of seeing crops; see dense_apply.
     The function's arguments: params; statistics, of the training set; images uint8 (b, size, size, 3), placed on the
     mesh; views: 1, the centre crop, or 10 (section 4.1). It returns arrays by name: the layers' activations (b, ...) of
     the centre crop, or, if no layers are named, LOGS float32 (b, classes), the logarithms of the mean of all views' or
     places' softmax outputs. (The 2012 code averages probabilities too, not logits: layer.cu:1805.)
-    Raises UserError if the network lacks a layer, and the function raises ValueError if layers are asked for of views.
+    Raises UserError if the network lacks a layer or cannot slide. The function raises ValueError if layers are asked
+    for of views.
 
     LOGS are logarithms because of the loss: float32 has no number between 0 and 1e-45, so probabilities would give a
     network that is wrong and sure by a hundred nats an infinite loss.
     """
     if layers:
-        layer_shapes(apply, config, mesh, layers)
+        layer_shapes(run, layers)
+    apply, data = dense_apply(run) if dense else run.apply, run.config.data
 
     # Ten views are ten calls, of `cut` too: one call on all of them would need ten times the memory.
-    @partial(jax.jit, compiler_options=towers.compiler_options(mesh.devices.flat[0].platform))
+    @partial(jax.jit, compiler_options=towers.compiler_options(run.mesh.devices.flat[0].platform))
     def see(params, crop):
         logits, activations = apply(params, crop)
         if layers:
@@ -100,8 +97,8 @@ def make_forward(
     @partial(jax.jit, static_argnames=("views", "view"))
     def cut(statistics, images, views, view):
         if dense:
-            return augment.whole(images, statistics, config.data)
-        return augment.views(images, statistics, config.data, views)[view]  # the others are not computed
+            return augment.whole(images, statistics, data)
+        return augment.views(images, statistics, data, views)[view]  # the others are not computed
 
     def forward(params, statistics, images, views=1):
         if layers and views != 1:

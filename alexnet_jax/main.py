@@ -37,6 +37,7 @@ from alexnet_jax.data.prepare import prepare
 from alexnet_jax.data.records import Prepared
 from alexnet_jax.files import expanded
 from alexnet_jax.runs import claims, finetune, provenance
+from alexnet_jax.runs.run import load_run
 from alexnet_jax.train import train
 
 MOST_STEPS = 2**31  # the training state counts steps in int32
@@ -105,8 +106,8 @@ def run(config: ConfigDict, workdir: Path, given: Collection[str] = ()) -> int:
     given: dotted names of the fields that the command line sets, which fine-tuning does not take from its start.
     Returns the exit status: 0, or stopping.STOPPED after a signal. Raises UserError.
     """
-    own_classes(config, given)
     config = together(lambda: finetune.resolved(config, workdir, given))
+    own_classes(config, given)
     check(config)
     refuse_other_config(config)
     claims.refuse_converted(workdir)
@@ -137,7 +138,7 @@ def ready(config, mesh, workdir: Path):
     config.model.num_classes = len(prepared.classes)
     check_against_data(config, prepared, mesh)
     if config.start.workdir:
-        if checkpoint.trained(workdir) is None:
+        if checkpoint.latest_step(workdir) is None:
             finetune.refuse_other_function(config)
         prepared = dataclasses.replace(prepared, statistics=finetune.statistics(config, workdir, prepared.statistics))
     return config, prepared, facts
@@ -152,7 +153,7 @@ def claimed(workdir: Path, config: ConfigDict, prepared: Prepared, facts: dict, 
             machine = provenance.of_machine(mesh)
             statistics, classes = prepared.statistics, prepared.classes
             held.enter_context(claims.claim(workdir, config, statistics, classes, facts, machine))
-            if checkpoint.trained(workdir) is not None and (warning := provenance.warning(machine, workdir)):
+            if checkpoint.latest_step(workdir) is not None and (warning := provenance.warning(machine, workdir)):
                 print(warning, file=sys.stderr)
 
         together(claim if towers.leads() else lambda: None)
@@ -253,12 +254,12 @@ def introduce(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path)
 
 def conclude(result: dict[str, Any], prepared: Prepared, workdir: Path) -> None:
     """Draws the figures, and says how good the network is and where everything is."""
-    latest = checkpoint.trained(workdir)
+    latest = checkpoint.latest_step(workdir)
     drawn: dict[str, Path] = {}
     best = latest
     if jax.process_count() == 1:  # only a single process can read a run back and draw it
-        drawn = figures.draw_run(workdir, prepared.evaluation)
-        best = checkpoint.best_step(workdir)
+        run = load_run(workdir)
+        drawn, best = figures.draw(run, prepared.evaluation, figures.QUICK, workdir), run.step
     print(
         f"validation, {result['views']} view(s), {result['images']} images, latest checkpoint (step {latest}): "
         f"top-1 error {result['top1_error']:.2%}, top-5 error {result['top5_error']:.2%}"

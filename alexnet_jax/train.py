@@ -126,6 +126,11 @@ class Pending(NamedTuple):
     rate: float  # the learning rate of weights
 
 
+def is_recorded(step: int, config: ConfigDict, steps_per_epoch: int) -> bool:
+    """Whether a record is due after a step: every so many steps, and at the end of each epoch."""
+    return step % config.log_every_steps == 0 or step % steps_per_epoch == 0
+
+
 def record(pending: Pending, window: dict, log: metrics.Log, config: ConfigDict, steps_per_epoch: int) -> dict:
     """Waits for a step, adds its sums to the `window`, those since the last record, and writes a record if one is due.
 
@@ -133,14 +138,14 @@ def record(pending: Pending, window: dict, log: metrics.Log, config: ConfigDict,
     Returns: the new window, empty after a record. Raises UserError if the loss is not finite.
     """
     step, rate = pending.step, pending.rate
-    sums = {name: float(value) for name, value in pending.sums.items()}
+    sums = {name: float(value) for name, value in jax.device_get(pending.sums).items()}  # all in one transfer
     if not math.isfinite(sums["loss"]):
         raise UserError(
             f"the loss is {sums['loss']} at step {step} with a learning rate of {rate:g}: train in a new --workdir "
             f"with a lower one, --config.optimizer.learning_rate={config.optimizer.learning_rate / 2:g}"
         )
     window = {name: window.get(name, 0.0) + value for name, value in sums.items()}
-    if step % config.log_every_steps and step % steps_per_epoch:
+    if not is_recorded(step, config, steps_per_epoch):
         return window
     means = metrics.means(window)
     speed = log.images_per_second(step)
@@ -158,8 +163,8 @@ def validate(run: Run, forward: inference.Forward, split: Split, views: int) -> 
 
 
 def asked_to_stop(stop: Stop, step: int, config: ConfigDict, steps_per_epoch: int) -> bool:
-    """Whether a signal came. Several processes agree on it, at some steps only, so that all stop at the same step."""
-    if jax.process_count() > 1 and step % config.log_every_steps and step % steps_per_epoch:
+    """Whether a signal came. Several processes agree on it, at recorded steps only: all stop at the same step."""
+    if jax.process_count() > 1 and not is_recorded(step, config, steps_per_epoch):
         return False
     return towers.any_process(stop.signal is not None)
 
@@ -180,7 +185,7 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
     checkpoints = checkpoint.manager(workdir)
     # What a resumed run needs besides the state: the sums since the last record, and the last validation result.
     host: dict[str, Any] = {"plateau": optimizer.new_plateau(), "window": {}, "result": None}
-    if found := checkpoint.restore(checkpoints, net.state):
+    if found := checkpoint.restore(checkpoints, net.state, needs=("plateau", "window")):
         first, state, host = found
         host["plateau"] = optimizer.new_plateau() | host["plateau"]
     else:
@@ -194,7 +199,7 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
     span = {"shard": part, "seed": seed, "batch_size": batch_size, "first_step": first, "last_step": steps}
     if config.data.on_device:
         images = towers.place(prepared.train.images(progress=towers.leads()), everywhere)
-        batches = resident_batches(len(prepared.train), prepared.train.labels, config.data, **span)
+        batches = resident_batches(prepared.train.labels, config.data, **span)
     else:
         images = None
         batches = train_batches(prepared.train, config.data, **span)
@@ -202,9 +207,9 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
     key = jax.jit(lambda: jax.random.fold_in(jax.random.key(seed), 1), out_shardings=everywhere)()
     constants = {"statistics": statistics, "key": key, "images": images}
 
-    # --- validation: the run as evaluate.py takes it, and the function that it is evaluated by ------------------
+    # --- validation: the run as evaluate.py takes it, with its parameters later, and what it is evaluated by -----
     run = Run(workdir, first, config, mesh, net.apply, net.state["params"], statistics, prepared.classes)
-    forward = inference.make_forward(net.apply, config, mesh)
+    forward = inference.make_forward(run)
 
     # --- records ------------------------------------------------------------------------------------------------
     where = workdir if towers.leads() else None
@@ -260,4 +265,4 @@ def train(config: ConfigDict, prepared: Prepared, mesh: Mesh, workdir: Path) -> 
             if stopping:
                 break
         checkpoint.finish(checkpoints)
-    return None if stopping else host["result"]
+    return None if stopping else host.get("result")

@@ -1,7 +1,6 @@
 """The runs of a sweep as jobs of submitit: here a few at a time, or all at once on a SLURM cluster."""
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
@@ -20,6 +19,7 @@ from alexnet_jax import UserError, main, one_line
 from alexnet_jax.cli import stopping
 from alexnet_jax.cli.commands import set_up_libraries
 from alexnet_jax.data.host import sees_gpus
+from alexnet_jax.files import taken
 from alexnet_jax.runs import claims
 from experiments import results
 
@@ -243,13 +243,7 @@ def _stop(jobs: list[submitit.Job]):
 def take(cell: Cell, folder: Path) -> TextIO | None:
     """The lock of a cell, held until it is closed; None if another sweep has it. folder: the jobs' own, shared."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / f"{cell.name}.seed{cell.seed}.lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        return None
-    return lock
+    return taken(folder / f"{cell.name}.seed{cell.seed}.lock")
 
 
 def release(lock: TextIO | None):

@@ -25,14 +25,13 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import jax
-from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from alexnet_jax import UserError, one_line
 from alexnet_jax.cli import config_file
 from alexnet_jax.cli.commands import add_workdir
-from alexnet_jax.config import check
+from alexnet_jax.config import check, fields
 from alexnet_jax.data.prepare import prepare
 from alexnet_jax.files import expanded, locked, replacing
 from alexnet_jax.runs import finetune
@@ -84,7 +83,7 @@ def main(flags: Namespace) -> int:
         return 0
     executor = make_executor(flags.launcher, workdir / "jobs", flags.slurm)
     record(workdir, flags.sweep, base, planned, {name: change.title for name, change in ablations.items()})
-    prepare(base.data)  # once, before the runs need it
+    prepare(base.data, base.model.num_classes)  # once, before the runs need it
     try:
         failed = launch(cells, executor, flags.at_once)
     except KeyboardInterrupt:
@@ -174,13 +173,13 @@ def make_cells(base: ConfigDict, ablations: dict[str, Change], seeds: int, workd
 def _changed(base: ConfigDict, change: Change | None) -> ConfigDict:
     """The base with a change. Raises UserError, or what change.fields or ml_collections raises."""
     config = base.copy_and_resolve_references()
-    known = flatten_dict(config.to_dict(), sep=".")
-    fields = change.fields(base) if change else {}
-    for field in fields:
+    known = dict(fields(config))
+    changed = change.fields(base) if change else {}
+    for field in changed:
         if field not in known:
             raise UserError(f"{field}: {config_file.unknown(str(field), known, 'the base')}")
-    config.lock().update_from_flattened_dict(fields)
-    config = finetune.resolved(config, given=fields)  # here, where the change's own fields are known
+    config.lock().update_from_flattened_dict(changed)
+    config = finetune.resolved(config, given=changed)  # here, where the change's own fields are known
     check(config)
     return config
 
@@ -244,8 +243,8 @@ def _planned(base: ConfigDict, cells: list[Cell], titles: dict[str, str]) -> dic
     planned = {}
     for cell in cells:
         ours = results.computes(results.completed(cell.config.to_dict()))
-        fields = {name: ours[name] for name in results.differing(ours, settings)}
-        one = planned.setdefault(cell.name, {"title": titles.get(cell.name, cell.name), "fields": fields, "seeds": []})
+        changes = {name: ours[name] for name in results.differing(ours, settings)}
+        one = planned.setdefault(cell.name, {"title": titles.get(cell.name, cell.name), "fields": changes, "seeds": []})
         one["seeds"].append(cell.seed)
     return planned
 
@@ -284,7 +283,7 @@ def run_seconds(base: ConfigDict) -> float:
 
     Evaluating a batch is counted as a third of a training step.
     """
-    prepared = prepare(base.data)
+    prepared = prepare(base.data, base.model.num_classes)
     base = base.copy_and_resolve_references()
     base.model.num_classes = len(prepared.classes)
     start = time.perf_counter()

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import UserError, inference, optimizer, towers
 from alexnet_jax.model import AlexNet
+from alexnet_jax.runs.run import Run
 from alexnet_jax.train import program
 from alexnet_jax.weights.layouts import PYTORCH, fc6_maps, from_ours
 from configs import paper
@@ -214,7 +216,7 @@ def test_the_peer_trains_and_predicts_as_ours(draw, name, tuned):
     logits = jax.jit(AlexNet(c.model).apply)({"params": params}, images)[0]
     close(net(torch.from_numpy(images).permute(0, 3, 1, 2)).detach().numpy(), logits, "logits")
 
-    views = inference.make_forward(program(c, mesh).apply, c, mesh)
+    views = inference.make_forward(Run(Path(), 0, c, mesh, program(c, mesh).apply, params, statistics, []))
     prepared = np.random.default_rng(2).integers(0, 256, (2, c.data.size, c.data.size, 3), np.uint8)
     expected = views(params, statistics, prepared, views=10)[inference.LOGS]
     ten = peer.make_views(net, c, compiled=lambda function: function)

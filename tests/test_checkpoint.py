@@ -471,6 +471,15 @@ def test_numbers_that_are_not_those_that_were_saved_are_refused(copy):
     assert load_run(copy).params
 
 
+@pytest.mark.parametrize("host", [{}, {"plateau": 5, "window": {}, "result": None}])
+def test_a_checkpoint_without_what_a_resumed_run_needs_is_refused(config, copy, host):
+    [path] = (copy / "checkpoints").glob("step_*/host/metadata")
+    path.write_text(json.dumps(host))
+    config.epochs += 1
+    with pytest.raises(UserError, match="its host part is not what a run writes.*remove"):
+        main.run(config, copy)
+
+
 def test_records_that_are_missing_are_not_passed_over(tiny_run, tmp_path, capsys):
     """The file lost its end, or all of it; removed by hand, it begins anew and says so."""
     workdir = shutil.copytree(tiny_run, tmp_path / "run")

@@ -381,7 +381,12 @@ def test_one_conversion_at_a_time_writes_a_workdir(converted, tmp_path):
     with files.alone(tmp_path / ".run.lock"), pytest.raises(UserError, match="another conversion writes .*run: wait"):
         convert.import_weights("caffe", whole, preset("caffe"), tmp_path / "run")
     convert.import_weights("caffe", whole, preset("caffe"), tmp_path / "run")
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    convert.import_weights("caffe", whole, preset("caffe"), tmp_path / "runs" / "caffe")  # whose folder is new too
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*.json")) == [
+        "run/config.json", "run/converted.json",
+    ]  # fmt: skip
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "runs"]
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["caffe"]
 
 
 # How converted runs are used.

@@ -12,7 +12,7 @@ from helpers import verbs
 from helpers.images import Given, run_of
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from alexnet_jax import UserError, evaluate, inference, main, metrics
+from alexnet_jax import UserError, evaluate, main, metrics
 from alexnet_jax.analysis import features, figures, predict
 from alexnet_jax.data import augment
 from alexnet_jax.data.images import PhotoImages, SplitImages
@@ -55,7 +55,7 @@ def run(tiny_run):
 def probabilities(run):
     """Of the validation split's centre crops, all at once: float32 (n, classes)."""
     split = prepare(run.config.data).evaluation
-    forward = make_forward(run.apply, run.config, run.mesh)
+    forward = make_forward(run)
     return np.exp(np.asarray(forward(run.params, run.statistics, split.images())[LOGS]))
 
 
@@ -121,7 +121,7 @@ def test_dense_averages_the_map(tiny_run, run):
     maps = net.apply({"params": run.params}, augment.whole(large, run.statistics, run.config.data))[0]
     assert maps.shape[1:3] == (3, 3)
     expected = np.asarray(jax.nn.softmax(maps)).reshape(2, 9, 3).mean(axis=1)
-    forward = make_forward(inference.dense_apply(run), run.config, run.mesh, dense=True)
+    forward = make_forward(run, dense=True)
     np.testing.assert_allclose(np.exp(forward(run.params, run.statistics, large)[LOGS]), expected, rtol=1e-4)
 
 
@@ -170,7 +170,7 @@ def test_a_loss_of_hundreds_of_nats_is_finite_and_right(views, scale):
         apply, rows = look_up(logits)
         run = run_of(apply, logits, DATA)
         images = Given(rows, np.append(labels, [0, 0]), padding=2)
-        members.append(evaluate.Member(run, make_forward(apply, run.config, run.mesh), images))
+        members.append(evaluate.Member(run, make_forward(run), images))
         logs.append(mean_log(*logits[places]))
     for number in (1, 2):
         found = evaluate.evaluate(members[:number], 5, views)
@@ -189,7 +189,7 @@ def test_padding_counts_for_nothing(padding):
     logs[2:] = padding
     apply, rows = look_up(np.stack([logs] * 9))
     run, labels = run_of(apply, np.stack([logs] * 9), DATA), np.zeros(4, np.int32)
-    member = evaluate.Member(run, make_forward(apply, run.config, run.mesh), Given(rows, labels, padding=2))
+    member = evaluate.Member(run, make_forward(run), Given(rows, labels, padding=2))
     found = evaluate.evaluate([member] * 2, 4)
     assert found["images"] == 2 and found["loss"] == pytest.approx(-logs[:2, 0].mean(), rel=1e-6)
     found = metrics.sums(logs, labels, np.float32([1, 1, 0, 0]))
@@ -314,6 +314,6 @@ def test_progress_counts_every_image_once(tiny_run, run):
             seen.append(self.n)
 
     split = prepare(run.config.data).evaluation
-    member = evaluate.Member(run, make_forward(run.apply, run.config, run.mesh), SplitImages(split))
+    member = evaluate.Member(run, make_forward(run), SplitImages(split))
     found = evaluate.evaluate([member], 10, progress=Bar())
     assert seen == [10, 20, 30, 33] and found["images"] == 33

@@ -288,6 +288,14 @@ def test_a_command_ends_in_one_line(raised, status):
     assert error.value.code == status
 
 
+def test_a_closed_standard_output_is_no_error(tmp_path):
+    """As of a service: what the command writes to files is there."""
+    code = "import os\nfrom alexnet_jax.cli.commands import command\ncommand(lambda words: os.mkdir(words[0]))"
+    words = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-c", code, str(tmp_path / "x")]
+    done = subprocess.run(words, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (0, b"") and (tmp_path / "x").exists()
+
+
 def test_a_reader_that_leaves_and_a_full_disk_are_one_line():
     """`| head -1` and `> /dev/full`, of a process that prints more than a pipe holds."""
     code = "from alexnet_jax.cli.commands import command\ncommand(lambda argv: print('x' * 2**20))"

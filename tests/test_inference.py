@@ -46,7 +46,7 @@ def test_batch_sizes(tiny_run, run):
 
 def test_an_unknown_layer_is_refused_before_an_image_is_read(run):
     with pytest.raises(UserError, match="no layer fc9, pool9: it has conv1, .*, pool5"):
-        inference.make_forward(run.apply, run.config, run.mesh, layers=["fc9", "fc7", "pool9"])
+        inference.make_forward(run, layers=["fc9", "fc7", "pool9"])
 
 
 def test_a_processs_share_of_a_split(split):
@@ -78,14 +78,14 @@ def test_photos_cannot_be_shared(run, photos):
 
 
 def test_layers_are_those_of_one_view(run, split):
-    forward = inference.make_forward(run.apply, run.config, run.mesh, layers=["fc7"])
+    forward = inference.make_forward(run, layers=["fc7"])
     with pytest.raises(ValueError, match="centre crop, and views is 10"):
         forward(run.params, run.statistics, split.images(range(4)), views=10)
 
 
 def test_rows_leave_the_padding_out(run, split):
     images = Given(split.images(range(5)), split.labels[:5], padding=2)
-    forward = inference.make_forward(run.apply, run.config, run.mesh, layers=["fc7", "pool1"])
+    forward = inference.make_forward(run, layers=["fc7", "pool1"])
     [(batch, found)] = inference.rows(run, forward, images, 5)
     assert batch.ids == ["0", "1", "2"] and found["fc7"].shape == (3, 128) and found["pool1"].shape[0] == 3
     assert all(array.dtype == np.float32 for array in found.values())

@@ -32,7 +32,7 @@ def paths(photos):
 
 def by_hand(run, paths, views):
     """Probabilities (n, classes), all at once."""
-    forward = make_forward(run.apply, run.config, run.mesh)
+    forward = make_forward(run)
     images = np.stack([np.asarray(square(path, run.config.data.size)) for path in paths])
     return np.exp(np.asarray(forward(run.params, run.statistics, images, views=views)[LOGS]))
 

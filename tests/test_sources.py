@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.folders import contents, data_config, make_folder, message, photo, two_classes
+from ml_collections import ConfigDict
 
 from alexnet_jax import UserError, main
 from alexnet_jax.config import check
@@ -273,6 +274,8 @@ def test_a_data_set_on_the_command_line_brings_its_classes(tmp_path):
     assert config.model.num_classes == 1000
     main.own_classes(config, {"data.name": str(root)})
     assert config.model.num_classes == 0
+    with pytest.raises(UserError, match="the config has no field"):
+        main.run(ConfigDict({"name": "x", "data": {"name": str(root)}}), tmp_path / "none", {"data.name": str(root)})
 
 
 # ---------------------------------------------------------------- what the user can mend

@@ -89,7 +89,7 @@ def test_evaluation(views):
     images = np.random.default_rng(0).integers(0, 256, (ROWS, 4, 4, 3), np.uint8)
     labels, w = np.arange(ROWS, dtype=np.int32) % 7, normal(12, 7, scale=0.2)
     run = run_of(lambda w, x: (layers.dense(x, w, groups=1), {}), w, config)
-    forward = inference.make_forward(run.apply, run.config, run.mesh)
+    forward = inference.make_forward(run)
     found = evaluate.evaluate([evaluate.Member(run, forward, Given(images, labels))], ROWS, views)
     crops = double(*augment.views(images, {}, config, views))
     probabilities = sum(np.exp(log_softmax(c.reshape(ROWS, -1) @ w.astype(np.float64))) for c in crops) / views

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -117,7 +118,7 @@ def test_a_stopped_sweep_lets_its_run_save_its_step(mine, tmp_path, how):
         said = process.communicate()
     assert process.returncode == 130 and "the same command resumes" in said[1], said
     assert not (base / "failed.txt").exists() and not (workdir / "pooling").exists()
-    assert checkpoint.trained(base) >= records(base)[-1]["step"] > 0
+    assert checkpoint.latest_step(base) >= records(base)[-1]["step"] > 0
 
 
 def test_dry_run_prints_the_cells_and_the_cost(mine, tmp_path, capsys):
@@ -125,6 +126,17 @@ def test_dry_run_prints_the_cells_and_the_cost(mine, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "pooling  ---  model.pool_size=2" in said and "the 9.0 runs that remain" in said
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_class_without_photos_is_refused_before_any_run(chain_config, mine, tmp_path, here):
+    """As alexnet train refuses it: a set that is prepared already would be taken as it is."""
+    photos = shutil.copytree(chain_config.data.name, tmp_path / "photos")
+    (photos / "train" / "zebra").mkdir()
+    chain_config.data.name = str(photos)
+    mine.write_text(FILE % chain_config.to_json())
+    for more in (("--dry-run",), ()):
+        with pytest.raises(UserError, match="1 of 4 classes has no photo in train: zebra"):
+            run("--sweep", mine, "--workdir", tmp_path / "runs", *more)
 
 
 def test_cells_go_seed_by_seed(config, tmp_path):

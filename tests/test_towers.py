@@ -204,7 +204,7 @@ def loss_curve(config, mesh, steps):
         "noise": np.float32(augment.noise_strength(config.data, 0)),
     }
     losses = []
-    for batch in resident_batches(64, labels, config.data, seed=0, batch_size=16, first_step=0, last_step=steps):
+    for batch in resident_batches(labels, config.data, seed=0, batch_size=16, first_step=0, last_step=steps):
         state, sums = net.step(state, jax.device_put(batch, towers.batch_sharding(mesh)), epoch, constants)
         losses.append(float(sums["loss"]) / 16)
         if len(losses) == 2:

@@ -31,7 +31,7 @@ from configs import paper
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """Runs of this process draw none, which saves a second each. What they draw is in test_figures."""
-    monkeypatch.setattr(figures, "draw_run", lambda *args: {})
+    monkeypatch.setattr(figures, "draw", lambda *args: {})
 
 
 def test_it_learns_and_reports_it(config, tmp_path, capsys):
@@ -125,7 +125,8 @@ def whole(photos, tmp_path_factory):
 
 
 def optimizer_drops(workdir):
-    return checkpoint.read_whole(workdir / "checkpoints" / f"step_{checkpoint.trained(workdir)}")[1]["plateau"]["drops"]
+    folder = workdir / "checkpoints" / f"step_{checkpoint.latest_step(workdir)}"
+    return checkpoint.read_whole(folder)[1]["plateau"]["drops"]
 
 
 @pytest.mark.slow

@@ -10,14 +10,15 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from alexnet_jax import towers
-from alexnet_jax.train import program
+from alexnet_jax.data.records import statistics_shapes
+from alexnet_jax.train import Program, program
 
 BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "pred": 1, "u8": 1}  # of the types that a step can send
 COLLECTIVES = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
 
 
-def inputs(config: ConfigDict, mesh: Mesh) -> tuple[dict, dict, dict, dict]:
-    """Shapes, dtypes and shardings of what the training step takes on a mesh: state, batch, epoch, constants."""
+def inputs(config: ConfigDict, mesh: Mesh, net: Program) -> tuple[dict, dict, dict, dict]:
+    """Shapes, dtypes and shardings of what the training step of a program takes: state, batch, epoch, constants."""
     b, d, whole = config.batch_size, config.data, towers.replicated(mesh)
 
     def arrays(sharding: Any, **shapes: tuple) -> dict:
@@ -31,25 +32,19 @@ def inputs(config: ConfigDict, mesh: Mesh) -> tuple[dict, dict, dict, dict]:
         flip=((b,), jnp.bool_),
         noise=((b, 3), jnp.float32),
     )
-    statistics = arrays(
-        whole,
-        mean=((d.size, d.size, 3), jnp.float32),
-        channel_mean=((3,), jnp.float32),
-        stdevs=((3,), jnp.float32),
-        vectors=((3, 3), jnp.float32),
-    )
-    state = program(config, mesh).state
+    statistics = arrays(whole, **{name: (shape, jnp.float32) for name, shape in statistics_shapes(d.size).items()})
     scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
-    epoch = {"rates": jax.tree.map(lambda _: scalar, state["params"]), "noise": scalar}
+    epoch = {"rates": jax.tree.map(lambda _: scalar, net.state["params"]), "noise": scalar}
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole)
-    return state, batch, epoch, {"statistics": statistics, "key": key, "images": None}
+    return net.state, batch, epoch, {"statistics": statistics, "key": key, "images": None}
 
 
-def compile_step(config: ConfigDict, mesh: Mesh) -> jax.stages.Compiled:
-    """The training step, compiled for a mesh, without data."""
-    step: Any = program(config, mesh).step
-    return step.lower(*inputs(config, mesh)).compile()
+def compile_step(config: ConfigDict, mesh: Mesh, net: Program | None = None) -> jax.stages.Compiled:
+    """The training step, compiled for a mesh, without data. net: the config's program, if there is one already."""
+    net = net or program(config, mesh)
+    step: Any = net.step
+    return step.lower(*inputs(config, mesh, net)).compile()
 
 
 def memory(compiled: jax.stages.Compiled) -> dict[str, int]:

@@ -39,7 +39,7 @@ Rows = tuple[list[str], np.ndarray, dict[str, np.ndarray]]  # ids, labels int32 
 
 def extract(run: Run, layers: Sequence[str], images: Images, batch_size: int) -> Iterator[Rows]:
     """Yields the Rows of each batch. Raises UserError if a layer is unknown, or contains NaN or infinity."""
-    forward = inference.make_forward(run.apply, run.config, run.mesh, layers=layers)
+    forward = inference.make_forward(run, layers=layers)
     for batch, found in inference.rows(run, forward, images, batch_size):
         yield batch.ids, batch.labels[: len(batch.ids)], found
 
@@ -105,7 +105,7 @@ def save(run: Run, layers: Sequence[str], images: Images, path: Path, batch_size
     read. Raises UserError: an unknown layer, a batch that does not divide over the copies, no readable photo, no space,
     a path that cannot be written, NaN or infinity.
     """
-    shapes = inference.layer_shapes(run.apply, run.config, run.mesh, layers)
+    shapes = inference.layer_shapes(run, layers)
     size = inference.batch_size(run, len(images), batch_size)
     bytes_each = [4 * len(images) * int(np.prod(shape)) for shape in shapes.values()]
     needed = sum(bytes_each) + max(bytes_each)
@@ -156,7 +156,7 @@ def main(flags: Namespace) -> int:
     use_devices(flags.devices)
     run = load_run(flags.workdir, flags.which, *flags.devices)
     layers = list(dict.fromkeys(flags.layer))
-    shapes = inference.layer_shapes(run.apply, run.config, run.mesh, layers)  # checked before images are looked for
+    shapes = inference.layer_shapes(run, layers)  # checked before images are looked for
     images = images_of(run, flags.images)
     out = files.expanded(flags.out)
     count = save(run, layers, images, out, flags.batch_size)

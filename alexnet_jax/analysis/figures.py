@@ -23,7 +23,7 @@ from alexnet_jax.analysis.plots import confusion, kernels, mistakes, predictions
 from alexnet_jax.analysis.predict import predict
 from alexnet_jax.analysis.retrieve import draw_neighbours
 from alexnet_jax.analysis.specialisation import color_blindness
-from alexnet_jax.cli.commands import add_batch_size, add_devices, add_which, add_workdir, use_devices
+from alexnet_jax.cli.commands import add_batch_size, add_data, add_devices, add_which, add_workdir, use_devices
 from alexnet_jax.data.images import SplitImages, subset
 from alexnet_jax.data.records import Split
 from alexnet_jax.evaluate import images_for
@@ -37,12 +37,6 @@ MOST_CLASSES = 2000  # of a confusion matrix, whose memory and picture grow with
 WHAT = (*QUICK, *ONE_PASS, "neighbours")  # neighbours need one over the training set
 
 # --- A run's own pictures ---------------------------------------------------------------------------------------------
-
-
-def draw_run(workdir: str | Path, split: Split | None, what: Sequence[str] = QUICK) -> dict[str, Path]:
-    """Draws pictures of a run's best checkpoint into its workdir; see `draw`."""
-    run = load_run(workdir)
-    return draw(run, split, what, run.workdir)
 
 
 def draw(
@@ -281,9 +275,7 @@ def add_flags(parser: ArgumentParser) -> None:
         "--weights", metavar="FILE", help="instead of a run, an .npz with another network's conv1, (n, 3, side, side)"
     )
     parser.add_argument("--what", help=f"some of {','.join(WHAT)}, or all (default: all but neighbours)")
-    parser.add_argument(
-        "--data", help="a TFDS name or a folder, of classes that the run knows, instead of its own data set"
-    )
+    add_data(parser)
     parser.add_argument("--out", metavar="DIR", help="a folder for the pictures (default: the workdir, or here)")
     parser.add_argument("--bgr", action="store_true", help="the weights' channels are blue, green, red, as in Caffe")
     parser.add_argument("--towers", type=int, default=1, help="towers of the weights, equal groups of kernels")

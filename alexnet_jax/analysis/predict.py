@@ -34,7 +34,7 @@ def predict(
     views: 1, the centre crop, or 10, whose probabilities are averaged (section 4.1). batch_size: see
     inference.batch_size. Raises UserError if the network gives NaN or infinity.
     """
-    forward = inference.make_forward(run.apply, run.config, run.mesh)
+    forward = inference.make_forward(run)
     size = inference.batch_size(run, len(images), batch_size)
     for batch, found in inference.rows(run, forward, images, size, views):
         yield from zip(batch.ids, np.exp(found[inference.LOGS]), strict=True)

@@ -53,7 +53,7 @@ class Described(NamedTuple):
 
 def layer_of(run: Run, name: str, gallery: Split, batch_size: int | None = None) -> Layer:
     """A layer for the gallery's images and for queries. Raises UserError if the network lacks it."""
-    forward = inference.make_forward(run.apply, run.config, run.mesh, layers=[name])
+    forward = inference.make_forward(run, layers=[name])
     # One batch size for queries and gallery: each would be compiled on its own.
     return Layer(run, name, forward, inference.batch_size(run, len(gallery), batch_size))
 
@@ -64,7 +64,7 @@ def describe(layer: Layer, images: Images, pixels: bool = True) -> Described:
     Raises UserError if the network gives NaN or infinity, or if this machine's memory cannot hold the result.
     """
     run, size, crop = layer.run, layer.run.config.data.size, layer.run.config.data.crop
-    shape = inference.layer_shapes(run.apply, run.config, run.mesh, [layer.name])[layer.name]
+    shape = inference.layer_shapes(run, [layer.name])[layer.name]
     vectors, crops = _room(len(images), int(np.prod(shape)), 3 * crop**2 if pixels else 0)
     ids: list[str] = []
     at = slice((size - crop) // 2, (size - crop) // 2 + crop)
@@ -105,13 +105,14 @@ def measure(layer: Layer, queries: Split, gallery: Split, pixels: bool) -> tuple
     given = asked if same else describe(layer, SplitImages(gallery), pixels)
     own = np.arange(len(queries)) if same else None
 
-    indices, seconds = _timed_search(layer.name, asked.vectors, given.vectors, own)
-    shares = {layer.name: precision(indices, queries.labels, gallery.labels)}
-    speed = {layer.name: round(len(queries) / seconds, 1)}
-    if asked.pixels is not None and given.pixels is not None:
-        by_pixels, seconds = _timed_search("pixels", asked.pixels, given.pixels, own)
-        shares["pixels"] = precision(by_pixels, queries.labels, gallery.labels)
-        speed["pixels"] = round(len(queries) / seconds, 1)
+    found, shares, speed = {}, {}, {}
+    for name, mine, theirs in (
+        (layer.name, asked.vectors, given.vectors), ("pixels", asked.pixels, given.pixels),
+    ):  # fmt: skip
+        if mine is not None and theirs is not None:
+            found[name], seconds = _timed_search(name, mine, theirs, own)
+            shares[name] = precision(found[name], queries.labels, gallery.labels)
+            speed[name] = round(len(queries) / seconds, 1)
     shares["chance"] = chance(queries, gallery, len(layer.run.classes))
 
     classes = {}
@@ -130,7 +131,7 @@ def measure(layer: Layer, queries: Split, gallery: Split, pixels: bool) -> tuple
         "queries_per_second": speed,
         "classes": classes,
     }
-    return result, indices
+    return result, found[layer.name]
 
 
 def _timed_search(

@@ -25,6 +25,8 @@ def command(main: Callable[[list[str]], int | None], stopped: str = "interrupted
 
     stopped: what to say after Ctrl-C.
     """
+    if sys.stdout is None:  # it is closed, but a command may write files all the same
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     status: int | str | None
@@ -208,6 +210,12 @@ def add_batch_size(parser: ArgumentParser) -> None:
     """--batch-size: images at a time; None for the run's own."""
     says = "images at a time (default: the run's evaluation.batch_size)"
     parser.add_argument("--batch-size", "--batch_size", type=int, metavar="N", help=says)
+
+
+def add_data(parser: ArgumentParser) -> None:
+    """--data: another data set than the run's own; evaluate.images_for opens it."""
+    says = "a TFDS name or a folder, of classes that the run knows, instead of its own data set"
+    parser.add_argument("--data", help=says)
 
 
 def add_json(parser: ArgumentParser) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-from alexnet_jax import UserError
+from alexnet_jax import UserError, one_line
 from alexnet_jax.data import augment
 from alexnet_jax.data.host import in_threads, tensorflow
 from alexnet_jax.data.records import RawSplit, Split
@@ -54,7 +54,7 @@ def train_batches(
     """
     if config.size != split.size:
         raise UserError(f"data.size is {config.size}, but the prepared images have {split.size} pixels a side")
-    rows = _rows(len(split), split.labels, config, seed, batch_size, shard)
+    rows = _rows(split.labels, config, seed, batch_size, shard)
     steps, b = range(first_step, last_step), batch_size // shard[1]
     if isinstance(split, RawSplit):
         return _copied(split, config.crop, rows, steps, b)
@@ -62,7 +62,6 @@ def train_batches(
 
 
 def resident_batches(
-    split_length: int,
     labels: np.ndarray,
     config: ConfigDict,
     *,
@@ -74,9 +73,10 @@ def resident_batches(
 ) -> Generator[Batch, None, None]:
     """Yields what train_batches yields for the same steps, with index int32 (b,) into the split instead of images.
 
-    For images that live on the device (augment.crop_and_flip). Works without TensorFlow. Arguments and errors as there.
+    For images that live on the device (augment.crop_and_flip). Works without TensorFlow. labels: of the whole split;
+    the other arguments and errors as there.
     """
-    rows = _rows(split_length, labels, config, seed, batch_size, shard)
+    rows = _rows(labels, config, seed, batch_size, shard)
     return (rows(step) for step in range(first_step, last_step))
 
 
@@ -87,22 +87,19 @@ def steps_in_epoch(images: int, batch_size: int) -> int:
     return images // batch_size
 
 
-def _rows(
-    count: int, labels: np.ndarray, config: ConfigDict, seed: int, batch_size: int, shard: Shard
-) -> Callable[[int], Batch]:
-    """The function from a step's number to its batch, without images."""
+def _rows(labels: np.ndarray, config: ConfigDict, seed: int, batch_size: int, shard: Shard) -> Callable[[int], Batch]:
+    """The function from a step's number to its batch, without images; labels are those of the whole split."""
     mine = _slice_of(batch_size, shard)
-    per_epoch = steps_in_epoch(count, batch_size)
-    c = config.copy_and_resolve_references()  # fixed now, because the batches are made later, in threads
+    per_epoch = steps_in_epoch(len(labels), batch_size)
     draw = functools.partial(
         _plan,
         seed,
-        count=count,
-        size=c.size,
-        crop=c.crop,
-        random_crop=c.random_crop,
-        flip=c.flip,
-        crop_chunk=c.crop_chunk,
+        count=len(labels),
+        size=config.size,
+        crop=config.crop,
+        random_crop=config.random_crop,
+        flip=config.flip,
+        crop_chunk=config.crop_chunk,
     )
 
     def rows(step: int) -> Batch:
@@ -126,13 +123,13 @@ def _decoded(
 ) -> Generator[Batch, None, None]:
     """The batches of `rows` with their images, from JPEGs, through tf.data."""
     tf = tensorflow()
-    failed: list[OSError] = []  # tf.data would only say that `load` raised something
+    failed: list[Exception] = []  # tf.data would only say that `load` raised something
 
     def load(step):
         batch = rows(step)
         try:
             jpegs = np.array(split.read(batch["index"]), object)
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             failed.append(error)
             raise
         return jpegs, batch["label"], batch["offset"], batch["flip"], batch["noise"]
@@ -158,6 +155,8 @@ def _decoded(
         yield from images.batch(b, drop_remainder=True).prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
     except (tf.errors.InvalidArgumentError, tf.errors.UnknownError) as error:  # from the decoder, from `load`
         raise (failed[0] if failed else split.damaged()) from error
+    except tf.errors.ResourceExhaustedError as error:  # from `load`, or from tf.data itself
+        raise MemoryError(one_line(error)) from error
 
 
 def _copied(

@@ -235,7 +235,7 @@ def _builder_class() -> type:
     tensorflow()  # before TFDS, so that it stays quiet
     import tensorflow_datasets as tfds
 
-    # Not registered: TFDS refuses a second class of the same name, and builder() is the only way in.
+    # Not registered: TFDS refuses a second class of the same name. The way in is undrawn().
     class Glyphs(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         VERSION = tfds.core.Version("1.0.0")  # increase it when draw() draws differently, or old copies stay in use
         BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in SPLITS]  # the first is the default

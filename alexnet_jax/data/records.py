@@ -129,6 +129,11 @@ class Prepared:
     evaluation: Split
 
 
+def statistics_shapes(size: int) -> dict[str, tuple[int, ...]]:
+    """The arrays that the network takes from its training images of this side, float32: their shapes by name."""
+    return {"mean": (size, size, 3), "channel_mean": (3,), "stdevs": (3,), "vectors": (3, 3)}
+
+
 def open_prepared(directory: Path) -> Prepared:
     """Opens the prepared set in a folder.
 
@@ -139,8 +144,8 @@ def open_prepared(directory: Path) -> Prepared:
         meta = json.loads((directory / META).read_text())
         size, classes = meta["size"], meta["classes"]
         _require(isinstance(size, int) and isinstance(classes, list) and all(isinstance(c, str) for c in classes))
-        shapes = {"mean": (size, size, 3), "channel_mean": (3,), "stdevs": (3,), "vectors": (3, 3)}
-        statistics = _arrays(directory / "statistics.npz", {name: (np.float32, s) for name, s in shapes.items()})
+        wanted = {name: (np.float32, shape) for name, shape in statistics_shapes(size).items()}
+        statistics = _arrays(directory / "statistics.npz", wanted)
         _require(all(np.isfinite(array).all() for array in statistics.values()))
         train, evaluation = (_open_split(directory, meta, meta[role]) for role in ("train_split", "eval_split"))
     except PermissionError as error:

@@ -1,7 +1,6 @@
 """Who owns a workdir: a run claims it for its config before it trains, so that nobody's files are lost."""
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -14,7 +13,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import UserError, checkpoint, optimizer
 from alexnet_jax.config import FREE, fields_of, flat, refuse_wrong_values
-from alexnet_jax.files import replacing
+from alexnet_jax.files import replacing, taken
 from alexnet_jax.network import shapes
 from alexnet_jax.runs import provenance
 from alexnet_jax.runs.run import CONFIG, STATISTICS, read_config
@@ -53,12 +52,10 @@ def claim(
     with contextlib.ExitStack() as held, _writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         _refuse_foreign_files(workdir)
-        lock = held.enter_context((workdir / LOCK).open("w"))
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            raise Busy(f"another process trains in {workdir}: wait for it, or name another --workdir") from e
-        trained = checkpoint.trained(workdir) is not None
+        if (lock := taken(workdir / LOCK)) is None:
+            raise Busy(f"another process trains in {workdir}: wait for it, or name another --workdir")
+        held.enter_context(lock)
+        trained = checkpoint.latest_step(workdir) is not None
         if trained or _has_records(workdir):
             _refuse_other_config(workdir, config, data)
         if trained and data:
@@ -87,7 +84,7 @@ def refuse_unusable(workdir: Path, config: ConfigDict):
         if there != workdir:
             return
         _refuse_foreign_files(workdir)
-        if checkpoint.trained(workdir) is None and not _has_records(workdir):
+        if checkpoint.latest_step(workdir) is None and not _has_records(workdir):
             return
         if config.model.num_classes == 0:  # as many as the data has
             config = config.copy_and_resolve_references()
@@ -135,7 +132,7 @@ def _refuse_other_config(workdir: Path, config: ConfigDict, data: dict | None):
             f"{workdir} holds a run of another config ({'; '.join(differ)}): "
             "name another --workdir, or remove it to start over"
         )
-    step = checkpoint.trained(workdir)
+    step = checkpoint.latest_step(workdir)
     if theirs.epochs != config.epochs and step is not None and data:
         _refuse_other_epochs(workdir, theirs, config, step, data["number of training images"])
 

@@ -38,7 +38,7 @@ def resolved(config: ConfigDict, workdir: Path | None = None, given: Collection[
     config = config.copy_and_resolve_references()
     with config.unlocked():  # a start may have initial values for a sixth convolution, where config has none
         if config.start.adopt:
-            trained = workdir is not None and checkpoint.trained(workdir) is not None
+            trained = workdir is not None and checkpoint.latest_step(workdir) is not None
             _adopt(config, read_config(workdir) if workdir and trained else _read_start(config), given)
         if config.start.learned:
             config.optimizer.layer_rates = (*config.optimizer.layer_rates, *_frozen_entries(config))
@@ -121,7 +121,7 @@ def statistics(config: ConfigDict, workdir: Path, own: dict) -> dict:
     Args: own: those of the new images, float32 arrays by name; they are used for what the start does not have.
     Raises UserError if they cannot be read.
     """
-    if checkpoint.trained(workdir) is not None:
+    if checkpoint.latest_step(workdir) is not None:
         try:
             return own | read_statistics(workdir)[0]
         except UserError:  # damaged: read the start's, which they were copied from

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from alexnet_jax import UserError, one_line
 from alexnet_jax.data.host import cores
-from alexnet_jax.data.records import Prepared
+from alexnet_jax.data.records import Prepared, statistics_shapes
 
 FILE = "provenance.json"  # {"data": {what: number or digest}, "machines": [{what: value}, ...], in order of use}
 
@@ -28,7 +28,8 @@ def of_data(prepared: Prepared) -> dict[str, int | str]:
 
     Not the pixels, which would take long; but every pixel of the training split counts in the statistics.
     """
-    statistics = [np.ascontiguousarray(prepared.statistics[name], "<f4").tobytes() for name in _STATISTICS]
+    names = statistics_shapes(prepared.train.size)
+    statistics = [np.ascontiguousarray(prepared.statistics[name], "<f4").tobytes() for name in names]
     facts: dict[str, int | str] = {}
     facts["classes"] = _digest(*map(_encoded, prepared.classes))
     facts["statistics"] = _digest(*statistics)
@@ -37,9 +38,6 @@ def of_data(prepared: Prepared) -> dict[str, int | str]:
         facts[f"names of {role} images"] = _digest(*map(_encoded, split.ids))
         facts[f"labels of {role} images"] = _digest(np.ascontiguousarray(split.labels, "<i4").tobytes())
     return facts
-
-
-_STATISTICS = ("mean", "channel_mean", "stdevs", "vectors")
 
 
 def of_machine(mesh: Mesh) -> dict[str, int | str]:

@@ -17,7 +17,7 @@ from alexnet_jax import UserError, checkpoint, one_line, towers
 from alexnet_jax.config import FIELDS, OPTIONAL, flat, unflat, wrong
 from alexnet_jax.data import augment
 from alexnet_jax.data.prepare import prepare
-from alexnet_jax.data.records import Prepared
+from alexnet_jax.data.records import Prepared, statistics_shapes
 from alexnet_jax.files import expanded
 from alexnet_jax.network import network, shapes
 
@@ -34,7 +34,7 @@ class Run:
     mesh: Mesh
     apply: Callable  # (params, images float32, mean removed) -> (logits, activations by name)
     params: dict  # {layer: {"kernel", "bias"}}, float32
-    statistics: dict[str, np.ndarray]  # of its training set: mean, channel_mean, stdevs, vectors
+    statistics: dict[str, jax.Array]  # of its training set: mean, channel_mean, stdevs, vectors, float32
     classes: list[str]  # as the data set names them; classes.words makes synsets readable
 
     def __call__(self, images: np.ndarray) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -70,8 +70,9 @@ def load_run(workdir: str | Path, which: str = "best", data: int = 1, tower: int
     """
     workdir = expanded(workdir)
     config = read_config(workdir)
-    statistics, classes = read_statistics(workdir)
+    statistics, classes = read_statistics(workdir, config)
     mesh = towers.make_mesh(ConfigDict({"data": data, "tower": tower}), config.model.towers, batch_size=data)
+    statistics = towers.place(statistics, towers.replicated(mesh))  # once, not for each batch
     like = towers.abstract(shapes(config.model, config.data.crop), mesh)
     step, params = checkpoint.read_params(workdir, like, which)
     apply = towers.split(network(config.model), mesh)
@@ -148,18 +149,14 @@ def renewed(there: dict[str, Any]) -> dict[str, Any]:
     return newer | there
 
 
-def read_statistics(workdir: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+def read_statistics(workdir: Path, config: ConfigDict | None = None) -> tuple[dict[str, np.ndarray], list[str]]:
     """The statistics of a run's training set, float32 arrays by name, and the names of its classes.
 
-    Arrays: mean (size, size, 3), channel_mean (3,), stdevs (3,), vectors (3, 3).
+    config: the run's, if it is read already. The arrays are those of records.statistics_shapes.
     Raises UserError if they cannot be read, or do not have the shapes that the run's config asks for.
     """
-    config = read_config(workdir)
-    side = config.data.size
-    wanted: dict[str, tuple[int, ...]] = {
-        "mean": (side, side, 3), "channel_mean": (3,), "stdevs": (3,), "vectors": (3, 3),
-        "classes": (config.model.num_classes,),
-    }  # fmt: skip
+    config = config or read_config(workdir)
+    wanted = statistics_shapes(config.data.size) | {"classes": (config.model.num_classes,)}
     try:
         with np.load(workdir / STATISTICS, allow_pickle=False) as file:
             found = dict(file)

@@ -218,6 +218,7 @@ def _write_run(
         raise UserError(f"another conversion writes {workdir}: wait for it, or name another --workdir")
 
     try:
+        workdir.parent.mkdir(parents=True, exist_ok=True)
         with files.alone(lock, busy):
             try:
                 shutil.rmtree(partial, ignore_errors=True)  # left by a killed conversion

@@ -4,6 +4,7 @@ No GPU has run this yet; peak memory on one is what JAX's allocator counts.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +15,9 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import inference, towers
 from alexnet_jax.cli.commands import set_up_libraries, use_devices
+from alexnet_jax.data.records import statistics_shapes
 from alexnet_jax.runs import provenance
+from alexnet_jax.runs.run import Run
 from alexnet_jax.train import program
 from experiments.benchmark import limits
 from experiments.benchmark.stepper import stepper
@@ -71,11 +74,10 @@ def _forward(config: ConfigDict, mesh: Mesh) -> Callable[[], object]:
 
 def _ten_views(config: ConfigDict, mesh: Mesh) -> Callable[[], object]:
     apply, params = _network(config, mesh)
-    forward = inference.make_forward(apply, config, mesh)
     size = config.data.size
-    shapes = {"mean": (size, size, 3), "channel_mean": (3,), "stdevs": (3,), "vectors": (3, 3)}
-    statistics = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    statistics = {name: np.zeros(shape, np.float32) for name, shape in statistics_shapes(size).items()}
     statistics = towers.place(statistics, towers.replicated(mesh))
+    forward = inference.make_forward(Run(Path(), 0, config, mesh, apply, params, statistics, []))
     images = towers.place(_pixels(config.batch_size, size), towers.batch_sharding(mesh))
     return lambda: forward(params, statistics, images, views=10)
 

@@ -19,7 +19,8 @@ def stepper(config: ConfigDict) -> tuple[Callable[[], dict], dict[str, int]]:
     memory on each device, as cost.memory gives it.
     """
     mesh = towers.make_mesh(config.devices, config.model.towers, config.batch_size)
-    compiled = cost.compile_step(config, mesh)
+    net = program(config, mesh)
+    compiled = cost.compile_step(config, mesh, net)
     random = np.random.default_rng(0)
 
     def fill(s: jax.ShapeDtypeStruct) -> jax.Array:
@@ -32,8 +33,8 @@ def stepper(config: ConfigDict) -> tuple[Callable[[], dict], dict[str, int]]:
             value = np.zeros(s.shape, s.dtype)
         return jax.device_put(value, s.sharding)
 
-    batch, epoch, constants = jax.tree.map(fill, cost.inputs(config, mesh)[1:])
-    state = program(config, mesh).new_state()
+    batch, epoch, constants = jax.tree.map(fill, cost.inputs(config, mesh, net)[1:])
+    state = net.new_state()
 
     def step():
         nonlocal state

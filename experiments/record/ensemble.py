@@ -16,7 +16,7 @@ def of_runs(cell: str, runs: list[Outcome]) -> dict[str, Any]:
     Raises UserError if one has no checkpoint of its end, or if their images differ or are not there.
     """
     for run in runs:
-        if (step := checkpoint.trained(run.folder)) != run.final["step"]:
+        if (step := checkpoint.latest_step(run.folder)) != run.final["step"]:
             raise UserError(
                 f"the last checkpoint of {run.folder} is of step {step} and its training ended at "
                 f"{run.final['step']}: start the same training again, which ends it"

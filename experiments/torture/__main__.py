@@ -129,7 +129,8 @@ def some(cases: list[Case], count: int | None, seed: int) -> list[Case]:
 def claim(out: Path, seed: int):
     """Makes `out` the folder of this seed and this code. Raises UserError if it belongs to others."""
     digest = hashlib.sha256()
-    for path in sorted([*ROOT.glob("alexnet_jax/**/*.py"), *ROOT.glob("configs/*.py")]):
+    code = ("alexnet_jax/**/*.py", "configs/*.py", "experiments/torture/*.py")
+    for path in sorted(path for pattern in code for path in ROOT.glob(pattern)):
         digest.update(path.read_bytes())
     mine, path = {"seed": seed, "code": digest.hexdigest()}, out / "torture.json"
     if path.exists() and path.read_text() != json.dumps(mine):

@@ -19,7 +19,7 @@ from experiments.torture import compare
 from experiments.torture.cases import Case, Result
 from experiments.torture.kills import PHASES, Sign
 from experiments.torture.processes import Process, command, crash, lines, refusal
-from experiments.torture.trials import Failed, Kind, Trial, compared, environment, reference
+from experiments.torture.trials import Kind, Trial, compared, environment, reference
 
 ROOM, MORE = 96, 192  # MiB
 FILLER = "filler"
@@ -112,19 +112,13 @@ def filled(kind: Kind, phase: str, seed: int, out: Path, folder: Path) -> Genera
 
 def small(kind: Kind, share: float, out: Path, folder: Path) -> Generator[None, None, Result]:
     """A disk that is smaller than what the run writes."""
-    try:
-        known = yield from reference(kind, out)
-    except Failed as e:
-        return Result([f"no reference: {e}"])
+    known = yield from reference(kind, out)
     used = sum(p.stat().st_size for where in (known.workdir, known.cache) for p in where.rglob("*") if p.is_file())
     return (yield from _tried(kind, max(share * used / 2**20, 0.02), None, out, folder))
 
 
 def _tried(kind: Kind, size: float, until: Callable | None, out: Path, folder: Path) -> Generator[None, None, Result]:
-    try:
-        known = yield from reference(kind, out)
-    except Failed as e:
-        return Result([f"no reference: {e}"])
+    known = yield from reference(kind, out)
     troubles, notes = [], []
     with mounted(folder / "disk", size) as disk:
         trial = Trial(kind, folder, out, data=disk)
@@ -152,10 +146,7 @@ def _kept(disk: Path, folder: Path):
 
 def written(kind: Kind, what: str, out: Path, folder: Path) -> Generator[None, None, Result]:
     """A command that writes --out: without space it leaves nothing behind, with space the same file as elsewhere."""
-    try:
-        known = yield from reference(kind, out)
-    except Failed as e:
-        return Result([f"no reference: {e}"])
+    known = yield from reference(kind, out)
     name = f"made{EXPORTS.get(what, '.npz')}"
     where = environment(out, known.cache)
 

@@ -15,13 +15,10 @@ from PIL import Image
 
 from configs import paper
 from experiments.torture import compare
+from experiments.torture.cases import Failed
 from experiments.torture.processes import Process, command, crash, lines, refusal
 
 COLORS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (200, 50, 40)}
-
-
-class Failed(Exception):
-    """An undisturbed run failed, so nothing can be compared with it."""
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,7 @@ def check_equal(one: Path, other: Path, step: int):
 
 def check_same_checkpoint(one: Path, other: Path, step: int):
     """The last checkpoint of both runs is of step `step` and equal bit for bit, with velocity and plateau state."""
-    assert checkpoint.trained(one) == checkpoint.trained(other) == step
+    assert checkpoint.latest_step(one) == checkpoint.latest_step(other) == step
     (a, host), (b, other_host) = (checkpoint.read_whole(w / "checkpoints" / f"step_{step}") for w in (one, other))
     assert host == other_host
     assert jax.tree.structure(a) == jax.tree.structure(b) and {"params", "velocity", "step"} <= set(a)
