@@ -50,6 +50,8 @@ def make_mesh(devices: ConfigDict, towers: int, batch_size: int, found: list | N
     found = jax.devices() if found is None else found
     if found[0].platform == "cpu" and jaxlib.__version__ == "0.10.2":
         raise UserError("jaxlib 0.10.2 computes wrong sums on CPU (jax-ml/jax#39103): pip install 'jax!=0.10.2,<0.11'")
+    if devices.data < 1:
+        raise UserError(f"devices.data, the copies of the network, is {devices.data} and must be at least 1")
     divisors = [n for n in range(1, towers + 1) if towers % n == 0]
     if devices.tower not in (0, *divisors):
         raise UserError(

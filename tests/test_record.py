@@ -325,7 +325,7 @@ def test_an_ensemble_is_of_the_first_runs_at_the_ends_of_their_training(sweep, t
         return {"top1_error": 0.1, "top5_error": 0.05}
 
     monkeypatch.setattr(ensemble, "evaluate_runs", evaluate_runs)
-    monkeypatch.setattr(ensemble.checkpoint, "trained", lambda folder: read(folder).final["step"])
+    monkeypatch.setattr(ensemble.checkpoint, "latest_step", lambda folder: read(folder).final["step"])
     [found] = file.read(record(tmp_path, sweep / "base", "--ensemble", 2)).ensembles
     assert asked == [(2, 10, "validation", "latest")] and found["seeds"] == [0, 1] and found["top1"] == 0.1
 

@@ -156,7 +156,7 @@ def _decoded(
     except (tf.errors.InvalidArgumentError, tf.errors.UnknownError) as error:  # from the decoder, from `load`
         raise (failed[0] if failed else split.damaged()) from error
     except tf.errors.ResourceExhaustedError as error:  # from `load`, or from tf.data itself
-        raise MemoryError(one_line(error)) from error
+        raise (failed[0] if failed else MemoryError(one_line(error))) from error
 
 
 def _copied(
