@@ -19,8 +19,8 @@ from ml_collections import FrozenConfigDict
 
 from alexnet_jax import UserError, towers
 from alexnet_jax.data import augment
-from alexnet_jax.data.batches import filled
-from alexnet_jax.data.images import Batch, Images
+from alexnet_jax.data.batches import Batch, filled
+from alexnet_jax.data.images import Images
 from alexnet_jax.model import AlexNet, fc6_side
 from alexnet_jax.network import shapes
 from alexnet_jax.runs.run import Run

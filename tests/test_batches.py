@@ -64,6 +64,11 @@ def resident(prepared, config, first=0, last=9, **changes):
     return list(resident_batches(prepared.train.labels, config, **settings))
 
 
+def evaluated(split, batch_size, **shard):
+    """What eval_batches yields, each batch as a dict."""
+    return [batch._asdict() for batch in eval_batches(split, batch_size, **shard)]
+
+
 def assert_equal(these, those, keys=("image", "label", "offset", "flip", "noise")):
     for this, that in zip(these, those, strict=True):
         for key in keys:
@@ -127,7 +132,7 @@ def test_raw_images_are_shown_as_jpegs_of_the_same_pixels_are(photos, tmp_path):
     assert_equal(these, those, ("label", "offset", "flip", "noise"))
     for this, that in zip(these, those, strict=True):
         assert np.abs(this["image"].astype(int) - that["image"]).max() <= 1
-    assert_equal(list(eval_batches(raw.evaluation, 8)), list(eval_batches(jpegs.evaluation, 8)), ("image", "label"))
+    assert_equal(evaluated(raw.evaluation, 8), evaluated(jpegs.evaluation, 8), ("images", "labels", "ids"))
 
 
 def contents_of(arrays):
@@ -178,23 +183,24 @@ def test_an_epoch_shows_an_image_at_most_once_and_epochs_differ(prepared, config
 @pytest.mark.parametrize("batch_size", [1, 7, 8, 21, 64])
 def test_evaluation_counts_every_image_once_and_in_order(batch_size, prepared):
     split = prepared.evaluation
-    batches = list(eval_batches(split, batch_size))
+    batches = evaluated(split, batch_size)
     assert len(batches) == -(-VALIDATION // batch_size)
-    assert {b["image"].shape for b in batches} == {(batch_size, SIZE, SIZE, 3)}
-    assert [batches[0][k].dtype for k in ("image", "label", "mask")] == [np.uint8, np.int32, np.float32]
+    assert {b["images"].shape for b in batches} == {(batch_size, SIZE, SIZE, 3)}
+    assert [batches[0][k].dtype for k in ("images", "labels", "mask")] == [np.uint8, np.int32, np.float32]
     whole = {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
     np.testing.assert_array_equal(whole["mask"], np.arange(len(whole["mask"])) < VALIDATION)
-    np.testing.assert_array_equal(whole["image"][:VALIDATION], split.images())
-    np.testing.assert_array_equal(whole["label"][:VALIDATION], split.labels)
-    assert not whole["image"][VALIDATION:].any() and not whole["label"][VALIDATION:].any()
+    np.testing.assert_array_equal(whole["images"][:VALIDATION], split.images())
+    np.testing.assert_array_equal(whole["labels"][:VALIDATION], split.labels)
+    assert not whole["images"][VALIDATION:].any() and not whole["labels"][VALIDATION:].any()
+    assert whole["ids"].tolist() == split.ids
 
 
 def test_evaluation_is_split_over_processes(prepared):
-    shards = [list(eval_batches(prepared.evaluation, 8, shard=(i, 4))) for i in range(4)]
+    shards = [evaluated(prepared.evaluation, 8, shard=(i, 4)) for i in range(4)]
     together = [
         {k: np.concatenate([part[k] for part in parts]) for k in parts[0]} for parts in zip(*shards, strict=True)
     ]
-    assert_equal(together, list(eval_batches(prepared.evaluation, 8)), ("image", "label", "mask"))
+    assert_equal(together, evaluated(prepared.evaluation, 8), ("images", "labels", "mask", "ids"))
 
 
 def test_stopping_early_ends_the_threads(prepared, config):
@@ -262,7 +268,7 @@ p = prepare(c)
 steps = dict(seed=0, batch_size=8, first_step=2, last_step=5)
 steps_of_epoch = list(batches.resident_batches(p.train.labels, c, **steps))
 assert p.train.images(steps_of_epoch[0]["index"]).shape == (8, 32, 32, 3)
-print(len(steps_of_epoch), sum(int(b["mask"].sum()) for b in batches.eval_batches(p.evaluation, 8)))
+print(len(steps_of_epoch), sum(int(b.mask.sum()) for b in batches.eval_batches(p.evaluation, 8)))
 try:
     print(next(batches.train_batches(p.train, c, **steps))["image"].shape)
 except UserError as error:

@@ -10,6 +10,7 @@ tf.data, raw images are copied by NumPy, or all images are kept on the device; t
 import contextlib
 import functools
 from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -19,7 +20,7 @@ from alexnet_jax.data import augment
 from alexnet_jax.data.host import in_threads, tensorflow
 from alexnet_jax.data.records import RawSplit, Split
 
-Batch = dict[str, np.ndarray]
+TrainBatch = dict[str, np.ndarray]
 Shard = tuple[int, int]  # (i, k): process i of k has the rows [i * b / k, (i + 1) * b / k) of each batch
 
 PART = 16  # raw images that a thread crops at a time
@@ -38,7 +39,7 @@ def train_batches(
     first_step: int,
     last_step: int,
     shard: Shard = (0, 1),
-) -> Generator[Batch, None, None]:
+) -> Generator[TrainBatch, None, None]:
     """Yields the batches of steps first_step ... last_step - 1, cropped and flipped on all cores.
 
     Works without TensorFlow if the split is raw.
@@ -70,7 +71,7 @@ def resident_batches(
     first_step: int,
     last_step: int,
     shard: Shard = (0, 1),
-) -> Generator[Batch, None, None]:
+) -> Generator[TrainBatch, None, None]:
     """Yields what train_batches yields for the same steps, with index int32 (b,) into the split instead of images.
 
     For images that live on the device (augment.crop_and_flip). Works without TensorFlow. labels: of the whole split;
@@ -87,7 +88,9 @@ def steps_in_epoch(images: int, batch_size: int) -> int:
     return images // batch_size
 
 
-def _rows(labels: np.ndarray, config: ConfigDict, seed: int, batch_size: int, shard: Shard) -> Callable[[int], Batch]:
+def _rows(
+    labels: np.ndarray, config: ConfigDict, seed: int, batch_size: int, shard: Shard
+) -> Callable[[int], TrainBatch]:
     """The function from a step's number to its batch, without images; labels are those of the whole split."""
     mine = _slice_of(batch_size, shard)
     per_epoch = steps_in_epoch(len(labels), batch_size)
@@ -102,7 +105,7 @@ def _rows(labels: np.ndarray, config: ConfigDict, seed: int, batch_size: int, sh
         crop_chunk=config.crop_chunk,
     )
 
-    def rows(step: int) -> Batch:
+    def rows(step: int) -> TrainBatch:
         epoch, batch = divmod(int(step), per_epoch)
         plan = draw(epoch=epoch)
         at = slice(batch * batch_size + mine.start, batch * batch_size + mine.stop)
@@ -119,8 +122,8 @@ def _rows(labels: np.ndarray, config: ConfigDict, seed: int, batch_size: int, sh
 
 
 def _decoded(
-    split: Split, crop: int, rows: Callable[[int], Batch], steps: range, b: int
-) -> Generator[Batch, None, None]:
+    split: Split, crop: int, rows: Callable[[int], TrainBatch], steps: range, b: int
+) -> Generator[TrainBatch, None, None]:
     """The batches of `rows` with their images, from JPEGs, through tf.data."""
     tf = tensorflow()
     failed: list[Exception] = []  # tf.data would only say that `load` raised something
@@ -160,18 +163,18 @@ def _decoded(
 
 
 def _copied(
-    split: RawSplit, crop: int, rows: Callable[[int], Batch], steps: range, b: int
-) -> Generator[Batch, None, None]:
+    split: RawSplit, crop: int, rows: Callable[[int], TrainBatch], steps: range, b: int
+) -> Generator[TrainBatch, None, None]:
     """The batches of `rows` with their images, from raw images. Threads fill a batch in parts."""
     parts = [slice(start, start + PART) for start in range(0, b, PART)]
 
-    def empty() -> Iterator[tuple[Batch, slice]]:
+    def empty() -> Iterator[tuple[TrainBatch, slice]]:
         for step in steps:
             batch = rows(step) | {"image": np.empty((b, crop, crop, 3), np.uint8)}
             for part in parts:
                 yield batch, part
 
-    def fill(item: tuple[Batch, slice]) -> Batch:
+    def fill(item: tuple[TrainBatch, slice]) -> TrainBatch:
         batch, part = item
         index, offset, flip, out = (batch[key][part] for key in ("index", "offset", "flip", "image"))
         split.announce(index)
@@ -203,12 +206,19 @@ def cut(image: np.ndarray, offset: Sequence[int], flip: bool, out: np.ndarray) -
 # ---------------------------------------------------------------- evaluation
 
 
+class Batch(NamedTuple):
+    """A batch of b rows. Zeros fill up the last one, so that all batches have one shape."""
+
+    images: np.ndarray  # uint8 (b, size, size, 3)
+    labels: np.ndarray  # int32 (b,): the class's number; images.UNKNOWN of a photo of no known class
+    mask: np.ndarray  # float32 (b,): 1 for an image, 0 for padding
+    ids: list[str]  # the images' names, without the padding
+
+
 def eval_batches(split: Split, batch_size: int, shard: Shard = (0, 1)) -> Iterator[Batch]:
     """Yields every image once, in order, decoded on all cores ahead of need. Works without TensorFlow.
 
-    Args: batch_size and shard as in train_batches.
-    Yields: image uint8 (b, size, size, 3), label int32 (b,), mask float32 (b,): 0 marks the zeros that pad the last
-      batch. Every process gets the same number of batches.
+    batch_size and shard are as in train_batches. Every process gets the same number of batches.
     """
     mine = _slice_of(batch_size, shard)
     b = mine.stop - mine.start
@@ -216,15 +226,13 @@ def eval_batches(split: Split, batch_size: int, shard: Shard = (0, 1)) -> Iterat
     in_order = [row for rows in batches for row in rows]
     with contextlib.closing(in_threads(split.image, in_order, ahead=2 * b)) as images:
         for rows in batches:
-            batch = {
-                "image": np.zeros((b, split.size, split.size, 3), np.uint8),
-                "label": np.zeros(b, np.int32),
-                "mask": np.zeros(b, np.float32),
-            }
+            shape = (b, split.size, split.size, 3)
+            batch = Batch(np.zeros(shape, np.uint8), np.zeros(b, np.int32), np.zeros(b, np.float32), [])
             for place, row in enumerate(rows):
-                batch["image"][place] = next(images)
-                batch["label"][place] = split.labels[row]
-                batch["mask"][place] = 1
+                batch.images[place] = next(images)
+                batch.labels[place] = split.labels[row]
+                batch.mask[place] = 1
+                batch.ids.append(split.ids[row])
             yield batch
 
 

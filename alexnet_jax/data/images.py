@@ -10,25 +10,16 @@ inference.py runs a network over either.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax.data import photos
-from alexnet_jax.data.batches import eval_batches
+from alexnet_jax.data.batches import Batch, eval_batches
 from alexnet_jax.data.records import Split
 
 UNKNOWN = -1  # the label of an image whose class is not known
-
-
-class Batch(NamedTuple):
-    """A batch of b rows. Zeros fill up the last one, so that all batches have one shape."""
-
-    images: np.ndarray  # uint8 (b, size, size, 3)
-    labels: np.ndarray  # int32 (b,): the class's number, or UNKNOWN
-    mask: np.ndarray  # float32 (b,): 1 for an image, 0 for padding
-    ids: list[str]  # the images' names, without the padding
 
 
 class Images(Protocol):
@@ -63,12 +54,7 @@ class SplitImages:
 
     def batches(self, batch_size: int, shard: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
         """See Images. Raises UserError if the prepared set is damaged."""
-        index, count = shard
-        rows = batch_size // count
-        for number, batch in enumerate(eval_batches(self.split, batch_size, shard)):
-            start = number * batch_size + index * rows
-            ids = self.split.ids[start : start + rows]
-            yield Batch(batch["image"], batch["label"], batch["mask"], ids)
+        return eval_batches(self.split, batch_size, shard)
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ def before_training(config, prepared, mesh, workdir):
         batches, images = train_batches(prepared.train, config.data, **span), None
     batch = next(iter(batches))
     for batch_of_images in eval_batches(prepared.evaluation, config.evaluation.batch_size):
-        assert batch_of_images["mask"].any()
+        assert batch_of_images.mask.any()
         break
     rate = optimizer.learning_rate(config.optimizer, 0, config.epochs, optimizer.new_plateau())
     epoch = {"rates": optimizer.rates(config.optimizer, net.state["params"], rate, 0)}
@@ -142,5 +142,5 @@ def before_training(config, prepared, mesh, workdir):
     constants = {"statistics": prepared.statistics, "key": jax.random.key(config.seed), "images": images}
     jax.eval_shape(net.step, net.state, batch, epoch, constants)
     views = partial(augment.views, config=config.data, count=config.evaluation.views)
-    jax.eval_shape(views, batch_of_images["image"], prepared.statistics)
+    jax.eval_shape(views, batch_of_images.images, prepared.statistics)
     raise Accepted(config)
