@@ -397,6 +397,29 @@ def test_a_lost_process_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
                 checkpoint.save(checkpoints, 1, {"step": jnp.int32(1)}, {})
 
 
+def test_the_best_and_the_latest_are_two(tmp_path):
+    params = {"fc8": {"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)}}
+    with checkpoint.manager(tmp_path) as checkpoints:
+        for step, error in ((1, 0.2), (2, 0.4)):
+            state = {"params": jax.tree.map(lambda p, step=step: p + step, params)}
+            checkpoint.save(checkpoints, step, state, {}, error)
+        checkpoint.finish(checkpoints)
+    for which, step in (("best", 1), ("latest", 2)):
+        at, found = checkpoint.read_params(tmp_path, params, which)
+        assert at == step and (found["fc8"]["bias"] == step).all()
+
+
+def test_a_run_that_is_resumed_on_other_devices_is_warned(config, tiny_run, tmp_path, capsys):
+    workdir = shutil.copytree(tiny_run, tmp_path / "run")
+    config.epochs, config.devices.tower = 2, 2  # it is finished: no step is compiled
+    assert main.run(config, workdir) == 0
+    assert "devices: 1 x 1 cpu there, 1 x 2 cpu here" in capsys.readouterr().err
+    mesh = towers.make_mesh(config.devices, 2, 16)
+    assert provenance.of_machine(mesh).keys() == {
+        "CPU", "cores", "devices", "processes", "jax", "jaxlib", "flax", "numpy",
+    }  # fmt: skip
+
+
 def test_a_checksum_sees_any_change_and_no_split(tiny_run):
     """A bit, two numbers that change places, a sign of zero; of the same numbers over two devices it is the same."""
     params = load_run(tiny_run).params

@@ -32,7 +32,8 @@ PARAMETERS = {
 }
 
 
-MACS = {"cifar10_18pct": 12.3, "cifar10_13pct": 18.5, "cifar10_11pct": 19.5}  # millions, of one image
+# Millions, of one image.
+MACS = {"cifar10_80sec": 12.4, "cifar10_18pct": 12.3, "cifar10_13pct": 18.5, "cifar10_11pct": 19.5}
 
 
 def preset(name):
@@ -199,7 +200,7 @@ def test_parameters_and_multiply_accumulates(name):
     rows = summary.layer_costs(c, towers.make_mesh(c.devices, 1, c.batch_size))
     assert parameter_count(shapes(c.model, c.data.crop)) == sum(row["parameters"] for row in rows) == PARAMETERS[name]
     macs = sum(row["macs"] for row in rows)
-    assert name not in MACS or round(macs / 1e6, 1) == MACS[name]
+    assert round(macs / 1e6, 1) == MACS[name]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import importlib
 import os
 import pkgutil
 import platform
+import signal
 import subprocess
 import sys
 import tomllib
@@ -17,8 +18,8 @@ from absl import flags as absl_flags
 from helpers.modules import forgotten
 
 import alexnet_jax
-from alexnet_jax import UserError
-from alexnet_jax.cli import commands, config_file, memory, verbs
+from alexnet_jax import UserError, main
+from alexnet_jax.cli import commands, config_file, memory, stopping, verbs
 from alexnet_jax.cli.verbs import VERBS
 
 ROOT = Path(alexnet_jax.__file__).parents[1]
@@ -39,8 +40,10 @@ def test_every_module_with_a_command_line_is_a_verb():
 
 
 @pytest.fixture(params=VERBS)
-def verb(request):
+def verb(request, monkeypatch):
     """A verb, imported before output is captured: submitit keeps the stream that it finds."""
+    monkeypatch.setattr(sys, "path", [*sys.path])  # find_module adds the checkout to both
+    monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
     verbs.find_module(request.param)
     return request.param
 
@@ -141,6 +144,21 @@ def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
             commands.set_up_libraries()
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_a_second_ctrl_c_ends_a_run_at_once(monkeypatch, capsys):
+    with stopping.Stop() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.signal is signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "run", interrupted)
+    assert main.main(commands.parse(main, ["--config=configs/paper.py:smoke"])) == 130
+    assert "interrupted; the same command resumes" in capsys.readouterr().err
 
 
 def test_no_module_registers_global_flags():

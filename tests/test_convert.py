@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+import safetensors.torch
 import torch
 from helpers import foreign
 from helpers.foreign import CROP, FCS, SIDE, SIZE, WIDTHS, caffe_net, preset, refuse, write
@@ -92,7 +93,7 @@ def test_caffenet_by_its_config(images, mean, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["pth", "data parallel", "safetensors"])
-def test_torchvision(kind, images, tmp_path):
+def test_torchvision(kind, images, tmp_path, monkeypatch):
     net = foreign.TorchVision(WIDTHS, FCS, 7)
     randomize(net)
     net.eval()
@@ -112,6 +113,12 @@ def test_torchvision(kind, images, tmp_path):
     with torch.no_grad():
         close(np.asarray(run(images)[0]), net(planes).numpy())
     np.testing.assert_allclose(run.statistics["mean"][5, 7], [123.675, 116.28, 103.53], atol=1e-3)
+    ours = {layer: p["kernel"].shape for layer, p in run.params.items()} | {"fc8": (FCS[1], None)}
+    monkeypatch.setattr(pytorch, "TORCHVISION_KERNELS", ours)  # which are those of the full width
+    pytorch.write_torchvision(run, out := tmp_path / f"out{path.suffix}")
+    back = torch.load(out, weights_only=True) if path.suffix == ".pth" else safetensors.torch.load_file(out)
+    assert back.keys() == net.state_dict().keys()
+    assert all(torch.equal(back[name], p) for name, p in net.state_dict().items())
 
 
 def test_a_run_of_it_says_where_it_came_from(tmp_path):

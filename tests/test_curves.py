@@ -133,6 +133,18 @@ def test_the_loss_of_guessing_is_drawn_and_the_spike_before_it_cut_off(monkeypat
     assert not dotted(drawn(monkeypatch, tmp_path, {"falls": falls})[0])
 
 
+def test_drops_of_the_rate_are_marked_and_long_runs_thinned(monkeypatch, tmp_path):
+    """Two thousand records with a drop after half of them, and two evaluations of ten views."""
+    run = [record(step, learning_rate=0.01 if step < 1000 else 0.001) for step in range(1, 2001)]
+    run += [record(step, "validation", views=10) for step in (1000, 2000)]
+    loss, error, rate = drawn(monkeypatch, tmp_path, {"run": run})
+    lines = {line.get_marker(): line for line in loss.lines if len(line.get_xdata()) != 2 or line.get_marker() == "*"}
+    assert list(lines["*"].get_xdata()) == [100.0, 200.0]
+    assert len(lines["None"].get_xdata()) == 400 and lines["None"].get_ydata().min() > 0
+    for axes in (loss, error, rate):
+        assert [100.0, 100.0] in [list(line.get_xdata()) for line in axes.lines]
+
+
 @pytest.mark.parametrize(
     "records",
     [

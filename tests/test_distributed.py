@@ -1,5 +1,7 @@
 """Several processes on loopback, each with its own devices, train one network."""
 
+import contextlib
+import random
 import shutil
 import signal
 import socket
@@ -13,14 +15,21 @@ from helpers.runs import check_equal, records, start
 
 from alexnet_jax import UserError, main
 from alexnet_jax.cli import commands
+from alexnet_jax.data.prepare import prepare
 from alexnet_jax.runs.run import load_run
+
+
+def free_port():
+    """Below those that the system gives to whoever asks for any, so that nobody takes it meanwhile."""
+    while True:
+        with contextlib.suppress(OSError), socket.socket() as s:
+            s.bind(("127.0.0.1", random.randrange(20000, 32768)))
+            return s.getsockname()[1]
 
 
 def start_together(config, workdir, count=2, own=((), ())):
     """Starts `count` processes that train a config together on one device each, each with flags of its `own`."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     together = ["--distributed", f"--coordinator=127.0.0.1:{port}", f"--processes={count}"]
     return [start(config, workdir, *together, f"--process={i}", *own[i]) for i in range(count)]
 
@@ -66,6 +75,7 @@ def test_lost_or_stopped_all_restart_and_end_bit_for_bit_equal(chain_config, tmp
     assert [p.returncode for p in processes] == [0, 0], said
     assert "2 process(es)" in said[0] and "validation, 10 view(s), 33 images" in said[0]
     assert "epoch" not in said[1]
+    assert not list(whole.glob("*.png")) and "alexnet figures --workdir" in said[0]
     check_same(whole, alone)
 
     for told, number, logged in ((1, signal.SIGTERM, 2), (1, signal.SIGKILL, 4), (0, signal.SIGKILL, 6)):
@@ -78,7 +88,7 @@ def test_lost_or_stopped_all_restart_and_end_bit_for_bit_equal(chain_config, tmp
             said = outputs(processes)
             assert [p.returncode for p in processes] == [130, 130], said
         else:
-            said = processes[1 - told].wait(timeout=30)
+            said = processes[1 - told].wait()
             assert processes[1 - told].returncode == 1, said
             assert said.strip().splitlines()[-1].startswith("error: another process is lost"), said
             processes[told].wait()
@@ -94,7 +104,7 @@ def test_lost_or_stopped_all_restart_and_end_bit_for_bit_equal(chain_config, tmp
 def test_processes_with_other_data_or_another_config_end_together(config, tiny_run, tmp_path):
     """The second reads a copy of the prepared set whose labels were changed, or has a rate of its own."""
     prepared = shutil.copytree(config.data.prepared_dir, tmp_path / "prepared")
-    [path] = prepared.glob("*/train.npz")
+    path = prepared / prepare(config.data).directory.name / "train.npz"
     with np.load(path) as file:
         arrays = dict(file)
     np.savez(path, **arrays | {"labels": arrays["labels"][::-1].copy()})

@@ -140,6 +140,7 @@ def test_initial_values_of_one_weird_trick_are_pytorchs():
     m = c.model
     m.conv_widths, m.fc_widths = (64, 48, 48, 32, 32), (256, 128)
     drawn = AlexNet(m).init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)))["params"]
+    torch.manual_seed(0)
     net = nn.ModuleDict(network(m.conv_widths, m.fc_widths, 6, pad=2, after=lambda i: [pool()])._modules)
     for name in drawn:
         for kind, theirs in (("kernel", "weight"), ("bias", "bias")):

@@ -18,6 +18,7 @@ from PIL import Image
 from alexnet_jax import UserError, main, optimizer, towers
 from alexnet_jax.analysis import cost as step_cost
 from alexnet_jax.config import check, flat
+from alexnet_jax.data.prepare import prepare
 from alexnet_jax.network import shapes
 from alexnet_jax.runs import finetune
 from alexnet_jax.runs.run import load_run
@@ -114,7 +115,7 @@ def test_a_folder_of_ones_own(tuned, tiny_run, folder, tmp_path, capsys):
     for name, array in base.statistics.items():
         np.testing.assert_array_equal(run.statistics[name], array)
     last = [r for r in records(tmp_path / "run") if r["split"] == "validation"][-1]
-    [meta] = (folder.parent / "prepared").glob("*/meta.json")
+    meta = prepare(run.config.data).directory / "meta.json"
     splits = json.loads(meta.read_text())["splits"]
     assert splits["train"]["count"] + splits["validation"]["count"] == 47
     assert {**splits["train"]["damaged"], **splits["validation"]["damaged"]}.keys() == {"dark/0.jpg"}
@@ -197,7 +198,7 @@ def test_what_counts_as_frozen(tuned):
 
 @pytest.mark.parametrize("algorithm", ["adam", "sgd"])
 def test_adam_and_sgd_are_torchs(tuned, algorithm):
-    """Over two drops; one leaf is frozen meanwhile, and thaws: torch skips it while it has no gradient."""
+    """Over a drop; one layer is frozen and thaws twice: torch skips it while it has no gradient."""
     o = tuned.optimizer
     o.algorithm, o.weight_decay, o.bias_rate = algorithm, 0.05, 2.0
     o.layer_rates = ((0, "conv1", 0.0), (8, "conv1", 1.0), (16, "conv1", 0.0), (22, "conv1", 0.5))

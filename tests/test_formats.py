@@ -87,7 +87,8 @@ def test_malicious_pickles_run_nothing(tmp_path):
         b"(S'a'\nios\nsystem\n.",
     ):
         path.write_bytes(foreign.npy(opcodes))
-        refuse("net.npy", "npy", path)
+        says = "unregistered extension" if opcodes == b"\x80\x02\x82\x01." else "asks to run .* nothing was run"
+        refuse(says, "npy", path)
     assert not mark.exists() and sorted(p.name for p in tmp_path.iterdir()) == ["net.npy"]
 
 

@@ -39,11 +39,10 @@ def test_version_1_0_0_draws_these(tiny_dir):
     assert np.median(second, axis=(1, 2, 3)) == pytest.approx(0.6745 * 6**0.5 * 5, abs=1)
 
 
-def test_splits_are_balanced_and_share_no_image():
-    for sizes in glyphs.SPLITS.values():
-        for size in sizes.values():
-            counts = np.bincount(np.arange(size) % 10)
-            assert counts.max() - counts.min() <= 1
+def test_splits_are_balanced_and_share_no_image(monkeypatch):
+    monkeypatch.setattr(glyphs, "_letter", lambda *_: np.zeros((256, 256), np.float32))  # it takes most of the time
+    labels = [glyphs.draw(0, index)[1] for index in range(30)]
+    assert np.bincount(labels).tolist() == [3] * 10
     assert glyphs.SEEDS["train"] != glyphs.SEEDS["validation"]
 
 
@@ -74,7 +73,7 @@ def test_letter_stands_out_from_the_background():
         ink, *ground = glyphs._colours(rng)[..., 0, 0] @ glyphs.LUMINANCE
         pattern = glyphs._pattern(rng)
         assert pattern.min() >= 0 and pattern.max() <= 1  # so the background stays between its two colours
-        assert min(ground) - ink > glyphs.MIN_CONTRAST or ink - max(ground) > glyphs.MIN_CONTRAST
+        assert ink - max(ground) > glyphs.MIN_CONTRAST
 
 
 @pytest.mark.parametrize("face", glyphs.FACES)

@@ -83,6 +83,9 @@ def test_each_library_has_its_place(name):
     found = imports(PACKAGE / f"{name.replace('.', '/')}.py")
     assert name == "checkpoint" or not any(m.startswith("orbax") for m in found)
     assert name == "towers" or not any(m.endswith(("shard_map", "make_mesh", "mesh_utils")) for m in found)
+    tree = ast.parse((PACKAGE / f"{name.replace('.', '/')}.py").read_text())
+    called = {getattr(n.func, "attr", "") for n in ast.walk(tree) if isinstance(n, ast.Call)}
+    assert name == "towers" or not called & {"shard_map", "Mesh", "create_device_mesh"}
     top = imports(PACKAGE / f"{name.replace('.', '/')}.py", top_only=True)
     assert not any(m.split(".")[0] in ("tensorflow", "tensorflow_datasets", "onnx") for m in top)
     assert not any(m.split(".")[0] in ("configs", "experiments") for m in found)  # they are not installed with it

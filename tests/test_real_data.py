@@ -16,7 +16,7 @@ pytestmark = [
 
 @pytest.mark.parametrize(("make", "word"), [(imagenette, "imagenette"), (paper, "cifar10")])
 def test_trains_and_evaluates(make, word, tmp_path):
-    """Real images, both data paths, the full rules on a narrow network: losses fall from ln 10, every image counts."""
+    """Real images, both data paths, the full rules on a narrow network: losses are finite, every image counts."""
     c = make.get_config(f"{word},smoke")
     c.data.train_split, c.data.eval_split = "train[:160]", c.data.eval_split.split("[")[0] + "[:50]"
     c.data.prepared_dir = str(tmp_path / "prepared")

@@ -121,6 +121,14 @@ def test_a_preset_has_the_numbers_of_its_origin(name):
     assert {field: there[field] for field in PAPER} == PAPER | DIFFERENT[name]
 
 
+@pytest.mark.parametrize(
+    ("name", "there"), [("source", False), ("source:imagenette", True), ("imagenette_small", True), ("finetune", True)]
+)
+def test_small_sets_are_held_on_the_device(name, there):
+    name, _, arg = name.partition(":")
+    assert importlib.import_module(f"configs.{name}").get_config(arg).data.on_device == there
+
+
 @pytest.mark.parametrize("name", STDS)
 def test_a_chain_has_the_initial_values_of_its_origin(name):
     layers = preset(name)["model.layers"]
