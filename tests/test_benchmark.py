@@ -161,6 +161,7 @@ def narrow(name):
     c.model.dropout = 0.0
     c.data.crop, c.data.size = 99, 112
     c.data.color_noise, c.data.divide_by_noise = 0.1, True
+    c.optimizer.weight_decay = 50.0  # else nothing of it would show beside gradients on grey levels
     return c
 
 

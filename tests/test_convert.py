@@ -455,19 +455,6 @@ def test_figures_of_converted_weights(converted, photos, tmp_path, capsys):
             run_verb(["figures", *run, *flags])
 
 
-def test_a_config_of_an_earlier_version_is_filled_up(tiny_run, images, tmp_path):
-    """Fields that it lacks have their defaults; the others keep their values."""
-    now = load_run(tiny_run)
-    config = json.loads((tiny_run / "config.json").read_text())
-    del config["start"], config["model"]["average_pool"], config["model"]["dropout_before"], config["data"]["deviation"]
-    (tmp_path / "checkpoints").symlink_to(tiny_run / "checkpoints")
-    (tmp_path / "statistics.npz").symlink_to(tiny_run / "statistics.npz")
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    then = load_run(tmp_path)
-    assert then.config.to_json(sort_keys=True) == now.config.to_json(sort_keys=True)
-    np.testing.assert_array_equal(then(images[:, :72, :72])[0], now(images[:, :72, :72])[0])
-
-
 def call(*words):
     return run_verb(["convert", *map(str, words)])
 

@@ -49,20 +49,6 @@ def test_an_unknown_layer_is_refused_before_an_image_is_read(run):
         inference.make_forward(run, layers=["fc9", "fc7", "pool9"])
 
 
-def test_a_processs_share_of_a_split(split):
-    """33 images in batches of 8 over 4 processes: together they are every image once, in order."""
-    whole = list(SplitImages(split).batches(8))
-    shares = [list(SplitImages(split).batches(8, (i, 4))) for i in range(4)]
-    for number, batch in enumerate(whole):
-        parts = [share[number] for share in shares]
-        assert sum((part.ids for part in parts), []) == batch.ids
-        for field in ("images", "labels", "mask"):
-            np.testing.assert_array_equal(
-                np.concatenate([getattr(part, field) for part in parts]), getattr(batch, field)
-            )
-    assert [name for batch in whole for name in batch.ids] == split.ids
-
-
 def test_a_subset_has_its_own_images(split):
     chosen = [30, 2, 17]
     few = subset(split, chosen)

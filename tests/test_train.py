@@ -205,23 +205,21 @@ def test_patience_counts_epochs_where_evaluations_are_rarer(config, tmp_path):
     assert (plateau["waited"], plateau["drops"]) == (0, 1)
 
 
-def test_a_finished_run_is_not_changed(config, tmp_path, capsys):
-    main.run(config, tmp_path / "run")
-    before = records(tmp_path / "run", but=())
-    path = tmp_path / "run" / "provenance.json"
+def test_a_finished_run_is_not_changed(config, tiny_run, tmp_path, capsys):
+    workdir, config.epochs = shutil.copytree(tiny_run, tmp_path / "run"), 2
+    before = records(workdir, but=())
+    path = workdir / "provenance.json"
     made = json.loads(path.read_text())
     made["machines"][0]["cores"] = 4096
     path.write_text(json.dumps(made))
-    capsys.readouterr()
-    assert main.run(config, tmp_path / "run") == 0
-    assert records(tmp_path / "run", but=()) == before
+    assert main.run(config, workdir) == 0
+    assert records(workdir, but=()) == before
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert len(said) == 1 and "cores: 4096 there" in said[0]
 
 
-def test_a_workdir_of_another_config_is_refused(config, tmp_path):
-    config.epochs = 1
-    main.run(config, tmp_path / "run")
+def test_a_workdir_of_another_config_is_refused(config, tiny_run, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "run")
     config.optimizer.learning_rate = 0.02
     config.model.dropout = 0.1
     with pytest.raises(UserError, match="learning_rate: 0.003 there, 0.02 here") as e:
@@ -277,10 +275,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
         ("model.lrn.layers", ("norm1",), "model.lrn.layers"),
         ("model.spatial_norm.layers", ("conv9",), "model.spatial_norm.layers"),
         ("data.crop", 40, "data.crop"),
-        ("data.crop", 80, "data.crop"),
-        ("data.mean", "median", "data.mean"),
-        ("optimizer.rule", "cosine", "optimizer.rule"),
-        ("batch_size", 97, "batch_size"),
         ("devices.data", 64, "devices"),
         ("devices.data", 3, "batch_size"),
         ("devices.tower", 3, "devices.tower"),
@@ -347,7 +341,8 @@ def test_split_over_devices_trains_the_same(config, tiny_run, tmp_path, capsys, 
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
     one, other = load_run(tiny_run), load_run(tmp_path / "run")
     for layer in one.params:
-        np.testing.assert_allclose(other.params[layer]["kernel"], one.params[layer]["kernel"], atol=2e-3)
+        kernel = one.params[layer]["kernel"]
+        np.testing.assert_allclose(other.params[layer]["kernel"], kernel, atol=1e-3 * np.abs(kernel).max())
 
 
 # --- What a step is given, and what it computes -----------------------------------------------------------------------
