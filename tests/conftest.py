@@ -13,11 +13,11 @@ if os.environ["JAX_PLATFORMS"] == "cpu" and os.environ.get("ALEXNET_JAX_TESTS") 
     quick = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = f"{quick} {os.environ.get('XLA_FLAGS', '')}".strip()
 # The tests of a session and the runs they fork share a compilation cache, as a user's runs do. It begins empty.
-# Commands that tests start as a user does do not use it.
+# Commands that tests start as a user does have one of their own beside it, and never the user's.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     cache = tempfile.mkdtemp(prefix="alexnet_jax_tests.")
     atexit.register(shutil.rmtree, cache, ignore_errors=True)
-    os.environ["ALEXNET_JAX_TESTS_CACHE"] = cache
+    os.environ["ALEXNET_JAX_TESTS_CACHE"] = os.environ["XDG_CACHE_HOME"] = cache
 
 import jax
 import numpy as np
@@ -33,7 +33,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_compilation_cache_dir", os.environ["ALEXNET_JAX_TESTS_CACHE"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
-SLOW = ("test_distributed", "test_train", "test_sweep")  # they start processes
+SLOW = ("test_distributed", "test_train", "test_sweep")  # whole runs, several processes
 
 
 def pytest_collection_modifyitems(items):
