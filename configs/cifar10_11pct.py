@@ -1,6 +1,7 @@
 """Krizhevsky's network for CIFAR-10 with 11 % error: cuda-convnet's layers-conv-local-11pct, with norms across maps.
 
-    TFDS_DATA_DIR=... alexnet train --config configs/cifar10_11pct.py
+    tfds build cifar10      # once
+    alexnet train --config configs/cifar10_11pct.py
 
 2,112,970 parameters. The numbers are from layers-conv-local-11pct.cfg and layer-params-conv-local-11pct.cfg, which
 trained about 350 epochs on four fifths of the images and 150 + 10 + 10 on all of them: see configs/cifar10_13pct.py.

@@ -1,6 +1,7 @@
 """Krizhevsky's network for CIFAR-10 with 13 % error: cuda-convnet's layers-conv-local-13pct, locally connected.
 
-    TFDS_DATA_DIR=... alexnet train --config configs/cifar10_13pct.py
+    tfds build cifar10      # once
+    alexnet train --config configs/cifar10_13pct.py
 
 1,116,490 parameters on crops of 24 from 32 pixels; ten views at the end. The numbers are from the files
 layers-conv-local-13pct.cfg and layer-params-conv-local-13pct.cfg, and the wiki's page Methodology. That trained 100

@@ -1,6 +1,7 @@
 """Krizhevsky's network for CIFAR-10 with 18 % error: cuda-convnet's layers-18pct, with norms within each map.
 
-    TFDS_DATA_DIR=... alexnet train --config configs/cifar10_18pct.py
+    tfds build cifar10      # once
+    alexnet train --config configs/cifar10_18pct.py
 
 89,578 parameters, no augmentation. The numbers are from layers-18pct.cfg and layer-params-18pct.cfg; the order of the
 images as in configs/cifar10_80sec.py.

@@ -1,6 +1,7 @@
 """Krizhevsky's network for CIFAR-10 with 26 % error after 80 seconds: cuda-convnet's layers-80sec.
 
-    TFDS_DATA_DIR=... alexnet train --config configs/cifar10_80sec.py
+    tfds build cifar10      # once
+    alexnet train --config configs/cifar10_80sec.py
 
 145,578 parameters, no augmentation. Where a number has no other source it is layers-80sec.cfg's or its
 layer-params-80sec.cfg's. Those say to lower the rate after 8 epochs, and not how long to go on: 2 epochs, as Caffe does

@@ -1,6 +1,7 @@
 """The network of 2012 on Imagenette: ten classes of ImageNet, 9,469 training photos.
 
-    TFDS_DATA_DIR=... alexnet train --config configs/imagenette.py
+    tfds build imagenette/160px-v2      # once
+    alexnet train --config configs/imagenette.py
 
 The rules are those of the 2012 code, configs/source.py, with its initial values. The first 6 epochs took 53 minutes on
 two cores of an Intel Xeon (AVX-512), shared with other work, at 20 images/s; top-1 error was then 66.9 %, top-5 18.0 %,

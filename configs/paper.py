@@ -2,7 +2,7 @@
 
     alexnet train --config configs/paper.py              # ImageNet, ILSVRC-2012
     alexnet train --config configs/paper.py:imagenette   # the same network on ten classes
-    alexnet train --config configs/paper.py:glyphs       # needs no download, but hardly learns: docs/departures.md
+    alexnet train --config configs/paper.py:glyphs       # letters that it draws: needs no download
 
 Hardware and time in 2012: two GTX 580 3GB, five to six days (section 1). Here on ImageNet: not run.
 On Imagenette its first 7 epochs stay at chance, 90.9 % error (53 minutes on two cores, 2026-11-23): docs/departures.md.
