@@ -26,6 +26,15 @@ def out_of_memory(error: BaseException) -> bool:
     return exhausted or isinstance(error, MemoryError) or "Out of memory" in str(error)
 
 
+def no_platform(error: BaseException) -> bool:
+    """Whether JAX found no device of the platform that JAX_PLATFORMS names. It asserts, or says so, as it finds out."""
+    last = error.__traceback__
+    while last and last.tb_next:
+        last = last.tb_next
+    bare = isinstance(error, AssertionError) and last and last.tb_frame.f_code.co_name == "backends"
+    return bool(bare) or (isinstance(error, RuntimeError) and "Unable to initialize backend" in str(error))
+
+
 def may_pass(error: BaseException) -> bool:
     """Whether reading failed for a reason that is not in the file and may pass. TensorStore's errors name errno."""
     said = re.search(r"os_error_code='(\d+)'", str(error))

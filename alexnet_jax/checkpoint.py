@@ -21,6 +21,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ from alexnet_jax import UserError, may_pass, one_line, out_of_memory, towers
 FOLDER = "checkpoints"
 PREFIX = "step"  # of a checkpoint's folder, step_<step>
 CHECKSUMS = "checksums"  # their key in the host's part
+NONE_YET = "{} has no checkpoint yet: let alexnet train reach its first one"
 ERROR = "top1_error"  # the metric that is saved with a checkpoint at the end of an epoch
 
 
@@ -171,7 +173,7 @@ def read_params(workdir: Path, like: dict, which: str = "best") -> tuple[int, di
     Raises UserError if there is no checkpoint yet, or if it cannot be read.
     """
     if latest_step(workdir) is None:
-        raise UserError(f"{workdir} has no checkpoint yet: let alexnet train reach its first one")
+        raise UserError(NONE_YET.format(workdir))
     checkpoints = manager(workdir)
     step = checkpoints.best_step() if which == "best" else None
     if step is None:
@@ -187,6 +189,27 @@ def read_params(workdir: Path, like: dict, which: str = "best") -> tuple[int, di
         return found["state"]["params"]
 
     return step, _read(read, workdir, step)
+
+
+def identity(workdir: Path) -> dict[str, Any]:
+    """What tells a run's checkpoints from others, by step: the checksums of their state, and their errors.
+
+    Read from files alone, without Orbax, whose processes wait for one another.
+    Raises UserError if there is none yet, or if one cannot be read.
+    """
+    if not (steps := _steps(workdir)):
+        raise UserError(NONE_YET.format(workdir))
+    found: dict[str, Any] = {}
+    for step in sorted(steps):
+        folder = workdir / FOLDER / f"{PREFIX}_{step}"
+        parts = [folder / "host" / "metadata", *sorted(folder.glob("metrics/metrics"))]
+        host, *errors = _read(partial(_json_of, parts), workdir, step)
+        found[str(step)] = [host.get(CHECKSUMS), *errors]
+    return found
+
+
+def _json_of(parts: list[Path]) -> list[dict]:
+    return [json.loads(part.read_text()) for part in parts]
 
 
 def read_whole(folder: Path) -> tuple[dict, dict]:

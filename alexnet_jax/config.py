@@ -15,8 +15,7 @@ slip of the finger from filling the memory, or from compiling for hours.
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from numbers import Integral, Real
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 from flax.traverse_util import unflatten_dict
@@ -52,7 +51,7 @@ class Rule(NamedTuple):
 
 def whole(low: int, high: int) -> Rule:
     """A whole number from `low` to `high`, both included."""
-    return Rule(f"a whole number from {low:,} to {high:,}", lambda v: _is(v, Integral) and low <= v <= high)
+    return Rule(f"a whole number from {low:,} to {high:,}", lambda v: _is(v, int) and low <= v <= high)
 
 
 def number(low: float, high: float, *, above: bool = False, below: bool = False) -> Rule:
@@ -60,14 +59,15 @@ def number(low: float, high: float, *, above: bool = False, below: bool = False)
     says = f"a number {'above' if above else 'of at least'} {low:g} and {'below' if below else 'at most'} {high:g}"
 
     def holds(v: Any) -> bool:
-        if not _is(v, Real) or not low <= v <= high:  # NaN fails the comparison
+        if not _is(v, int | float) or not low <= v <= high:  # NaN fails the comparison
             return False
         return not (above and v == low) and not (below and v == high)
 
     return Rule(says, holds)
 
 
-def _is(value: Any, kind: type) -> bool:
+def _is(value: Any, kind: Any) -> bool:
+    """Python's own numbers, not True or False, and of NumPy's only those that JSON takes."""
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
@@ -292,6 +292,20 @@ FIELDS = {
 IN_CHAINS = {"layers", "num_classes", "towers", "pool_size", "pool_stride", "dtype"}  # what a chain of layers reads
 IN_CHAINS |= {f"{norm}.{name}" for norm in ("lrn", "spatial_norm") for name in ("size", "k", "alpha", "beta")}
 IN_CHAINS.add("lrn.divide_by_size")
+# Fields that are read only where another field has one of some values; a section stands for all its fields.
+READ_IF = {
+    "model.init_std": ("model.init", ("normal",)),
+    "model.init_bias": ("model.init", ("normal",)),
+    "optimizer.momentum": ("optimizer.algorithm", ("momentum", "sgd")),
+    "optimizer.bias_drop_epochs": ("optimizer.bias_rule", ("epochs",)),
+    "optimizer.drop_epochs": ("optimizer.rule", ("epochs",)),
+    "optimizer.drops": ("optimizer.rule", ("plateau",)),
+    "optimizer.patience": ("optimizer.rule", ("plateau",)),
+    "optimizer.min_improvement": ("optimizer.rule", ("plateau",)),
+    "optimizer.stages": ("optimizer.rule", ("stages",)),
+    "optimizer.stages_total": ("optimizer.rule", ("stages",)),
+    "data.mean_value": ("data.mean", ("value",)),
+}
 OPTIONAL = {"model.init_std.conv6", "model.init_bias.conv6"}  # initial values of a layer that most networks lack
 
 
@@ -373,16 +387,39 @@ def _misfit(name: str, value: Any, must: str) -> UserError:
     return UserError(f"--config.{name} is {_shown(value)} and {must}")
 
 
-def _refuse_misfits(config: ConfigDict):
-    """Raises UserError if fields that are each allowed do not fit each other."""
+def refuse_idle(config: ConfigDict, given: Collection[str]):
+    """Raises UserError if a field that the command line sets has no effect because of another field.
+
+    given: dotted names of these fields. Others may be idle, as those that a preset took over from another one.
+    """
+    there = dict(fields(config))
+    for name in sorted(given):
+        section = name.rpartition(".")[0]
+        other, values = READ_IF.get(name) or READ_IF.get(section) or ("", ())
+        if other and there[other] not in values:
+            raise UserError(
+                f"--config.{name} has no effect while {other} is {there[other]}: set --config.{other}={values[0]} too, "
+                "or leave it out"
+            )
+
+
+def refuse_misfits_of_network(config: ConfigDict):
+    """Raises UserError if fields that are each allowed make no network, or none for the images."""
     if config.model.layers:
         _refuse_chain(config.model)
     else:
         _refuse_network(config.model)
-    _refuse_start(config)
     d = config.data
     if d.crop > d.size:
         raise _misfit("data.crop", d.crop, f"must be at most data.size, {d.size}")
+
+
+def _refuse_misfits(config: ConfigDict):
+    """Raises UserError if fields that are each allowed do not fit each other."""
+    refuse_misfits_of_network(config)
+    if removed := [name for name in config.model.exchange if name in config.model.removed]:
+        raise _misfit("model.exchange", config.model.exchange, f"must not name {removed[0]}, which model.removed has")
+    _refuse_start(config)
     for name, size in (("batch_size", config.batch_size), ("evaluation.batch_size", config.evaluation.batch_size)):
         if size % config.devices.data:
             raise _misfit(name, size, f"must divide over the {config.devices.data} copies of --config.devices.data")
@@ -408,6 +445,7 @@ def _refuse_network(m: ConfigDict):
         "lrn.before_activation": m.lrn.before_activation,
         "lrn.after_pool": m.lrn.after_pool,
         "spatial_norm.layers": m.spatial_norm.layers,
+        "exchange": [name for name in m.exchange if name in CONVOLUTIONS],
     }
     for name, layers in named.items():
         if not set(layers) <= set(convolutions):

@@ -5,8 +5,8 @@
 
 Several processes, on one machine or many, train together with --distributed.
 
-Exit status: 0 when the run is complete; 130 when SIGTERM or Ctrl-C stopped it, in any of the processes; 1 when there is
-something to fix or another process is lost. The same command resumes from the last checkpoint.
+Exit status: 0 when the run is complete; 130 when SIGTERM or Ctrl-C stopped it, once it trains in any of the processes;
+1 when there is something to fix or another process is lost. The same command resumes from the last checkpoint.
 """
 
 import sys
@@ -18,6 +18,7 @@ if __name__ == "__main__":  # as `alexnet train`, which watches for signals befo
 
 import contextlib
 import dataclasses
+import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import UserError, checkpoint, network, one_line, out_of_memory, towers
 from alexnet_jax.analysis import figures
 from alexnet_jax.cli import commands, stopping
-from alexnet_jax.config import check, flat
+from alexnet_jax.config import check, flat, refuse_idle
 from alexnet_jax.data.batches import steps_in_epoch
 from alexnet_jax.data.prepare import prepare
 from alexnet_jax.data.records import Prepared
@@ -109,12 +110,14 @@ def run(config: ConfigDict, workdir: Path, given: Collection[str] = ()) -> int:
     config = together(lambda: finetune.resolved(config, workdir, given))
     own_classes(config, given)
     check(config)
+    refuse_idle(config, given)
     refuse_other_config(config)
     claims.refuse_converted(workdir)
     together(lambda: claims.refuse_unusable(workdir, config) if towers.leads() else None)
     mesh = towers.make_mesh(config.devices, config.model.towers, config.batch_size)
     config, prepared, facts = together(lambda: ready(config, mesh, workdir))
     refuse_other_data(facts)
+    refuse_other_start(config, prepared, workdir)
     with claimed(workdir, config, prepared, facts, mesh):
         if towers.leads():
             introduce(config, prepared, mesh, workdir)
@@ -152,11 +155,16 @@ def claimed(workdir: Path, config: ConfigDict, prepared: Prepared, facts: dict, 
         def claim() -> None:
             machine = provenance.of_machine(mesh)
             statistics, classes = prepared.statistics, prepared.classes
-            held.enter_context(claims.claim(workdir, config, statistics, classes, facts, machine))
+            lock = held.enter_context(claims.claim(workdir, config, statistics, classes, facts, machine))
+            if jax.process_count() > 1:
+                claims.sign(lock, word)
             if checkpoint.latest_step(workdir) is not None and (warning := provenance.warning(machine, workdir)):
                 print(warning, file=sys.stderr)
 
+        word = towers.gather(np.frombuffer(os.urandom(16), np.uint8))[0].tobytes().hex()
         together(claim if towers.leads() else lambda: None)
+        if jax.process_count() > 1:
+            together(lambda: claims.refuse_unsigned(workdir, word))
         yield
 
 
@@ -178,6 +186,20 @@ def refuse_other_data(facts: dict) -> None:
         raise UserError(
             f"process {other} has prepared another data set than process 0, from other images or with "
             "another Pillow: give all of them the same --config.data.prepared_dir, or copies of one such folder"
+        )
+
+
+def refuse_other_start(config: ConfigDict, prepared: Prepared, workdir: Path) -> None:
+    """Raises UserError in all processes if one begins from other weights than process 0, or with another mean image."""
+    if not config.start.workdir or jax.process_count() == 1:
+        return
+    facts: dict[str, Any] = provenance.of_statistics(prepared)
+    if checkpoint.latest_step(workdir) is None:
+        facts |= together(lambda: checkpoint.identity(expanded(config.start.workdir)))
+    if other := unlike_first(facts):
+        raise UserError(
+            f"process {other} starts from another run than process 0: give all of them the same "
+            "--config.start.workdir, or copies of one"
         )
 
 

@@ -15,7 +15,7 @@ import submitit
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from alexnet_jax import UserError, main, one_line
+from alexnet_jax import UserError, checkpoint, main, one_line
 from alexnet_jax.cli import stopping
 from alexnet_jax.cli.commands import set_up_libraries
 from alexnet_jax.data.host import sees_gpus
@@ -73,8 +73,19 @@ class Cell:
         return self.workdir / results.FAILED
 
     def done(self) -> bool:
-        """Whether nothing is left to do: after its last evaluation a run may still fail to save or to draw."""
-        return self.finished() and not self.failure().exists()
+        """Whether nothing is left to do: after its last evaluation a run may still fail, or be killed, saving."""
+        if not self.finished() or self.failure().exists():
+            return False
+        run = results.read(self.workdir)
+        return run.state != "finished" or checkpoint.latest_step(self.workdir) in (None, run.final["step"])
+
+    def failed_since(self, moment: float) -> str | None:
+        """Why it failed, if another sweep says that it has since a moment (time.time())."""
+        try:
+            new = self.failure().stat().st_mtime > moment
+            return self.failure().read_text(errors="replace").strip() if new else None
+        except OSError:
+            return None
 
     def stamp(self) -> tuple[int, int] | None:
         """What changes whenever epochs_done may have changed."""
@@ -123,7 +134,7 @@ def launch(cells: list[Cell], executor: submitit.Executor, at_once: int = 1) -> 
     has submitted to a cluster, where it waits or runs, are waited for.
     Returns {cell: reason} of those that failed.
     """
-    here = isinstance(executor, submitit.LocalExecutor)
+    here, began = isinstance(executor, submitit.LocalExecutor), time.time()
     free = shares(at_once) if here else [()] * len(cells)
     stamps = {cell: cell.stamp() for cell in cells}
     trained = {cell: cell.epochs_done() for cell in cells}
@@ -146,6 +157,10 @@ def launch(cells: list[Cell], executor: submitit.Executor, at_once: int = 1) -> 
                         continue
                     waiting.remove(cell)
                     if cell.done():  # another sweep has run it meanwhile
+                        release(lock)
+                        continue
+                    if here and (reason := cell.failed_since(began)):  # or has tried to
+                        failed[str(cell)] = reason
                         release(lock)
                         continue
                     cores = free.pop(0)

@@ -257,6 +257,17 @@ def test_a_field_that_is_missing_or_holds_what_it_may_not_is_named(copy, field, 
         load_run(copy)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("model.conv_sizes", [11, 5, 3, 3, 3, 3]), ("data.crop", 10**4), ("model.towers", 5), ("model.pooled", ["conv6"])],
+)
+def test_fields_that_make_no_network_are_named(copy, field, value):
+    (copy / "config.json").write_text(changed(copy, field, value))
+    with pytest.raises(UserError, match=rf"config\.json is damaged .*{field.partition('.')[0]}") as e:
+        load_run(copy)
+    assert "\n" not in str(e.value)
+
+
 def test_a_run_older_than_a_field_computes_what_it_did(copy, images):
     """Without all that version 0.1.0 did not write, and with what only its first days wrote."""
     expected = load_run(copy)

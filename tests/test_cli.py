@@ -161,6 +161,30 @@ def test_a_second_ctrl_c_ends_a_run_at_once(monkeypatch, capsys):
     assert "interrupted; the same command resumes" in capsys.readouterr().err
 
 
+def test_after_the_loop_signals_are_watched_as_before():
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    old, handlers = signal.set_wakeup_fd(writer), [signal.getsignal(s) for s in stopping.SIGNALS]
+    with pytest.raises(ZeroDivisionError), stopping.Stop():
+        raise ZeroDivisionError
+    assert [signal.getsignal(s) for s in stopping.SIGNALS] == handlers
+    assert signal.set_wakeup_fd(old) == writer
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_platform_that_is_not_there_is_one_line():
+    """JAX says so of a platform that it does not know, and fails an assertion where its plugin is missing."""
+    for name in ("cuda", "abacus"):
+        done = subprocess.run(
+            [sys.executable, "-m", "alexnet_jax", "train", "--config=configs/paper.py:smoke"],
+            env=os.environ | {"JAX_PLATFORMS": name}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 1
+        says = f"error: JAX finds no device here with JAX_PLATFORMS={name}: unset it, or set it to cpu"
+        assert done.stderr.strip() == says
+
+
 def test_no_module_registers_global_flags():
     for module in pkgutil.walk_packages(alexnet_jax.__path__, "alexnet_jax."):
         if not module.name.endswith("__main__"):

@@ -6,10 +6,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from alexnet_jax import UserError, config, main, network
-from alexnet_jax.config import FIELDS, FREE, FUNCTION, INPUT, OPTIONAL, SHAPE, check, default, fields, fields_of
+from alexnet_jax.config import (
+    FIELDS,
+    FREE,
+    FUNCTION,
+    INPUT,
+    OPTIONAL,
+    READ_IF,
+    SHAPE,
+    check,
+    default,
+    fields,
+    fields_of,
+    refuse_idle,
+)  # fmt: skip
 from configs import paper
 
 ROOT = Path(__file__).parents[1]
@@ -108,6 +122,40 @@ def test_nonsense_of_every_type_is_refused_by_name_or_makes_a_network(field):
 NUMBERS = sorted(name for name, value in fields(paper.get_config()) if type(value) in (int, float))
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("batch_size", np.int64(32)), ("optimizer.learning_rate", np.float32(0.5)),
+     ("optimizer.drop_epochs", tuple(np.arange(3)))],
+)  # fmt: skip
+def test_numbers_that_no_file_could_hold_are_refused(field, value):
+    c = paper.get_config("glyphs,smoke")
+    put(c, field, value)
+    with pytest.raises(UserError, match=field):
+        check(c)
+
+
+def test_a_field_that_the_command_line_sets_in_vain_is_refused():
+    c = paper.get_config("glyphs,smoke")
+    refuse_idle(c, {"optimizer.patience", "optimizer.momentum", "batch_size", "model.init_std.conv1", "data.crop"})
+    for given, says in (
+        ("optimizer.drop_epochs", "drop_epochs has no effect while optimizer.rule is plateau: set --config.optimizer"),
+        ("optimizer.bias_drop_epochs", "while optimizer.bias_rule is weights: set --config.optimizer.bias_rule=epochs"),
+        ("data.mean_value", "while data.mean is pixel: set --config.data.mean=value too, or leave it out"),
+    ):
+        with pytest.raises(UserError, match=says):
+            refuse_idle(c, {given})
+    c.optimizer.algorithm, c.model.init = "adam", "uniform"
+    for given in ("optimizer.momentum", "model.init_std.conv1", "model.init_bias.fc6"):
+        with pytest.raises(UserError, match=given):
+            refuse_idle(c, {given})
+
+
+def test_what_reads_a_field_is_a_field_that_can_have_the_value():
+    for name, (other, values) in READ_IF.items():
+        assert name in FIELDS or any(field.startswith(f"{name}.") for field in FIELDS)
+        assert all(FIELDS[other].rule.holds(value) for value in values)
+
+
 @pytest.mark.parametrize("field", NUMBERS)
 def test_no_number_may_be_infinite_or_none(field):
     for value in (math.nan, math.inf, -math.inf, 10**20, -(10**20)):
@@ -138,6 +186,11 @@ def test_the_largest_that_is_allowed_is_checked_at_once(field, value):
         (
             {"model.conv_widths": (8,) * 6, "model.conv_sizes": (3,) * 6, "model.conv_strides": (1,) * 6},
             "model.init_std has no value for conv6",
+        ),
+        ({"model.exchange": ("conv6", "fc8")}, "model.exchange is ['conv6'] and takes conv1 to conv5 here"),
+        (
+            {"model.removed": ("conv3",)},
+            "model.exchange is ('conv3', 'fc6', 'fc7', 'fc8') and must not name conv3, which model.removed has",
         ),
         ({"model.pooled": ("conv6",)}, "model.pooled is ('conv6',) and takes conv1 to conv5 here"),
         ({"model.lrn.before_activation": ("conv1",), "model.lrn.after_pool": ("conv1",)}, "norm once"),

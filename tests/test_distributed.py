@@ -1,6 +1,7 @@
 """Several processes on loopback, each with its own devices, train one network."""
 
 import contextlib
+import json
 import random
 import shutil
 import signal
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from helpers.runs import check_equal, records, start
 
-from alexnet_jax import UserError, main
+from alexnet_jax import UserError, checkpoint, main
 from alexnet_jax.cli import commands
 from alexnet_jax.data.prepare import prepare
 from alexnet_jax.runs.run import load_run
@@ -120,6 +121,30 @@ def test_processes_with_other_data_or_another_config_end_together(config, tiny_r
         for text in said:
             assert text.strip().splitlines()[-1].startswith(f"error: process 1 {says} process 0"), said
         assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_processes_with_another_workdir_or_start_end_together(config, tiny_run, tmp_path):
+    """The second has a workdir of its own, or the start's checkpoint has other weights there."""
+    config.devices.data = 2
+    processes = start_together(config, tmp_path / "run", own=[[], [f"--workdir={tmp_path / 'mine'}"]])
+    said = outputs(processes)
+    assert [p.returncode for p in processes] == [1, 1], said
+    assert "does not see the workdir" in said[1].strip().splitlines()[-1], said
+    assert not (tmp_path / "mine").exists()
+
+    other = shutil.copytree(tiny_run, tmp_path / "other")
+    [part] = other.glob(f"checkpoints/step_{max(checkpoint._steps(other))}/host/metadata")
+    host = json.loads(part.read_text())
+    host["checksums"] = {name: value + 1 for name, value in host["checksums"].items()}
+    part.write_text(json.dumps(host))
+    own = [[f"--config.start.workdir={start}"] for start in (tiny_run, other)]
+    processes = start_together(config, tmp_path / "tuned", own=own)
+    said = outputs(processes)
+    assert [p.returncode for p in processes] == [1, 1], said
+    for text in said:
+        assert text.strip().splitlines()[-1].startswith("error: process 1 starts from another run than process 0"), said
+    assert not (tmp_path / "tuned").exists()
 
 
 @pytest.mark.slow

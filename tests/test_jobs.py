@@ -2,12 +2,14 @@
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 from helpers.sweeps import Here, Job
 
 from alexnet_jax import UserError
+from alexnet_jax.runs.run import read_config
 from experiments import jobs
 
 
@@ -58,6 +60,36 @@ def test_two_sweeps_share_the_cells(config, tmp_path, monkeypatch, done):
     monkeypatch.setattr(jobs, "train_cell", train)
     assert jobs.launch(cells, executor) == {} and ran == ["ours", "last"]
     assert all(jobs.take(cell, executor.folder) for cell in cells)  # every lock is given back
+
+
+def test_what_has_failed_in_another_sweep_meanwhile_is_not_run_again(config, tmp_path, monkeypatch, done):
+    cells = [jobs.Cell(name, 0, config, tmp_path / name) for name in ("theirs", "ours")]
+    executor, ran = Here("local", tmp_path / "jobs", []), []
+    theirs = jobs.take(cells[0], executor.folder)
+    for cell in cells:  # an earlier sweep's failures do not count
+        cell.workdir.mkdir()
+        cell.failure().write_text("long ago")
+        os.utime(cell.failure(), (0, 0))
+
+    def train(config, workdir, cores, gpus):
+        ran.append(Path(workdir).name)
+        done.add(ran[-1])
+        cells[0].failure().write_text("the loss is nan\n")
+        theirs.close()
+
+    monkeypatch.setattr(jobs, "train_cell", train)
+    assert jobs.launch(cells, executor) == {"theirs, seed 0": "the loss is nan"} and ran == ["ours"]
+
+
+def test_a_run_that_was_killed_before_its_last_checkpoint_is_not_done(tiny_run, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    cell = jobs.Cell("base", 0, read_config(run), run)
+    assert cell.done()
+    steps = sorted(path.name for path in (run / "checkpoints").iterdir())
+    (run / "checkpoints" / steps[-1]).rename(run / "checkpoints" / "step_1")
+    assert cell.finished() and not cell.done()
+    shutil.rmtree(run / "checkpoints")  # removed to save room
+    assert cell.done()
 
 
 def test_a_cell_of_a_sweep_that_died_is_taken_over(config, tmp_path, monkeypatch, done):

@@ -376,6 +376,20 @@ def test_what_killed_processes_left_of_other_sets_is_removed(photos, prepared, t
 # ---------------------------------------------------------------- TFDS
 
 
+def test_splits_that_share_images_are_refused(tmp_path):
+    config = data_config("glyphs/tiny", tmp_path)
+    for training, validation, shared in (
+        ("train", "train[90%:]", 26), ("train+validation", "validation", 64), ("train[:90%]", "train[90%:]", 0)
+    ):  # fmt: skip
+        config.train_split, config.eval_split = training, validation
+        assert len(prepare(config).train) > 0  # where nothing learns from it
+        if shared:
+            with pytest.raises(UserError, match=f"share {shared} images"):
+                prepare(config, 10)
+        else:
+            assert len(prepare(config, 10).evaluation) == 26
+
+
 def test_glyphs_are_prepared_and_copied_to_a_machine_without_tensorflow(tmp_path, monkeypatch):
     made = prepare(data_config("glyphs/tiny", tmp_path))
     assert (len(made.train), len(made.evaluation), len(made.classes)) == (256, 64, 10)

@@ -118,6 +118,17 @@ def test_other_results_of_the_same_run_are_refused(sweep, tmp_path):
     assert "\n" not in str(error.value) and path.read_bytes() == before
 
 
+def test_other_runs_are_recorded_beside_one_that_is_refused(sweep, tmp_path, capsys):
+    path = record(tmp_path, sweep)
+    again = tmp_path / "again"
+    fake(again / "base/seed0", 0, 0.21)
+    fake(again / "base/seed7", 7, 0.22)
+    with pytest.raises(UserError, match="1 runs were not recorded, as said above; the others are in"):
+        record(tmp_path, again / "base/seed0", again / "base/seed7")
+    assert "seed0: base seed 0 is in the record study with other results" in capsys.readouterr().err
+    assert file.read(path).of_cell("base")[7]["top1"] == 0.22
+
+
 def test_a_run_that_comes_further_replaces_itself(tmp_path):
     """And one that has not come as far does not: another machine may have its older state."""
     early = fake(tmp_path / "early/base", 0, epochs=2)

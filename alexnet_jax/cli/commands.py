@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from alexnet_jax import UserError, one_line, out_of_memory
+from alexnet_jax import UserError, no_platform, one_line, out_of_memory
 
 MOST_DEVICES = 1024  # that --devices asks for: on CPU each is virtual and costs a thread
 
@@ -46,11 +46,15 @@ def command(main: Callable[[list[str]], int | None], stopped: str = "interrupted
         print(stopped, file=sys.stderr)
         status = 130
     except Exception as e:
-        if not out_of_memory(e):
+        if no_platform(e):
+            wanted = os.environ.get("JAX_PLATFORMS", "")
+            status = f"error: JAX finds no device here with JAX_PLATFORMS={wanted}: unset it, or set it to cpu"
+        elif out_of_memory(e):
+            status = (
+                f"error: not enough memory ({one_line(e)[:200]}): lower --batch-size if it has one, or free some memory"
+            )
+        else:
             raise
-        status = (
-            f"error: not enough memory ({one_line(e)[:200]}): lower --batch-size if it has one, or free some memory"
-        )
     try:
         sys.stdout.flush()
     except OSError:  # it would fail once more when Python ends

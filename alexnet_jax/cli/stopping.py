@@ -1,8 +1,9 @@
 """How a training process ends early: because of a signal, or because another process is lost.
 
 Its last line on standard error says why, and the same command resumes the run. The exit status is STOPPED after SIGTERM
-or Ctrl-C, no matter which of several processes received it, and 1 after a mistake or a loss. This module imports
-nothing heavy, so that signals can be watched for while the rest is imported.
+or Ctrl-C, and 1 after a mistake or a loss. Once several processes train, a signal to one of them stops all alike;
+before that the others lose the one that got it, and end with 1. This module imports nothing heavy, so that signals can
+be watched for while the rest is imported.
 """
 
 import ctypes

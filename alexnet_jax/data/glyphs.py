@@ -237,7 +237,7 @@ def _builder_class() -> type:
 
     # Not registered: TFDS refuses a second class of the same name. The way in is undrawn().
     class Glyphs(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-        VERSION = tfds.core.Version("1.0.0")  # increase it when draw() draws differently, or old copies stay in use
+        VERSION = tfds.core.Version("1.0.0")  # increase it, and prepare.FORMAT, when draw() draws differently
         BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in SPLITS]  # the first is the default
         name = "glyphs"
 

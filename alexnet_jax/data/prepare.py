@@ -18,6 +18,7 @@ import io
 import itertools
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -96,7 +97,22 @@ def prepare(config: ConfigDict, num_classes: int | None = None) -> Prepared:
         logging.set_verbosity(verbosity)
     prepared = open_prepared(directory)
     refuse_classes(config.name, prepared.classes, num_classes)
+    if num_classes is not None and not root:
+        _refuse_shared_images(config, prepared)
     return prepared
+
+
+def _refuse_shared_images(config: ConfigDict, prepared: Prepared) -> None:
+    """Raises UserError if the two splits of a TFDS set share images, as train and train[90%:] do."""
+    train, evaluation = (set(re.findall(r"[A-Za-z_]\w*", s)) for s in (config.train_split, config.eval_split))
+    if not train & evaluation:  # ImageNet has a million names to compare
+        return
+    names = [set(zip(split.ids, split.labels.tolist(), strict=True)) for split in (prepared.train, prepared.evaluation)]
+    if shared := len(names[0] & names[1]):
+        raise UserError(
+            f"data.train_split '{config.train_split}' and data.eval_split '{config.eval_split}' share {shared} images: "
+            "the error would be measured on images that it learns from"
+        )
 
 
 def _warn_of_changes(root: Path, directory: Path) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
@@ -27,6 +28,27 @@ LEFT = re.compile(
     rf"({'|'.join(map(re.escape, WRITTEN))})\.tmp|partial\.({'|'.join(map(re.escape, WRITTEN))})"
     r"|config\.tmp|statistics\.tmp\.npz"
 )
+
+
+def sign(lock: TextIO, word: str):
+    """Writes a word into a workdir's lock, by which the other processes of the run know that they see this workdir."""
+    lock.truncate(0)
+    lock.write(word)
+    lock.flush()
+    os.fsync(lock.fileno())
+
+
+def refuse_unsigned(workdir: Path, word: str):
+    """Raises UserError if a workdir's lock does not show a word within ten seconds: processes must share the folder."""
+    for _ in range(100):  # a file system of a network may take its time
+        with contextlib.suppress(OSError):
+            if (workdir / LOCK).read_text(errors="replace") == word:
+                return
+        time.sleep(0.1)
+    raise UserError(
+        f"this process does not see the workdir {workdir} of process 0: give all of them the same --workdir, in a file "
+        "system that they share"
+    )
 
 
 class Busy(UserError):

@@ -28,16 +28,20 @@ def of_data(prepared: Prepared) -> dict[str, int | str]:
 
     Not the pixels, which would take long; but every pixel of the training split counts in the statistics.
     """
-    names = statistics_shapes(prepared.train.size)
-    statistics = [np.ascontiguousarray(prepared.statistics[name], "<f4").tobytes() for name in names]
     facts: dict[str, int | str] = {}
     facts["classes"] = _digest(*map(_encoded, prepared.classes))
-    facts["statistics"] = _digest(*statistics)
+    facts |= of_statistics(prepared)
     for role, split in (("training", prepared.train), ("validation", prepared.evaluation)):
         facts[f"number of {role} images"] = len(split)
         facts[f"names of {role} images"] = _digest(*map(_encoded, split.ids))
         facts[f"labels of {role} images"] = _digest(np.ascontiguousarray(split.labels, "<i4").tobytes())
     return facts
+
+
+def of_statistics(prepared: Prepared) -> dict[str, int | str]:
+    """What tells the statistics that a network takes from its images from others: `statistics`, a digest."""
+    names = statistics_shapes(prepared.train.size)
+    return {"statistics": _digest(*(np.ascontiguousarray(prepared.statistics[n], "<f4").tobytes() for n in names))}
 
 
 def of_machine(mesh: Mesh) -> dict[str, int | str]:

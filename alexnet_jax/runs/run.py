@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from alexnet_jax import UserError, checkpoint, one_line, towers
-from alexnet_jax.config import FIELDS, OPTIONAL, flat, unflat, wrong
+from alexnet_jax.config import FIELDS, OPTIONAL, flat, refuse_misfits_of_network, unflat, wrong
 from alexnet_jax.data import augment
 from alexnet_jax.data.prepare import prepare
 from alexnet_jax.data.records import Prepared, statistics_shapes
@@ -129,7 +129,12 @@ def _completed(tree: Any) -> ConfigDict:
     for name, value in values.items():
         if says := wrong(name, value):
             raise ValueError(says)
-    return unflat(values)
+    config = unflat(values)
+    try:
+        refuse_misfits_of_network(config)
+    except UserError as e:
+        raise ValueError(str(e).removeprefix("--config.")) from e
+    return config
 
 
 def renewed(there: dict[str, Any]) -> dict[str, Any]:

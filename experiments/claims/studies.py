@@ -189,9 +189,14 @@ def first_steps(cell: str, *, later: bool = False) -> Measure:
         if later:
             text += f"; as written it {_steps(theirs)}"
             pairs = [(leaves(a), leaves(b)) for a, b in zip(ours, theirs, strict=True)]
-            known = [b is not None and (a is None or a > b) for a, b in pairs]
-            same = all(a == b for a, b in pairs)
-            verdict = "the same step in every run" if same else _counted(known, "contradicts")
+            decided = [(a, b) for a, b in pairs if a or b]  # of two that still guess, either may be the later one
+            later_there = [b is not None and (a is None or a > b) for a, b in decided]
+            if not decided:
+                verdict = f"neither within {min(run['steps'] for run in ours)} steps"
+            elif all(a == b for a, b in decided):
+                verdict = "the same step in every run"
+            else:
+                verdict = _counted(later_there, "contradicts")
         return Found(text, len(seeds), verdict, scale_of(record, cell), [*ours, *theirs])
 
     return measure

@@ -7,7 +7,8 @@
 
 Runs that failed or are unfinished are recorded as such, and of a sweep also the ablations that have not been started:
 they count among the comparisons. Recording a run twice changes nothing, and the records of another machine's runs add
-up. alexnet report experiments/records/ablations.json shows a record as it shows a sweep.
+up; a run that is recorded with other results is named and left out. alexnet report experiments/records/ablations.json
+shows a record as it shows a sweep.
 """
 
 import re
@@ -54,6 +55,7 @@ def _add(flags: Namespace, path: Path) -> dict[str, int]:
     record = file.read(path) if path.exists() else file.Record(flags.to)
     done: dict[str, int] = {}
     finished: dict[str, dict[int, Outcome]] = {}
+    refused: list[UserError] = []
     found = _found(flags.runs, flags.cell)
     found.sort(key=lambda each: not each[0].settings)  # runs with a config first: they say what their cell is
     for run, cell, title, planned in found:
@@ -75,19 +77,28 @@ def _add(flags: Namespace, path: Path) -> dict[str, int]:
             print(f"not recorded: {run.folder}: {printable(str(error))}", file=sys.stderr)
             continue
         record.config = record.config or settings["name"]
-        cell = ours["cell"] = file.add_cell(record, cell, title, settings)
-        word = file.add_run(record, ours)
+        try:
+            cell = ours["cell"] = file.add_cell(record, cell, title, settings)
+            word = file.add_run(record, ours)
+        except UserError as error:
+            refused.append(error)
+            print(f"not recorded: {run.folder}: {error}", file=sys.stderr)
+            continue
         known = record.runs[cell, seed]
         if run.state == "finished" and "color" not in known and (shares := kernels.colors(run)):
             known["color"] = shares
         done[word] = done.get(word, 0) + 1
         if run.state == "finished":
             finished.setdefault(cell, {})[seed] = run
+    if refused and not done:
+        raise refused[0]
     if not done:
         raise UserError(f"no run to record in {', '.join(map(str, flags.runs))}: name folders of runs or sweeps")
     if flags.ensemble:
         _add_ensembles(record, finished, flags.ensemble)
     file.write(record, path)
+    if refused:
+        raise UserError(f"{len(refused)} runs were not recorded, as said above; the others are in {path}")
     return done
 
 

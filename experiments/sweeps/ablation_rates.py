@@ -3,9 +3,9 @@
     alexnet sweep --sweep ablation_rates --seeds 1 --at-once 2
 
 The error is that of the centre crop on train[70%:], 2,841 photos that ablations.py neither trains on nor measures
-errors on. The ablations here are those whose best rate could differ: they change the size of activations or gradients,
-or how much regularizes. The others keep the base's rate. Where the best of some rates is the lowest or the highest,
-another one beyond it is to be tried.
+errors on. The ablations here are five whose best rate could differ: they change the size of activations or gradients,
+or how much regularizes. The others keep the base's rate, also those without crops, noise or decay, of which the same
+can be said. Where the best of some rates is the lowest or the highest, another one beyond it is to be tried.
 """
 
 from ml_collections import ConfigDict
