@@ -16,12 +16,12 @@ quickstart: .venv/.installed
 	@echo 'To use the commands of the README in this shell, run: source .venv/bin/activate'
 
 test: .venv/.installed-dev
-	$(PYTEST) -m "not slow and not as_shipped"
-	ALEXNET_JAX_TESTS=shipped $(PYTEST) -m "not slow and as_shipped"
+	$(PYTEST) -m "not slow and not as_shipped and not real_data"
+	ALEXNET_JAX_TESTS=shipped $(PYTEST) -m "not slow and as_shipped and not real_data"
 
 test-slow: .venv/.installed-dev
-	$(PYTEST) -m "slow and not as_shipped"
-	ALEXNET_JAX_TESTS=shipped $(PYTEST) -m "slow and as_shipped"
+	$(PYTEST) -m "slow and not as_shipped and not real_data"
+	ALEXNET_JAX_TESTS=shipped $(PYTEST) -m "slow and as_shipped and not real_data"
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
@@ -29,8 +29,8 @@ lint: .venv/.installed-dev
 	$(BIN)/mypy
 
 .venv/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit("alexnet_jax needs Python 3.11 or newer") if sys.version_info < (3, 11) else 0'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "alexnet_jax needs Python 3.11 to 3.13")'
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 .venv/.installed: .venv/bin/python pyproject.toml requirements.txt
 	$(INSTALL) -e .

@@ -147,10 +147,10 @@ class AlexNet(nn.Module):
         x = layers.by_tower(jnp.add, y, bias, groups=self.here)
         normed = name in m.lrn.layers
         if early := normed and name in m.lrn.before_activation:
-            x = made[f"norm{i}"] = self.norm(x)
+            x = made[f"norm{i}"] = self.norm(i, x)
         x = made[name] = self.activate(x)
         if normed and not early and name not in m.lrn.after_pool:
-            x = made[f"norm{i}"] = self.norm(x)
+            x = made[f"norm{i}"] = self.norm(i, x)
         if name in m.spatial_norm.layers:
             rule = m.spatial_norm
             x = made[f"spatial_norm{i}"] = layers.spatial_response_norm(
@@ -159,12 +159,12 @@ class AlexNet(nn.Module):
         if name in m.pooled:
             x = made[f"pool{i}"] = layers.max_pool(x, size=m.pool_size, stride=m.pool_stride, groups=self.here)
         if normed and not early and name in m.lrn.after_pool:
-            x = made[f"norm{i}"] = self.norm(x)
+            x = made[f"norm{i}"] = self.norm(i, x)
         return x, made
 
     @nn.nowrap
-    def norm(self, x: jax.Array) -> jax.Array:
-        """Local response normalization (section 3.3), of each tower by itself or across them."""
+    def norm(self, i: int, x: jax.Array) -> jax.Array:
+        """Local response normalization of conv i (section 3.3), of each tower by itself or across them."""
         rule = self.config.lrn
         plain = partial(
             layers.local_response_norm,
@@ -175,7 +175,8 @@ class AlexNet(nn.Module):
         if self.devices == 1:
             return plain(x, groups=1)
         own = x.shape[-1]
-        x = lax.all_gather(x, self.tower_axis, axis=3, tiled=True)
+        with jax.named_scope(f"norm{i}"):  # for the summary of what is exchanged
+            x = lax.all_gather(x, self.tower_axis, axis=3, tiled=True)
         return lax.dynamic_slice_in_dim(plain(x, groups=1), lax.axis_index(self.tower_axis) * own, own, axis=3)
 
     @nn.nowrap

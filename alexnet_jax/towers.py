@@ -56,7 +56,8 @@ def make_mesh(devices: ConfigDict, towers: int, batch_size: int, found: list | N
     if devices.tower not in (0, *divisors):
         raise UserError(
             f"devices.tower is {devices.tower} and must be {' or '.join(map(str, divisors))}, a divisor of "
-            "--config.model.towers, or 0 for one device per tower if there are enough"
+            "--config.model.towers, or 0 for one device per tower if there are enough; of --devices it is the number "
+            "after the x, never 0"
         )
     split = devices.tower or (towers if len(found) >= towers * devices.data else 1)
     if devices.data * split > len(found):

@@ -12,7 +12,7 @@ from alexnet_jax import UserError
 from alexnet_jax.cli import commands
 from alexnet_jax.config import flat
 from configs import quickstart
-from experiments.claims import command, figure1, measures, page, studies
+from experiments.claims import command, figure1, measures, page, pictures, studies
 from experiments.claims.claims import CLAIMS
 from experiments.record import file
 from experiments.report.intervals import detectable, difference
@@ -331,6 +331,23 @@ def test_every_claim_has_what_its_row_needs():
         assert claim.measure or claim.takes
         assert not claim.unit or claim.number is None or claim.measure
     assert sum(claim.main for claim in CLAIMS) == 10
+
+
+def test_the_picture_has_the_numbers_of_the_rows(monkeypatch, tmp_path):
+    figures = []
+    monkeypatch.setattr(pictures.plots, "save", lambda figure, path: figures.append(figure) or path)
+    records = {"ablations": study("ablations", *two("lrn_off", [1.4, 1.5, 1.3, 1.4, 1.5, 1.3, 1.4, 1.4]))}
+    pictures.draw(records, tmp_path)
+    rows = [row for row in page.rows(records) if row[1] and row[1].interval and row[0].number]
+    [(claim, found)] = [row for row in rows if row[0].number == 1.4]
+    drawn = {}
+    for axes in figures[0].axes:
+        for line in axes.lines:
+            drawn.setdefault(line.get_marker(), []).append([round(float(x), 6) for x in line.get_xdata()])
+    assert [claim.number] in drawn[pictures.THEIRS["marker"]]
+    assert [round(found.interval.mean, 6)] in drawn[pictures.OURS["marker"]]
+    low, high = found.interval.ends
+    assert [round(low, 6)] in drawn["|"] and [round(high, 6)] in drawn["|"]
 
 
 def test_the_command_writes_page_block_and_pictures(tmp_path):

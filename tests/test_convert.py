@@ -143,7 +143,7 @@ def converted(tmp_path_factory):
     """A converted run whose classes are those of the photos, in another order, and four more."""
     folder = tmp_path_factory.mktemp("converted")
     _, path = write(folder, "V2", caffe_net()[1])
-    (folder / "names.txt").write_text("n01440764\nred\ngrey\nblue\n\nn03126707\ngreen\nn02012849\n")
+    (folder / "names.txt").write_text("n01440764\nred\ngrey\nblue\n\nn03126707\ngreen\nn02012849\n", "utf-8-sig")
     c = preset("caffe")
     c.data.prepared_dir = str(folder / "prepared")
     convert.import_weights("caffe", path, c, folder / "run", names=folder / "names.txt")

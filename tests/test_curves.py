@@ -117,6 +117,11 @@ def drawn(monkeypatch, tmp_path, runs, classes=None):
     return figures[0].axes
 
 
+def test_a_folders_name_that_is_no_text_is_drawn(tmp_path):
+    runs = {name: [record(1, loss=1.0)] for name in ("caf\udce9", "b")}
+    assert curves(runs, tmp_path / "curves.png").stat().st_size > 1000
+
+
 def test_the_loss_of_guessing_is_drawn_and_the_spike_before_it_cut_off(monkeypatch, tmp_path):
     """A run of few records, a tenth of them at 15 or 9e20, and then at or below ln 10."""
     chance = np.log(10)

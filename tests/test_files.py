@@ -1,13 +1,14 @@
 """A file is complete under its name or not there at all, and what was there before is kept until then."""
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
 from helpers.runs import full_disk
 
 from alexnet_jax import UserError
-from alexnet_jax.files import alone, expanded, replacing
+from alexnet_jax.files import alone, expanded, locked, replacing
 
 
 def names(folder):
@@ -20,6 +21,22 @@ def path(tmp_path):
     path = tmp_path / "table.md"
     path.write_text("old")
     return path
+
+
+def test_a_second_reader_and_writer_of_a_folder_waits(tmp_path):
+    order = []
+
+    def second():
+        with locked(tmp_path):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with locked(tmp_path):
+        thread.start()
+        thread.join(0.2)
+        order.append("first")
+    thread.join(30)
+    assert order == ["first", "second"]
 
 
 def test_a_file_appears_when_it_is_complete(path):

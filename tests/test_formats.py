@@ -48,6 +48,10 @@ def test_caffes_files_that_are_incomplete_or_lie(tmp_path):
         layer.blobs.add().shape.dim.extend([2**40, 2**40])
     path.write_bytes(net.SerializeToString())
     refuse("0 bytes for numbers of shape", "caffe", path)
+    net.layer[0].blobs[0].shape.dim[:] = [1] * 65  # more than NumPy has
+    net.layer[0].blobs[0].data.extend([1.0])
+    path.write_bytes(net.SerializeToString())
+    refuse("4 bytes for numbers of shape", "caffe", path)
     net = foreign.CAFFE["NetParameter"]()
     net.layers.add().layer.name = "conv1"
     path.write_bytes(net.SerializeToString())
@@ -99,6 +103,18 @@ def test_names_that_grow_when_they_are_written_out_are_not(tmp_path):
         grown = frozenset({frozenset({grown}), grown})
     (tmp_path / "net.npy").write_bytes(foreign.npy(pickle.dumps(np.array({grown: [1, 2]}, object), 4)))
     refuse("cannot be read as an .npy of weights", "npy", tmp_path / "net.npy")
+
+
+def test_keys_that_take_years_to_hash_are_refused(tmp_path):
+    """A few hundred bytes of tuples within tuples, as keys of a dict, one or several, and in a set."""
+    nested = b"K\x00" + b"q\x00h\x00\x86" * 60  # x = (x, x), sixty times
+    net = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n)U\x01b\x87R(K\x01)NK\x00]"
+    for opcodes in (
+        net + b"}" + nested + b"K\x01sa", net + b"}(" + nested + b"K\x01ua", net + b"(" + nested + b"K\x01da",
+        b"\x80\x04\x8f(" + nested + b"\x90", b"\x80\x04(" + nested + b"\x91",
+    ):  # fmt: skip
+        (tmp_path / "net.npy").write_bytes(foreign.npy(opcodes + b"tb."))
+        refuse("cannot be read as an .npy of weights", "npy", tmp_path / "net.npy")
 
 
 def test_pickles_that_lie_about_sizes(tmp_path):

@@ -304,6 +304,24 @@ def test_dropout_in_training_only(narrow, draw):
     np.testing.assert_array_equal(forward(m, params, images, train=True)[0], whole)
 
 
+@pytest.mark.parametrize("sites", [("fc7", "fc8"), ("fc6", "fc7"), ("fc8",)])
+def test_each_layer_drops_units_of_its_own(narrow, draw, sites):
+    """Where fc7 and fc8 copy ones, what is dropped before them is 0, and what is left is doubled each time."""
+    m = narrow(fc_widths=(64, 64), num_classes=64, dropout_before=sites)
+    params, images = draw(m, 8, 64)
+    params["fc6"]["kernel"] *= 0
+    params["fc6"]["bias"][:] = 1
+    for name in ("fc7", "fc8"):
+        params[name] = {"kernel": np.eye(64, dtype=np.float32), "bias": np.zeros(64, np.float32)}
+    _, out = AlexNet(m).apply({"params": params}, images, train=True, rngs={"dropout": jax.random.key(0)})
+    kept = {"fc6": 1, "fc7": 2 if "fc7" in sites else 1}
+    kept["fc8"] = kept["fc7"] * (2 if "fc8" in sites else 1)
+    for name, value in kept.items():
+        assert set(np.unique(out[name])) == ({value} if value == 1 else {0, value})
+    if "fc7" in sites and "fc8" in sites:  # with one mask for both, none would be dropped
+        assert 0.35 < np.mean(out["fc8"][out["fc7"] > 0] == 0) < 0.65
+
+
 def test_initial_values_are_those_of_the_config(narrow):
     m = narrow(conv_widths=(48, 32, 32, 32, 32), fc_widths=(64, 64), num_classes=64)
     assert set(m.init_std.values()) == {0.01}  # section 5

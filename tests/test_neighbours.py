@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from helpers.search import brute_force
+from tqdm import tqdm
 
 from alexnet_jax import UserError
 from alexnet_jax.analysis import neighbours
@@ -24,6 +25,14 @@ def vectors(n, d=20, seed=0):
 @pytest.mark.parametrize("block", [None, 1, 7, 16, 50, 64])
 def test_equals_brute_force_in_any_blocks(block):
     check(vectors(23), vectors(50, seed=1), 6, block=block)
+
+
+def test_equals_brute_force_where_the_device_holds_a_few_queries_at_a_time(monkeypatch):
+    monkeypatch.setattr(neighbours, "QUERIES", 20 * 5)
+    rows = vectors(23)
+    with tqdm(total=1) as progress:
+        check(rows, rows, 6, own=np.arange(23), block=3, progress=progress)
+        assert progress.n == progress.total == 5 * 23
 
 
 def test_equals_brute_force_on_pixels():

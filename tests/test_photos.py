@@ -1,5 +1,6 @@
 """Photos of users are turned upright, those of a training set are not; no file does harm, whatever it contains."""
 
+import errno
 import io
 import itertools
 import os
@@ -90,6 +91,26 @@ def test_folders_are_searched_and_empty_ones_named(tmp_path):
         photos.find(tmp_path / "a")
     with pytest.raises(UserError, match="no file or folder"):
         photos.find(tmp_path / "c")
+
+
+def test_folders_that_may_not_be_listed_are_named(tmp_path, monkeypatch, capsys):
+    for name in ("a/1.png", "a/locked/2.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    listed = os.scandir
+
+    def scandir(path):
+        if Path(path).name == "locked":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert photos.gather([str(tmp_path / "a")]) == ([tmp_path / "a" / "1.png"], 1)
+    assert capsys.readouterr().err == f"unreadable: {tmp_path}/a/locked: Permission denied\n"
+    with pytest.raises(UserError, match=r"a/locked cannot be listed \(Permission denied\)"):
+        photos.find(tmp_path / "a")
+    assert photos.gather([str(tmp_path / "a" / "locked")]) == ([], 1)
+    assert "a/locked cannot be listed" in capsys.readouterr().err
 
 
 def test_a_warped_photo_keeps_its_sides():

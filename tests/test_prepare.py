@@ -1,6 +1,7 @@
 """Preparing: what becomes of every kind of image, exact statistics, a complete set or none."""
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -374,6 +375,14 @@ def test_what_killed_processes_left_of_other_sets_is_removed(photos, prepared, t
 
 
 # ---------------------------------------------------------------- TFDS
+
+
+def test_jpegs_are_of_quality_95_with_full_colour(prepared):
+    [data] = prepared.train.read([0])
+    image, twin = Image.open(io.BytesIO(data)), io.BytesIO()
+    Image.new("RGB", (32, 32)).save(twin, "JPEG", quality=95, subsampling=0)
+    assert image.quantization == Image.open(twin).quantization
+    assert [component[1:3] for component in image.layer] == [(1, 1)] * 3
 
 
 def test_splits_that_share_images_are_refused(tmp_path):

@@ -13,6 +13,7 @@ PAPER = {  # section 5, but for the noise and the crops, section 4.1, and the pl
     "epochs": 90,
     "model.init": "normal",
     "model.dropout": 0.5,
+    "model.dropout_before": ["fc7", "fc8"],
     "optimizer.algorithm": "momentum",
     "optimizer.learning_rate": 0.01,
     "optimizer.momentum": 0.9,
@@ -71,10 +72,11 @@ DIFFERENT = {  # from the paper's
     "one_weird_trick": rule(30, 60, algorithm="sgd", weight_decay=0.0001, decay_biases=True) | {
         "batch_size": 256, "model.init": "uniform", "data.mean": "value", "data.color_noise": 0.0,
         "data.deviation": pytest.approx([0.229 * 255, 0.224 * 255, 0.225 * 255]),
+        "model.dropout_before": ["fc6", "fc7"],
     },
     "half_width": rule(algorithm="adam", learning_rate=0.0002, weight_decay=0.0) | biases(0.0) | {
         "batch_size": 32, "epochs": 20, "data.resize": "warp", "data.mean": "value", "data.color_noise": 0.0,
-        "data.deviation": [127.5] * 3,
+        "data.deviation": [127.5] * 3, "model.dropout_before": ["fc6", "fc7"],
     } | {
         f"model.init_std.conv{i}": pytest.approx((2 / inputs) ** 0.5)
         for i, inputs in enumerate((11**2 * 48, 5**2 * 128, 3**2 * 192, 3**2 * 192, 3**2 * 128), start=1)

@@ -44,6 +44,9 @@ def test_describes_every_image_once(run):
 def test_more_than_the_memory_holds_is_named():
     with pytest.raises(UserError, match="more than this machine's .* --no-pixels"):
         retrieve._room(10**9, 4096, 150_528)
+    assert [len(array) for array in retrieve._room(2, 3, 4, 5)] == [2, 2]
+    with pytest.raises(UserError, match="1,000,000,001 images"):  # of queries and of a gallery
+        retrieve._room(1, 4096, 0, 10**9)
 
 
 def test_measures_a_run(run, tiny_run, tmp_path, capsys):

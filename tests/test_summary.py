@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -80,6 +81,29 @@ def test_what_the_exchanges_move(config):
     fc8 = summary.network.parameter_count(params["fc8"])
     own = (summary.network.parameter_count(params) - fc8) // 2 + fc8
     assert sum(e["bytes"] for e in sums) == pytest.approx(own * 4, abs=64)  # twice half, and the metrics
+
+
+def test_norms_across_towers_have_rows_of_their_own(config):
+    config.model.lrn.per_tower = False
+    found = summary.summarize(config, mesh_of(1, 2, 16))["exchanges"]
+    moved = {(e["layer"], e["direction"]): e["bytes"] for e in found}
+    names = {layer for layer, _ in moved}
+    assert names >= {"norm1", "norm2", "conv3"} and "other" not in names
+    rows = {row["name"]: row for row in summary.layer_costs(config, mesh_of(1, 2, 16))}
+    for name in ("norm1", "norm2"):
+        assert moved[name, "forward"] == rows[name]["activation_bytes"]
+
+
+def test_the_mesh_of_a_summary_is_what_the_command_line_says(config, monkeypatch):
+    chips = [SimpleNamespace(platform="tpu", id=i) for i in range(16)]
+    monkeypatch.setattr(summary, "slice_of", lambda _: chips)
+    monkeypatch.setattr(towers, "make_mesh", lambda devices, *_: (devices.data, devices.tower))
+    assert summary.mesh_for(config, None, "v5e:4x4") == (8, 2)
+    config.devices.tower = 1
+    assert summary.mesh_for(config, None, "v5e:4x4", {"devices.tower"}) == (16, 1)
+    config.devices.data = 4
+    assert summary.mesh_for(config, None, "v5e:4x4", {"devices.data"}) == (4, 2)
+    assert summary.mesh_for(config, (2, 2), "v5e:4x4") == (2, 2)
 
 
 def test_reads_what_tpus_print():

@@ -74,6 +74,15 @@ def test_a_compiler_that_computes_wrong_sums_is_refused(monkeypatch):
     towers.make_mesh(ConfigDict({"data": 1, "tower": 1}), 2, BATCH, gpus)
 
 
+def test_cores_of_a_chip_stay_together_and_chips_are_placed_by_jax(monkeypatch):
+    cores = [SimpleNamespace(coords=(i // 2, 0, 0), id=i) for i in range(4)]
+    assert [[d.id for d in row] for row in towers._neighbours(cores, (2, 2))] == [[0, 1], [2, 3]]
+    asked = []
+    monkeypatch.setattr(towers.mesh_utils, "create_device_mesh", lambda shape, devices, **_: asked.append(shape))
+    towers._neighbours([SimpleNamespace(coords=(i, 0, 0)) for i in range(4)], (2, 2))
+    assert asked == [(2, 2)]
+
+
 def test_processes_must_use_all_devices(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match=r"set --config\.devices\.data=4"):
@@ -280,7 +289,10 @@ def collectives(text):
     [
         ({}, ["conv3", "fc6", "fc7", "fc8"]),
         ({"exchange": ("conv4", "fc6", "fc8")}, ["conv4", "fc6", "fc8"]),
-        ({"lrn__per_tower": False}, ["norm", "norm", "conv3", "fc6", "fc7", "fc8"]),  # norms across towers exchange too
+        (
+            {"lrn__per_tower": False},
+            ["norm1", "norm2", "conv3", "fc6", "fc7", "fc8"],
+        ),  # norms across towers exchange too
     ],
     ids=["paper", "exchange", "lrn across towers"],
 )
@@ -293,8 +305,8 @@ def test_devices_exchange_at_the_configs_layers_alone(narrow, draw, changes, lay
     forward = jax.jit(towers.split(model, mesh)).lower(*inputs).compile()
     found = collectives(forward.as_text())
     assert {kind for kind, _ in found} == {"all-gather"}
-    names = [name.split("AlexNet/")[1].split("/")[0] for _, name in found]  # the norms are not modules and have no name
-    assert sorted(names) == sorted("all_gather" if name == "norm" else name for name in layers)
+    names = [name.split("AlexNet/")[1].split("/")[0] for _, name in found]
+    assert sorted(names) == sorted(layers)
     check_same(forward(*inputs), jax.jit(lambda p, x: model.apply({"params": p}, x))(params, images))
 
 

@@ -18,6 +18,8 @@ import pytest
 from conftest import tiny_config
 from helpers.runs import check_equal, check_same_checkpoint, records, run_until_killed, start, write_config
 from ml_collections import ConfigDict
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util import tensor_util
 
 from alexnet_jax import UserError, checkpoint, main, metrics, optimizer, towers, train
 from alexnet_jax.analysis import figures
@@ -55,6 +57,42 @@ def test_it_learns_and_reports_it(config, tmp_path, capsys):
         assert fact in said
     assert "latest checkpoint (step 72)" in said
     assert list((tmp_path / "run").glob("events.out.tfevents.*"))
+
+
+def test_a_record_is_the_mean_over_the_steps_since_the_last_one(chain_config, tmp_path, monkeypatch):
+    sums, made = [], train.program
+
+    def program(*settings):
+        net = made(*settings)
+
+        def step(*inputs):
+            state, found = net.step(*inputs)
+            sums.append(jax.device_get(found))
+            return state, found
+
+        return dataclasses.replace(net, step=step)
+
+    monkeypatch.setattr(train, "program", program)
+    chain_config.epochs, chain_config.log_every_steps = 2, 4
+    main.run(chain_config, tmp_path / "run")
+    of_training, before = [r for r in records(tmp_path / "run") if r["split"] == "train"], 0
+    assert [r["step"] for r in of_training] == [4, 6, 8, 12]
+    for record in of_training:
+        window, before = sums[before : record["step"]], record["step"]
+        for name in ("loss", "top1_error", "top5_error"):
+            mean = sum(s[name] for s in window) / sum(s["images"] for s in window)
+            assert record[name] == pytest.approx(mean, rel=1e-5)
+
+
+def test_tensorboard_has_the_records(tmp_path):
+    log = metrics.Log(tmp_path, step=0, steps=4, batch_size=1, steps_per_epoch=2)
+    log.write(2, "validation", {"views": 1, "loss": 1.5})
+    log.write(4, "validation", {"views": 10, "loss": 0.5})
+    log.close()
+    found = EventAccumulator(str(tmp_path)).Reload()
+    for tag, step, value in (("validation/loss", 2, 1.5), ("validation_10_views/loss", 4, 0.5)):
+        [event] = found.Tensors(tag)
+        assert (event.step, tensor_util.make_ndarray(event.tensor_proto)) == (step, value)
 
 
 def wait_for(process, workdir, step):

@@ -54,7 +54,7 @@ def _legend(axes: Axes, entries: Mapping[str, Mapping]) -> None:
     beside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
     legend = axes.legend(handles, [" "] * len(handles), fontsize=8, frameon=False, **beside)
     for text, label in zip(legend.get_texts(), entries, strict=True):
-        text.set(text=label, parse_math=False)
+        text.set(text=label.encode("utf-8", "backslashreplace").decode(), parse_math=False)  # may be no UTF-8
 
 
 def curves(runs: Mapping[str, Sequence[Mapping]], path: str | Path, classes: int | None = None) -> Path:

@@ -288,11 +288,13 @@ def main(flags: Namespace) -> None:
     """The command: a run's pictures, the curves of several runs in one, or the kernels of other weights."""
     if (flags.workdir is None) == (flags.weights is None):
         raise UserError("name either a run with --workdir or another network's weights with --weights")
+    several = len(flags.workdir or ()) > 1
+    _refuse_idle(flags, several)
     if flags.weights is not None:
         _draw_weights(flags)
         return
-    what = _chosen(flags.what, several=len(flags.workdir) > 1)
-    if len(flags.workdir) > 1:
+    what = _chosen(flags.what, several)
+    if several:
         folders = [expanded(workdir) for workdir in flags.workdir]
         runs = {name: read_metrics(f / "metrics.jsonl") for name, f in zip(apart(folders), folders, strict=True)}
         classes = {read_config(folder).model.num_classes for folder in folders}
@@ -309,8 +311,25 @@ def main(flags: Namespace) -> None:
         print(color_blindness(kernel, run.config.model.towers))
 
 
+def _refuse_idle(flags: Namespace, several: bool) -> None:
+    """Raises UserError if a flag has no effect on what is drawn: other weights, the curves of runs, or one run."""
+    of_weights = {"--towers": flags.towers != 1, "--bgr": flags.bgr}
+    of_a_run = {
+        "--data": flags.data is not None, "--which": flags.which != "best", "--devices": flags.devices != (1, 1),
+        "--batch-size": flags.batch_size is not None,
+    }  # fmt: skip
+    if flags.weights is not None:
+        what, idle = "--weights draws kernels alone", of_a_run | {"--what": flags.what is not None}
+    elif several:
+        what, idle = "several --workdir give curves alone", of_a_run | of_weights
+    else:
+        what, idle = "a run knows its towers and channels", of_weights
+    if given := [name for name, there in idle.items() if there]:
+        raise UserError(f"{given[0]} has no effect here, as {what}: leave it out")
+
+
 def _draw_weights(flags: Namespace) -> None:
-    kernel = read_weights(flags.weights, flags.bgr)
+    kernel = read_weights(expanded(flags.weights), flags.bgr)
     if flags.towers < 1 or kernel.shape[3] % flags.towers:
         raise UserError(f"--towers is {flags.towers} and must divide the {kernel.shape[3]} kernels")
     print(f"conv1 kernels: {kernels(kernel, _folder(flags.out or '.') / 'kernels.png', flags.towers)}")

@@ -16,6 +16,7 @@ from alexnet_jax.data.host import in_threads
 
 K = 6  # figure 4 shows six
 SPARE = 10  # candidates beyond k that the device returns
+QUERIES = 2**28  # numbers of queries that are on the device at once
 NOT_FINITE = "the vectors contain NaN or infinity, or numbers whose squares are too large for float32"
 
 
@@ -31,10 +32,11 @@ def nearest(
     """The k nearest rows of the gallery for each query by Euclidean distance, exactly.
 
     Args:
-      queries, gallery: (q, d) and (n, d), float32 or uint8, finite. They stay in the host's memory.
+      queries, gallery: (q, d) and (n, d), float32 or uint8, finite. They stay in the host's memory; of
+        the queries 2**28 numbers are on the device at a time.
       own: int32 (q,), the query's own row in the gallery, which is left out of its neighbours; -1: it has none.
       block: rows of either that are multiplied at a time; default: as many as have 2**26 numbers, 4096 at most.
-      progress: a bar to advance by n.
+      progress: a bar to advance by n, once for each 2**28 numbers of the queries.
     Returns: distances float32 (q, k), ascending, and indices int32 (q, k). Of equal distances the lower index is first.
     Raises UserError if the gallery has fewer than k other rows; ValueError if a number is not finite, or near 1e19.
 
@@ -54,12 +56,26 @@ def nearest(
     if not 1 <= k <= others:
         raise UserError(f"{k} neighbours are asked for and the gallery has {others} images beside the query's own")
     block = block or max(1, min(4096, 2**26 // d))
+    slab = max(block, QUERIES // d)
+    starts = range(0, len(queries), slab)
+    if progress is not None:
+        progress.total = n * len(starts)
+    parts = [_nearest(queries[s : s + slab], gallery, k, own[s : s + slab], block, progress) for s in starts]
+    distances, indices = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return distances, indices
+
+
+def _nearest(
+    queries: np.ndarray, gallery: np.ndarray, k: int, own: np.ndarray, block: int, progress: tqdm | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """`nearest` of so few queries that the device can hold all of them."""
+    n, d = gallery.shape
     distances, indices = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int32)
     # e of a sum of d terms: 8 standard deviations, if roundings are independent (Higham and Mary, 2019).
     error = 8 * d**0.5 * 2**-24
     left, count = np.arange(len(queries)), min(n, k + SPARE)
     while len(left):
-        asked = queries[left]
+        asked = queries if len(left) == len(queries) else queries[left]
         centre = asked.mean(axis=0, dtype=np.float64).astype(np.float32)
         values, candidates = _candidates(asked, gallery, centre, own[left], count, block, progress)
         squares, lengths = _true_squares(asked, gallery, centre, candidates)

@@ -58,14 +58,15 @@ def layer_of(run: Run, name: str, gallery: Split, batch_size: int | None = None)
     return Layer(run, name, forward, inference.batch_size(run, len(gallery), batch_size))
 
 
-def describe(layer: Layer, images: Images, pixels: bool = True) -> Described:
+def describe(layer: Layer, images: Images, pixels: bool = True, beside: int = 0) -> Described:
     """Runs the network over images and keeps the layer's activations, and the pixels if asked.
 
+    beside: how many more images are to be kept in the same way.
     Raises UserError if the network gives NaN or infinity, or if this machine's memory cannot hold the result.
     """
     run, size, crop = layer.run, layer.run.config.data.size, layer.run.config.data.crop
     shape = inference.layer_shapes(run, [layer.name])[layer.name]
-    vectors, crops = _room(len(images), int(np.prod(shape)), 3 * crop**2 if pixels else 0)
+    vectors, crops = _room(len(images), int(np.prod(shape)), 3 * crop**2 if pixels else 0, beside)
     ids: list[str] = []
     at = slice((size - crop) // 2, (size - crop) // 2 + crop)
     with metrics.bar(len(images), f"{layer.name} of {images.name}") as progress:
@@ -80,14 +81,17 @@ def describe(layer: Layer, images: Images, pixels: bool = True) -> Described:
     return Described(ids, vectors[: len(ids)], crops[: len(ids)] if pixels else None)
 
 
-def _room(n: int, numbers: int, pixels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Arrays float32 (n, numbers) and uint8 (n, pixels). Raises UserError if memory is too small for them."""
-    needed, there = n * (4 * numbers + pixels), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _room(n: int, numbers: int, pixels: int, beside: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Arrays float32 (n, numbers) and uint8 (n, pixels).
+
+    Raises UserError if memory is too small for them and for as many of `beside` images.
+    """
+    needed, there = (n + beside) * (4 * numbers + pixels), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > 0.8 * there:
         hint = "choose a smaller layer" + (", or leave the pixels out with --no-pixels" if pixels else "")
         raise UserError(
-            f"{n:,} images of {numbers:,} float32 and {pixels:,} bytes are {needed / 1e9:.0f} GB, more than this "
-            f"machine's {there / 1e9:.0f} GB hold: {hint}"
+            f"{n + beside:,} images of {numbers:,} float32 and {pixels:,} bytes are {needed / 1e9:.0f} GB, more than "
+            f"this machine's {there / 1e9:.0f} GB hold: {hint}"
         )
     return np.empty((n, numbers), np.float32), np.empty((n, pixels), np.uint8)
 
@@ -101,7 +105,7 @@ def measure(layer: Layer, queries: Split, gallery: Split, pixels: bool) -> tuple
     Returns: what --json prints, and the neighbours by the layer, int32 (q, 6).
     """
     same = queries.name == gallery.name
-    asked = describe(layer, SplitImages(queries), pixels)
+    asked = describe(layer, SplitImages(queries), pixels, 0 if same else len(gallery))
     given = asked if same else describe(layer, SplitImages(gallery), pixels)
     own = np.arange(len(queries)) if same else None
 
@@ -300,6 +304,11 @@ def add_flags(parser: ArgumentParser) -> None:
     add_json(parser)
 
 
+def _of_splits(flags: Namespace) -> list[tuple[str, bool]]:
+    """The flags that have no effect on photos, and whether each differs from its default."""
+    return [("split", flags.split != "validation"), ("queries", flags.queries != 5), ("no-pixels", flags.no_pixels)]
+
+
 def main(flags: Namespace) -> int:
     """The command. Returns the exit status: 1 if a photo could not be read."""
     if not 1 <= flags.queries <= ROWS:
@@ -307,9 +316,13 @@ def main(flags: Namespace) -> int:
     paths, bare = photos.gather(flags.query or ())
     if flags.query and not paths:
         raise UserError(photos.NONE)
+    if flags.query and (idle := [name for name, given in _of_splits(flags) if given]):
+        raise UserError(f"--{idle[0]} is for the images of a --split: leave it out, or --query")
     workdir = expanded(flags.workdir)
     out = expanded(flags.out) if flags.out else workdir / "neighbours.png"
     refuse_no_file(out)
+    if out.suffix != ".png":
+        raise UserError(f"--out is {out.name}, and the picture is a PNG: name it .png")
     if flags.out and not out.parent.is_dir():
         raise UserError(f"there is no folder {out.parent} for the picture: make it, or name another with --out")
     use_devices(flags.devices)

@@ -13,7 +13,7 @@ import os
 import re
 from argparse import ArgumentParser, Namespace
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import jax
@@ -160,14 +160,21 @@ def slice_of(topology: str) -> list:
         ) from e
 
 
-def mesh_for(config: ConfigDict, devices: tuple[int, int] | None, topology: str | None) -> Mesh:
-    """The mesh that the flags ask for; sets config.devices. A slice is filled with copies of the network by default."""
+def mesh_for(
+    config: ConfigDict, devices: tuple[int, int] | None, topology: str | None, given: Collection[str] = ()
+) -> Mesh:
+    """The mesh that the flags ask for; sets config.devices. A slice is filled with copies of the network by default.
+
+    given: dotted names of the fields that the command line sets.
+    """
     if devices:
         config.devices.data, config.devices.tower = devices
     found = slice_of(topology) if topology else None
     if found and not devices:
-        config.devices.tower = config.model.towers
-        config.devices.data = max(1, len(found) // config.devices.tower)
+        if "devices.tower" not in given:
+            config.devices.tower = config.model.towers
+        if "devices.data" not in given:
+            config.devices.data = max(1, len(found) // (config.devices.tower or config.model.towers))
     return towers.make_mesh(config.devices, config.model.towers, config.batch_size, found)
 
 
@@ -257,9 +264,10 @@ def main(flags: Namespace) -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     if flags.topology:
         jax.config.update("jax_platforms", "cpu")
-    elif flags.devices:
-        commands.use_devices(flags.devices)
     config = finetune.resolved(flags.config, given=flags.given)
+    devices = flags.devices or (config.devices.data, config.devices.tower or 1)
+    if not flags.topology and math.prod(devices) <= commands.MOST_DEVICES:
+        commands.use_devices(devices)
     check_without_data(config)
-    found = summarize(config, mesh_for(config, flags.devices, flags.topology), flags.topology)
+    found = summarize(config, mesh_for(config, flags.devices, flags.topology, flags.given), flags.topology)
     print(json.dumps(found) if flags.json else table(found))

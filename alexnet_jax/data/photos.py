@@ -7,7 +7,7 @@ import os
 import stat
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -127,37 +127,56 @@ def is_photo(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not is_hidden(path.name)
 
 
-def below(folder: Path) -> Iterator[Path]:
-    """Yields what is named like a photo in a folder and its subfolders, in no order. Follows no links to folders."""
-    for path in folder.rglob("*"):
-        if is_photo(path) and not any(map(is_hidden, path.relative_to(folder).parts)):
-            yield path
+def below(folder: Path, unreadable: Callable[[OSError], None] | None = None) -> Iterator[Path]:
+    """Yields what is named like a photo in a folder and its subfolders, in no order. Follows no links to folders.
+
+    unreadable: what to do about a folder that cannot be listed; by default it counts as empty.
+    """
+    for at, folders, files in os.walk(folder, onerror=unreadable):
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        for name in files:
+            if is_photo(path := Path(at, name)):
+                yield path
 
 
-def find(path: str | Path) -> list[Path]:
-    """Returns a file itself, or the sorted photos of a folder and its subfolders. Raises UserError if it has none."""
+def find(path: str | Path, unreadable: Callable[[OSError], None] | None = None) -> list[Path]:
+    """Returns a file itself, or the sorted photos of a folder and its subfolders. Raises UserError if it has none.
+
+    unreadable: what to do about a subfolder that cannot be listed; by default that raises UserError, too.
+    """
     path = Path(os.path.expanduser(path))
     if not os.path.lexists(path):
         raise UserError(f"there is no file or folder {path}")
     if not os.path.isdir(path):
         return [path]
-    found = sorted(below(path))
+    failed: list[OSError] = []
+    found = sorted(below(path, failed.append))
+    for error in failed:
+        if unreadable is None or not found:
+            raise UserError(f"{error.filename} cannot be listed ({error.strerror}): make it readable, or move it away")
+        unreadable(error)
     if not found:
         raise UserError(f"no photos in {path}: files must end in {', '.join(sorted(SUFFIXES))}")
     return found
 
 
 def gather(names: Sequence[str]) -> tuple[list[Path], int]:
-    """Returns the photos that a command line names, as files and folders, and how many folders have none.
+    """Returns the photos that a command line names, as files and folders, and how many folders have none to read.
 
     Those folders are reported on stderr. A missing file is among the photos: reading it reports it.
     """
     found: list[Path] = []
     bare = 0
+
+    def unreadable(error: OSError) -> None:
+        nonlocal bare
+        print(f"unreadable: {error.filename}: {error.strerror}", file=sys.stderr)
+        bare += 1
+
     for name in names:
         path = Path(os.path.expanduser(name))
         try:
-            found += find(path) if os.path.isdir(path) else [path]
+            found += find(path, unreadable) if os.path.isdir(path) else [path]
         except UserError as error:
             print(f"unreadable: {name}: {error}", file=sys.stderr)
             bare += 1

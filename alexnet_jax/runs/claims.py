@@ -17,12 +17,11 @@ from alexnet_jax.config import FREE, fields_of, flat, refuse_wrong_values
 from alexnet_jax.files import replacing, taken
 from alexnet_jax.network import shapes
 from alexnet_jax.runs import provenance
-from alexnet_jax.runs.run import CONFIG, STATISTICS, read_config
+from alexnet_jax.runs.run import CONFIG, CONVERTED, STATISTICS, read_config
 
 METRICS = "metrics.jsonl"
 LOCK = ".lock"
 WRITTEN = (STATISTICS, provenance.FILE, CONFIG)  # by a claim, in this order
-CONVERTED = "converted.json"  # in the workdir of weights that come from elsewhere: where from
 # What a killed claim leaves: files.replacing's temporary files, and those of earlier versions.
 LEFT = re.compile(
     rf"({'|'.join(map(re.escape, WRITTEN))})\.tmp|partial\.({'|'.join(map(re.escape, WRITTEN))})"

@@ -22,6 +22,7 @@ from alexnet_jax.files import expanded
 from alexnet_jax.network import network, shapes
 
 CONFIG, STATISTICS = "config.json", "statistics.npz"
+CONVERTED = "converted.json"  # in the workdir of weights that come from elsewhere: where from
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,8 @@ def read_statistics(workdir: Path, config: ConfigDict | None = None) -> tuple[di
             if array.shape != shape or array.dtype.kind != kind:
                 raise ValueError(f"{name} is {array.dtype} {array.shape} where the run's is {shape}")
     except Exception as e:  # NumPy and zipfile raise many kinds on damaged files
-        raise UserError(
-            f"{workdir / STATISTICS} cannot be read ({one_line(e)}): the command that trained the run writes it again"
-        ) from e
+        again = "the command that trained the run writes it again"
+        if (workdir / CONVERTED).exists():
+            again = "convert the weights once more, into another --workdir"
+        raise UserError(f"{workdir / STATISTICS} cannot be read ({one_line(e)}): {again}") from e
     return {name: found[name] for name in wanted if name != "classes"}, [str(c) for c in found["classes"]]

@@ -154,7 +154,7 @@ def _array(blob: Any, name: str, path: Path) -> np.ndarray:
     dtype = np.dtype("<f4" if blob.data else "<f8")
     raw = b"".join(blob.data or blob.double_data)
     shape = tuple(blob.shape.dim) or (blob.num, blob.channels, blob.height, blob.width)
-    if min(shape) < 1 or math.prod(shape) * dtype.itemsize != len(raw):
-        reason = f"{name} has {len(raw):,} bytes for numbers of shape {shape}"
+    if len(shape) > 4 or min(shape) < 1 or math.prod(shape) * dtype.itemsize != len(raw):
+        reason = f"{name!r:.40} has {len(raw):,} bytes for numbers of shape {shape!s:.80}"
         raise unreadable(path, "a file of Caffe's", reason, "download it again")
     return np.frombuffer(raw, dtype).reshape(shape)

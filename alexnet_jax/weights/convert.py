@@ -16,6 +16,7 @@ removed, as the config says. Weights that are written and brought in again are t
 
 import datetime
 import hashlib
+import shlex
 import shutil
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
@@ -99,6 +100,8 @@ def add_flags(parser: ArgumentParser) -> None:
 def default_config(flags: Namespace) -> Path | None:
     """The config file of the weights' origin, where --config names none and the package runs from its repository."""
     home = config_file.checkout()
+    if flags.origin is None and any(word.startswith("--config.") for word in shlex.split(flags.command)):
+        raise UserError("fields of a config are for --from: --to writes the run in --workdir as it is")
     if home is None or flags.origin is None or ORIGINS[flags.origin].config is None:
         return None
     return home / "configs" / f"{ORIGINS[flags.origin].config}.py"
@@ -118,6 +121,8 @@ def _main_from(flags: Namespace, workdir: Path) -> None:
         raise UserError("name the file of weights with --weights")
     if flags.out is not None:
         raise UserError("--out is for --to: --from writes to --workdir")
+    if flags.which != "best":
+        raise UserError("--which is for --to: a file of weights has no checkpoints")
     if flags.config is None:
         raise UserError("name the config of the network that the weights are of, such as --config configs/paper.py")
     config = flags.config.copy_and_resolve_references()

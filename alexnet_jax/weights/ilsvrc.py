@@ -57,7 +57,7 @@ def class_names(count: int, path: Path | None = None) -> list[str]:
     if path is None:
         return classes.SYNSETS if count == len(classes.SYNSETS) else [f"class {i}" for i in range(count)]
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): --classes takes a text file, one name per line") from error
     names = [line.strip() for line in lines if line.strip()]

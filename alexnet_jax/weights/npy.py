@@ -124,9 +124,33 @@ class _Unpickler(pickle._Unpickler):
             return _Named(_Dtype)
         if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes for Python 2
             return _Named(lambda text, _: str.encode(text, "latin1"))
-        raise UserError(f"asks to run {module}.{name}, which weights never require: it may be hostile; nothing was run")
+        asked = repr(f"{module}.{name}")[:60]
+        raise UserError(f"asks to run {asked}, which weights never require: it may be hostile; nothing was run")
 
-    def _refuse_bytearray(self) -> None:  # it would be allocated before its bytes are seen
-        raise pickle.UnpicklingError("it holds a bytearray")
+    stack: list  # of pickle._Unpickler: what follows the last mark
 
-    dispatch = pickle._Unpickler.dispatch | {pickle.BYTEARRAY8[0]: _refuse_bytearray}  # type: ignore[assignment]
+    def _refuse_keys(self, keys: list) -> None:  # a tuple of tuples of tuples may take years to hash
+        if any(type(key) not in (str, bytes) for key in keys):
+            raise pickle.UnpicklingError("a key that is no text")
+
+    def _load_setitem(self) -> None:
+        self._refuse_keys(self.stack[-2:-1])
+        pickle._Unpickler.load_setitem(self)  # type: ignore[attr-defined]
+
+    def _load_setitems(self) -> None:
+        self._refuse_keys(self.stack[::2])
+        pickle._Unpickler.load_setitems(self)  # type: ignore[attr-defined]
+
+    def _load_dict(self) -> None:
+        self._refuse_keys(self.stack[::2])
+        pickle._Unpickler.load_dict(self)  # type: ignore[attr-defined]
+
+    def _refuse(self) -> None:  # a bytearray would be allocated before its bytes are seen, and sets hash as dicts do
+        raise pickle.UnpicklingError("it holds a bytearray or a set")
+
+    dispatch = pickle._Unpickler.dispatch | {  # type: ignore[assignment]
+        pickle.SETITEM[0]: _load_setitem,
+        pickle.SETITEMS[0]: _load_setitems,
+        pickle.DICT[0]: _load_dict,
+        **dict.fromkeys((pickle.BYTEARRAY8[0], pickle.EMPTY_SET[0], pickle.FROZENSET[0]), _refuse),
+    }

@@ -105,7 +105,7 @@ def _by_layer(state: dict[str, np.ndarray], path: Path) -> Arrays:
         without_parallel = re.sub(r"(^|\.)module\.", r"\1", name)  # DataParallel wraps the network or its convolutions
         module, _, kind = without_parallel.rpartition(".")
         if kind not in _KINDS:
-            raise unreadable(path, "a state dict of AlexNet", f"it holds '{name}'", "it is of another network")
+            raise unreadable(path, "a state dict of AlexNet", f"it holds {name!r:.60}", "it is of another network")
         arrays.setdefault(TORCHVISION_NAMES.get(module, module), {})[_KINDS[kind]] = array
     return complete(arrays, path)
 
