@@ -1,11 +1,13 @@
 """Records: small files that say of runs what the runs' folders said, add up, and are never changed by mistake."""
 
+import contextlib
 import json
 import math
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers import sweeps
 from helpers.sweeps import fail, fake, plan
 
 from alexnet_jax import UserError
@@ -127,6 +129,18 @@ def test_other_runs_are_recorded_beside_one_that_is_refused(sweep, tmp_path, cap
         record(tmp_path, again / "base/seed0", again / "base/seed7")
     assert "seed0: base seed 0 is in the record study with other results" in capsys.readouterr().err
     assert file.read(path).of_cell("base")[7]["top1"] == 0.22
+
+
+def test_runs_of_other_images_are_refused(sweep, tmp_path):
+    """A copy of a data set with the same name and as many images; where no mean is known, nothing is said."""
+    path = record(tmp_path, sweep)
+    kept = file.read(path)
+    for seed, red, says in ((3, 100.0, ""), (4, 100.05, ""), (5, 101.0, "other images than the record study")):
+        run = sweeps.entry("base", seed, mean=[red, 90.0, 80.0])
+        with pytest.raises(UserError, match=says) if says else contextlib.nullcontext():
+            file.add_run(kept, run)
+    file.add_run(kept, sweeps.entry("base", 6))
+    assert sorted(kept.of_cell("base")) == [0, 1, 2, 3, 4, 6]
 
 
 def test_a_run_that_comes_further_replaces_itself(tmp_path):

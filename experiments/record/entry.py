@@ -7,6 +7,7 @@ An entry is a dict, one line of JSON:
     views, top1, top5, centre_top1, centre_top5
                     the errors after the last epoch, fractions, in `views` views and of the centre crop
     images          [trained on, measured on]
+    mean            of the training images' red, green and blue, 0 to 255; runs recorded before it was kept lack it
     training, validation
                     the top-1 errors of each epoch, fractions, or null: of its training crops, and of the centre crop
     points          the training records, neighbours averaged so that there are at most 200: epoch, loss (nats) and
@@ -23,7 +24,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from alexnet_jax import UserError
 from alexnet_jax.runs import provenance
+from alexnet_jax.runs.run import read_statistics
 from experiments import results
 from experiments.results import Outcome, number, printable
 
@@ -57,6 +60,8 @@ def of_run(run: Outcome, cell: str, seed: int) -> dict[str, Any]:
     train = results.training_records(run)
     if train:
         entry |= {"steps": train[-1]["step"], "points": points(train)} | _speed(train, run.settings.get("batch_size"))
+    if mean := _mean(run.folder):
+        entry["mean"] = mean
     if machines := came_from.get("machines"):
         entry["machine"] = {name: machines[-1].get(name) for name in MACHINE}
     if date := _date(run.folder / "metrics.jsonl"):
@@ -88,6 +93,7 @@ def check(entry: dict, settings: dict):
         "seed": type(entry.get("seed")) is int,
         "hours": number(entry, "hours") is not None or "hours" not in entry,
         "color": errors(entry.get("color", [0.0]), None),
+        "mean": errors(entry.get("mean", [0.0] * 3), 3),
         "date": isinstance(entry.get("date", ""), str),
         "reason": isinstance(entry.get("reason", ""), str),
         "machine": isinstance(machine, dict) and isinstance(machine.get("CPU") or "", str),
@@ -145,6 +151,14 @@ def points(train: list[dict]) -> dict[str, list]:
             found[ours].append(_rounded(mean, 4))
         before = group[-1]["step"]
     return found
+
+
+def _mean(folder: Path) -> list[float] | None:
+    """The mean colour of a run's training images; None if it cannot be read."""
+    try:
+        return [round(float(value), 2) for value in read_statistics(folder)[0]["channel_mean"]]
+    except UserError:
+        return None
 
 
 def _speed(train: list[dict], batch_size: int | None) -> dict[str, float]:

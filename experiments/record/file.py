@@ -23,6 +23,7 @@ from experiments import results
 from experiments.record import entry as entries
 from experiments.results import Group, computes, differing, printable
 
+SAME_MEAN = 0.1  # grey levels; another Pillow or another CPU changes a mean by less
 RECORDS = Path(__file__).parent.parent / "records"
 
 
@@ -144,8 +145,10 @@ def add_cell(record: Record, cell: str, title: str, settings: dict[str, Any]) ->
 def add_run(record: Record, run: dict[str, Any]) -> str:
     """Adds a run's entry, and says what that did: "added", "known", or "resumed" if it has come further since.
 
-    Raises UserError if a finished run of this cell and seed is recorded with other results.
+    Raises UserError if a finished run of this cell and seed is recorded with other results, or if the run was trained
+    on other images than those of the record: their mean colours differ.
     """
+    _refuse_other_images(record, run)
     key = run["cell"], run["seed"]
     old = record.runs.get(key)
     if old is None:
@@ -168,6 +171,21 @@ def add_run(record: Record, run: dict[str, Any]) -> str:
         return "known"
     record.runs[key] = run
     return "resumed"
+
+
+def _refuse_other_images(record: Record, run: dict[str, Any]):
+    def images(entry: dict) -> list:
+        settings = record.settings_of(entry["cell"])
+        return [settings[f"data.{name}"] for name in ("name", "train_split", "size", "resize", "stored")]
+
+    for known in record.runs.values():
+        if not run.get("mean") or not known.get("mean") or images(known) != images(run):
+            continue
+        if max(abs(a - b) for a, b in zip(known["mean"], run["mean"], strict=True)) > SAME_MEAN:
+            raise UserError(
+                f"{run['cell']} seed {run['seed']} was trained on other images than the record {record.name}: their "
+                f"mean colour is {run['mean']}, and {known['mean']} there: give it a record of its own, --to"
+            )
 
 
 def add_ensemble(record: Record, entry: dict[str, Any]):
