@@ -13,6 +13,7 @@ from experiments.claims.measures import Measure, apart, difference, overfit, ove
 
 IMAGENET = "ImageNet's ILSVRC-{} release: 1.2 million images, 90 epochs of the full network"
 SWEEP = "alexnet sweep --sweep ablations --seeds {seeds} --only {only}"
+ALL = "theirs does, with all changes"
 CIFAR = "alexnet sweep --sweep cifar10 --seeds {seeds} --only {only}"
 
 
@@ -144,7 +145,12 @@ CLAIMS = (
         "5", "biases of 1 make it learn sooner: with biases of 0 it is later", "1 is sooner", "biases_0", later=True
     ),
     _start("the code", "with its N(0, 0.03) in conv3 to conv5 the network starts to learn", "theirs does", "std"),
+    _start("the code", "with its alpha divided by n it starts to learn", ALL, "alpha"),
+    _start("the code", "with its norm of conv1 before the ReLU it starts to learn", ALL, "norm"),
+    _start("the code", "with its biases at twice the rate it starts to learn", ALL, "bias_rate"),
+    _start("the code", "with these initial values, this norm and this rate it starts to learn", ALL, "code"),
     _start("Caffe", "with its biases of 0.1 the network starts to learn", "theirs does", "biases_01"),
+    _start("Caffe", "with its N(0, 0.005) in fc6 and fc7 it starts to learn", ALL, "fc_std"),
     _ablation(
         "the code", "a third of its initial values in conv3 to conv5, as the paper has them, raises the error",
         "no claim", "paper_init", measure=difference("ablations", "paper_init", sign=0), unit="",
