@@ -18,6 +18,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     cache = tempfile.mkdtemp(prefix="alexnet_jax_tests.")
     atexit.register(shutil.rmtree, cache, ignore_errors=True)
     os.environ["ALEXNET_JAX_TESTS_CACHE"] = os.environ["XDG_CACHE_HOME"] = cache
+    os.environ["MPLCONFIGDIR"] = cache  # not the user's fonts and sizes
 
 import jax
 import numpy as np
@@ -27,6 +28,7 @@ from PIL import Image
 from alexnet_jax import main
 from alexnet_jax.config import default
 from alexnet_jax.network import shapes
+from alexnet_jax.runs.run import load_run
 from configs import paper
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -133,6 +135,12 @@ def chain_config(config):
     config.model.num_classes, config.model.towers = 3, 1
     config.model.layers = (("conv1", "conv", 8, 5, 0.001), ("pool1", "max_pool"), ("fc2", "dense", 0, 0.01))
     return config
+
+
+@pytest.fixture(scope="session")
+def run(tiny_run):
+    """tiny_run, loaded."""
+    return load_run(tiny_run)
 
 
 @pytest.fixture(scope="session")

@@ -47,11 +47,6 @@ def score(probabilities, labels):
     return {"loss": -np.log(own).mean(), "top1_error": (rank >= 1).mean(), "top5_error": (rank >= 5).mean()}
 
 
-@pytest.fixture(scope="module")
-def run(tiny_run):
-    return load_run(tiny_run)
-
-
 def probabilities(run):
     """Of the validation split's centre crops, all at once: float32 (n, classes)."""
     split = prepare(run.config.data).evaluation

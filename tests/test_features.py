@@ -19,12 +19,6 @@ from alexnet_jax.analysis import features
 from alexnet_jax.data import photos
 from alexnet_jax.data.images import SplitImages
 from alexnet_jax.data.prepare import prepare
-from alexnet_jax.runs.run import load_run
-
-
-@pytest.fixture(scope="module")
-def run(tiny_run):
-    return load_run(tiny_run)
 
 
 def extract(workdir, images, out, *flags, layers=("fc7",)):

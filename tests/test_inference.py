@@ -11,11 +11,6 @@ from alexnet_jax.runs.run import load_run
 
 
 @pytest.fixture(scope="module")
-def run(tiny_run):
-    return load_run(tiny_run)
-
-
-@pytest.fixture(scope="module")
 def split(run):
     return prepare(run.config.data).evaluation
 

@@ -16,12 +16,6 @@ from alexnet_jax.analysis import predict
 from alexnet_jax.data.images import PhotoImages
 from alexnet_jax.data.photos import square
 from alexnet_jax.inference import LOGS, make_forward
-from alexnet_jax.runs.run import load_run
-
-
-@pytest.fixture(scope="module")
-def run(tiny_run):
-    return load_run(tiny_run)
 
 
 @pytest.fixture(scope="module")

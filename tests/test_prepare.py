@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers.folders import contents, data_config, make_folder, message
+from helpers.folders import contents, data_config, make_folder, message, needs
 from helpers.runs import full_disk
 from PIL import Image
 
@@ -416,7 +416,7 @@ def test_glyphs_are_prepared_and_copied_to_a_machine_without_tensorflow(tmp_path
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif("TFDS_DATA_DIR" not in os.environ, reason="TFDS_DATA_DIR is not set: no real images here")
+@needs("imagenette")
 def test_imagenette_is_prepared_from_its_tfds_files(tmp_path):
     changes = {"train_split": "train[:200]", "eval_split": "validation[:50]", "size": 64}
     config = data_config("imagenette/160px-v2", tmp_path, **changes)

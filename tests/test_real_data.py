@@ -1,20 +1,21 @@
 """A whole run on photographs and on CIFAR-10, if TFDS_DATA_DIR has them."""
 
 import json
-import os
 
 import pytest
+from helpers.folders import needs
 
 from alexnet_jax import evaluate, main
 from configs import imagenette, paper
 
-pytestmark = [
-    pytest.mark.real_data,
-    pytest.mark.skipif("TFDS_DATA_DIR" not in os.environ, reason="TFDS_DATA_DIR is not set: no real images here"),
-]
+pytestmark = pytest.mark.real_data
 
 
-@pytest.mark.parametrize(("make", "word"), [(imagenette, "imagenette"), (paper, "cifar10")])
+@pytest.mark.parametrize(
+    ("make", "word"),
+    [pytest.param(imagenette, "imagenette", marks=needs("imagenette")),
+     pytest.param(paper, "cifar10", marks=needs("cifar10"))],
+)  # fmt: skip
 def test_trains_and_evaluates(make, word, tmp_path):
     """Real images, both data paths, the full rules on a narrow network: losses are finite, every image counts."""
     c = make.get_config(f"{word},smoke")

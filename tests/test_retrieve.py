@@ -16,7 +16,6 @@ from alexnet_jax import UserError
 from alexnet_jax.analysis import retrieve
 from alexnet_jax.data.images import SplitImages
 from alexnet_jax.data.prepare import prepare
-from alexnet_jax.runs.run import load_run
 
 
 def test_pick_goes_evenly_over_classes():
@@ -24,11 +23,6 @@ def test_pick_goes_evenly_over_classes():
     assert labels[retrieve.pick(labels, 5)].tolist() == [1, 3, 5, 7, 9]
     assert sorted(labels[retrieve.pick(labels, 10)]) == list(range(10))
     assert sorted(retrieve.pick(labels, 1000)) == list(range(70))
-
-
-@pytest.fixture(scope="module")
-def run(tiny_run):
-    return load_run(tiny_run)
 
 
 def test_describes_every_image_once(run):

@@ -212,8 +212,9 @@ def test_damages_damage(tmp_path):
         assert not (tmp_path / "file").exists() or (tmp_path / "file").read_bytes() != whole, damage
 
 
-@pytest.mark.skipif(bool(disk.unavailable()), reason="no tmpfs can be mounted here")
 def test_a_disk_is_filled_to_the_last_byte_and_grows(tmp_path):
+    if reason := disk.unavailable():
+        pytest.skip(reason)
     with disk.mounted(tmp_path / "disk", 1) as small:
         disk.fill(small)
         with pytest.raises(OSError, match="No space left"):

@@ -134,7 +134,7 @@ def below(folder: Path, unreadable: Callable[[OSError], None] | None = None) -> 
     """
     for at, folders, files in os.walk(folder, onerror=unreadable):
         folders[:] = [name for name in folders if not is_hidden(name)]
-        for name in files:
+        for name in (*files, *folders):  # reading a folder with such a name reports it
             if is_photo(path := Path(at, name)):
                 yield path
 

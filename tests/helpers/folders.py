@@ -1,5 +1,8 @@
 """Folders of photos, the `data` sections that name them, and what `prepare` makes of both."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -32,6 +35,12 @@ def make_folder(root, per_class=12, classes=("ant", "bee", "cat")):
 def photo(path, size=(40, 36), colour=(10, 120, 230)):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, colour).save(path)
+
+
+def needs(data_set):
+    """The mark of a test on a real data set: it is skipped where TFDS_DATA_DIR does not have it."""
+    there = Path(os.environ.get("TFDS_DATA_DIR", "nowhere"), data_set).is_dir()
+    return pytest.mark.skipif(not there, reason=f"no {data_set} in TFDS_DATA_DIR: no real images here")
 
 
 def two_classes(root, above=""):
