@@ -417,8 +417,10 @@ def refuse_misfits_of_network(config: ConfigDict):
 def _refuse_misfits(config: ConfigDict):
     """Raises UserError if fields that are each allowed do not fit each other."""
     refuse_misfits_of_network(config)
-    if removed := [name for name in config.model.exchange if name in config.model.removed]:
-        raise _misfit("model.exchange", config.model.exchange, f"must not name {removed[0]}, which model.removed has")
+    m = config.model
+    there = {*CONVOLUTIONS[: len(m.conv_widths)], *model.FULLY_CONNECTED} - {*m.removed}
+    if absent := [name for name in m.exchange if name not in there]:
+        raise _misfit("model.exchange", m.exchange, f"must not name {absent[0]}, which the network does not have")
     _refuse_start(config)
     for name, size in (("batch_size", config.batch_size), ("evaluation.batch_size", config.evaluation.batch_size)):
         if size % config.devices.data:
@@ -445,7 +447,6 @@ def _refuse_network(m: ConfigDict):
         "lrn.before_activation": m.lrn.before_activation,
         "lrn.after_pool": m.lrn.after_pool,
         "spatial_norm.layers": m.spatial_norm.layers,
-        "exchange": [name for name in m.exchange if name in CONVOLUTIONS],
     }
     for name, layers in named.items():
         if not set(layers) <= set(convolutions):

@@ -150,6 +150,7 @@ def ready(config, mesh, workdir: Path):
 @contextlib.contextmanager
 def claimed(workdir: Path, config: ConfigDict, prepared: Prepared, facts: dict, mesh: Mesh) -> Iterator[None]:
     """The workdir is this run's until the context ends. Process 0 claims it; no process continues before that."""
+    word = towers.gather(np.frombuffer(os.urandom(16), np.uint8))[0].tobytes().hex()  # the same in all processes
     with contextlib.ExitStack() as held:
 
         def claim() -> None:
@@ -161,7 +162,6 @@ def claimed(workdir: Path, config: ConfigDict, prepared: Prepared, facts: dict, 
             if checkpoint.latest_step(workdir) is not None and (warning := provenance.warning(machine, workdir)):
                 print(warning, file=sys.stderr)
 
-        word = towers.gather(np.frombuffer(os.urandom(16), np.uint8))[0].tobytes().hex()
         together(claim if towers.leads() else lambda: None)
         if jax.process_count() > 1:
             together(lambda: claims.refuse_unsigned(workdir, word))

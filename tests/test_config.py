@@ -187,10 +187,10 @@ def test_the_largest_that_is_allowed_is_checked_at_once(field, value):
             {"model.conv_widths": (8,) * 6, "model.conv_sizes": (3,) * 6, "model.conv_strides": (1,) * 6},
             "model.init_std has no value for conv6",
         ),
-        ({"model.exchange": ("conv6", "fc8")}, "model.exchange is ['conv6'] and takes conv1 to conv5 here"),
+        ({"model.exchange": ("conv6", "fc8")}, "model.exchange is ('conv6', 'fc8') and must not name conv6"),
         (
             {"model.removed": ("conv3",)},
-            "model.exchange is ('conv3', 'fc6', 'fc7', 'fc8') and must not name conv3, which model.removed has",
+            "model.exchange is ('conv3', 'fc6', 'fc7', 'fc8') and must not name conv3, which the network does not have",
         ),
         ({"model.pooled": ("conv6",)}, "model.pooled is ('conv6',) and takes conv1 to conv5 here"),
         ({"model.lrn.before_activation": ("conv1",), "model.lrn.after_pool": ("conv1",)}, "norm once"),

@@ -74,7 +74,7 @@ def prepare(config: ConfigDict, num_classes: int | None = None) -> Prepared:
         from it: then one class is enough, and some classes may have no images.
     Raises UserError, before anything is written, if the source does not exist, is not downloaded, has no images, no
       such split or photos in the wrong places, if the classes are not the network's, or if a raw set does not fit on
-      the disk; or if the disk refuses a write.
+      the disk; if the disk refuses a write; or if a network is to learn from images that its error is measured on.
     """
     _refuse_nonsense(config, num_classes)
     cache = _cache(config)
