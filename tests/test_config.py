@@ -190,7 +190,7 @@ def test_the_largest_that_is_allowed_is_checked_at_once(field, value):
         ({"model.exchange": ("conv6", "fc8")}, "model.exchange is ('conv6', 'fc8') and must not name conv6"),
         (
             {"model.removed": ("conv3",)},
-            "model.exchange is ('conv3', 'fc6', 'fc7', 'fc8') and must not name conv3, which the network does not have",
+            "model.exchange is ('conv3', 'fc6', 'fc7', 'fc8') and must not name conv3, which model.removed or ",
         ),
         ({"model.pooled": ("conv6",)}, "model.pooled is ('conv6',) and takes conv1 to conv5 here"),
         ({"model.lrn.before_activation": ("conv1",), "model.lrn.after_pool": ("conv1",)}, "norm once"),
