@@ -420,7 +420,8 @@ def _refuse_misfits(config: ConfigDict):
     m = config.model
     there = {*CONVOLUTIONS[: len(m.conv_widths)], *model.FULLY_CONNECTED} - {*m.removed}
     if absent := [name for name in m.exchange if name not in there]:
-        raise _misfit("model.exchange", m.exchange, f"must not name {absent[0]}, which model.removed or conv_widths leaves out")
+        why = f"must not name {absent[0]}, which model.removed or conv_widths leaves out"
+        raise _misfit("model.exchange", m.exchange, why)
     _refuse_start(config)
     for name, size in (("batch_size", config.batch_size), ("evaluation.batch_size", config.evaluation.batch_size)):
         if size % config.devices.data:
