@@ -109,8 +109,9 @@ def test_a_stopped_sweep_lets_its_run_save_its_step(mine, tmp_path, how):
     workdir = tmp_path / "runs"
     flags = ("--sweep", mine, "--seeds", 1, "--only", "pooling", "--workdir", workdir)
     base, log = workdir / "base" / "seed0", workdir / "base" / "seed0" / "metrics.jsonl"
-    deaf = () if how == "Ctrl-C" else ("sh", "-c", 'trap "" INT; exec "$@"', "sh")
-    with begun(flags, log, deaf) as process:
+    # The tests may themselves run in the background of a script.
+    ears = ("env", "--default-signal=INT") if how == "Ctrl-C" else ("sh", "-c", 'trap "" INT; exec "$@"', "sh")
+    with begun(flags, log, ears) as process:
         if how == "Ctrl-C":
             os.killpg(process.pid, signal.SIGINT)
         else:
