@@ -74,7 +74,7 @@ class Cell:
 
     def done(self) -> bool:
         """Whether nothing is left to do: after its last evaluation a run may still fail, or be killed, saving."""
-        if not self.finished() or self.failure().exists():
+        if self.failure().exists() or not self.finished():
             return False
         run = results.read(self.workdir)
         return run.state != "finished" or checkpoint.latest_step(self.workdir) in (None, run.final["step"])

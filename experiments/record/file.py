@@ -23,7 +23,7 @@ from experiments import results
 from experiments.record import entry as entries
 from experiments.results import Group, computes, differing, printable
 
-SAME_MEAN = 0.1  # grey levels; another Pillow or another CPU changes a mean by less
+SAME_MEAN = 0.1  # grey levels: room for another Pillow, whose pixels may differ by one here and there
 RECORDS = Path(__file__).parent.parent / "records"
 
 
