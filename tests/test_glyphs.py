@@ -15,6 +15,11 @@ from alexnet_jax import UserError, files
 from alexnet_jax.data import glyphs
 
 
+def prepared(folder):
+    """The builder of glyphs/tiny in a folder, drawn if it is not there."""
+    return glyphs.drawn(glyphs.undrawn("tiny", str(folder)))
+
+
 def test_image_and_label():
     image, label = glyphs.draw(3, 17)
     assert image.shape == (256, 256, 3) and image.dtype == np.uint8
@@ -32,7 +37,7 @@ def test_depends_on_seed_and_index_alone():
 
 def test_version_1_0_0_draws_these(tiny_dir):
     """Means of whole images, and their noise: whoever changes them must increase VERSION, or old copies stay in use."""
-    assert str(glyphs.builder("tiny", str(tiny_dir)).info.version) == "1.0.0"
+    assert str(prepared(tiny_dir).info.version) == "1.0.0"
     drawn = np.stack([glyphs.draw(0, index)[0] for index in range(6)]).astype(np.float64)
     np.testing.assert_allclose(drawn.mean((1, 2, 3)), [64.04, 102.6, 146.76, 108.72, 73.7, 107.88], atol=0.2)
     second = np.abs(np.diff(drawn, 2, axis=1))  # of normal noise: its median is 0.6745 sqrt(6) standard deviations
@@ -94,7 +99,7 @@ def test_letter_lies_within_the_margin():
 
 def test_unknown_config_names_the_known():
     with pytest.raises(UserError, match="glyphs/full, glyphs/tiny"):
-        glyphs.builder("huge")
+        glyphs.undrawn("huge", "")
 
 
 def test_draws_without_tensorflow():
@@ -113,21 +118,22 @@ def tiny_dir(tmp_path_factory):
     left_over.mkdir(parents=True)
     (left_over / "glyphs-train.tfrecord-00000-of-00001").write_bytes(b"half an image")
     (folder / "glyphs/tiny/1.0.0.lock").touch()
-    glyphs.builder("tiny", str(folder))
+    prepared(folder)
     return folder
 
 
 def test_leftovers_of_a_killed_process_are_gone(tiny_dir):
     assert [path.name for path in (tiny_dir / "glyphs/tiny").iterdir()] == ["1.0.0"]
     (tiny_dir / "glyphs/tiny/1.0.0.lock").touch()  # by one that was killed at its very end
-    glyphs.builder("tiny", str(tiny_dir))
+    prepared(tiny_dir)
     assert [path.name for path in (tiny_dir / "glyphs/tiny").iterdir()] == ["1.0.0"]
 
 
-def test_half_a_set_is_drawn_again(tiny_dir, tmp_path):
+def test_half_a_set_is_drawn_again(tiny_dir, tmp_path, monkeypatch):
+    monkeypatch.setitem(glyphs.SPLITS, "tiny", {"train": 20, "validation": 10})
     shutil.copytree(tiny_dir / "glyphs", tmp_path / "glyphs")
     (tmp_path / "glyphs/tiny/1.0.0/dataset_info.json").unlink()
-    assert glyphs.builder("tiny", str(tmp_path)).info.splits["train"].num_examples == 256
+    assert prepared(tmp_path).info.splits["train"].num_examples == 20
 
 
 def test_reads_back_what_was_drawn(tiny_dir):
@@ -136,7 +142,7 @@ def test_reads_back_what_was_drawn(tiny_dir):
     def thumbnail(image):
         return image.reshape(16, 16, 16, 16, 3).mean((1, 3), dtype=np.float32)
 
-    made = glyphs.builder("tiny", str(tiny_dir))
+    made = prepared(tiny_dir)
     assert made.info.features["label"].names == list(glyphs.LETTERS)
     for split, size in glyphs.SPLITS["tiny"].items():
         drawn = [glyphs.draw(glyphs.SEEDS[split], index) for index in range(size)]
@@ -154,14 +160,14 @@ def test_reads_back_what_was_drawn(tiny_dir):
 
 def test_second_call_draws_nothing(tiny_dir, monkeypatch):
     monkeypatch.setattr(glyphs, "draw", None)
-    assert glyphs.builder("tiny", str(tiny_dir)).info.splits["train"].num_examples == 256
+    assert prepared(tiny_dir).info.splits["train"].num_examples == 256
 
 
 def test_the_second_of_two_waits_and_takes_the_copy_of_the_first(tiny_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(glyphs, "draw", None)
     (tmp_path / "glyphs/tiny").mkdir(parents=True)
     found = []
-    second = threading.Thread(target=lambda: found.append(glyphs.builder("tiny", str(tmp_path))))
+    second = threading.Thread(target=lambda: found.append(prepared(tmp_path)))
     with files.alone(tmp_path / "glyphs/tiny/1.0.0.lock"):
         second.start()
         while "waiting for another process to draw glyphs" not in capsys.readouterr().err:
@@ -177,7 +183,7 @@ def test_unwritable_folder_says_so(tmp_path):
     pytest.importorskip("tensorflow_datasets")
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="prepared_dir"):
-        glyphs.builder("tiny", str(tmp_path / "file"))
+        prepared(tmp_path / "file")
 
 
 def test_a_full_disk_is_one_line_and_with_room_the_same_call_succeeds(tmp_path, monkeypatch):
@@ -185,7 +191,7 @@ def test_a_full_disk_is_one_line_and_with_room_the_same_call_succeeds(tmp_path, 
     monkeypatch.setitem(glyphs.SPLITS, "tiny", {"train": 20, "validation": 10})
     for room in (0, 100_000):
         with full_disk(room), pytest.raises(UserError, match="room, or .*--config.data.prepared_dir=") as caught:
-            glyphs.builder("tiny", str(tmp_path))
+            prepared(tmp_path)
         assert len(str(caught.value).splitlines()) == 1
         assert list((tmp_path / "glyphs/tiny").iterdir()) == []
-    assert glyphs.builder("tiny", str(tmp_path)).info.splits["train"].num_examples == 20
+    assert prepared(tmp_path).info.splits["train"].num_examples == 20

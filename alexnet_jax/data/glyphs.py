@@ -1,7 +1,7 @@
 """The built-in data set: ten letters in many faces, drawn instead of downloaded, and read through TFDS like any other.
 
-builder("full").as_dataset(split="train[:512]")   # drawn once, then kept where TFDS keeps its data sets
-image, label = draw(seed=0, index=7)              # one image, without TensorFlow or TFDS
+drawn(undrawn("full", folder)).as_dataset(split="train[:512]")   # drawn once, then kept in the folder
+image, label = draw(seed=0, index=7)                             # one image, without TensorFlow or TFDS
 """
 
 import contextlib
@@ -151,23 +151,18 @@ def _glyph(face: str, pixels: int, letter: str) -> Image.Image:
 # ---------------------------------------------------------------- the TFDS set
 
 
-def builder(config: str = "full", data_dir: str | None = None) -> Any:
-    """Returns the prepared tfds.core.DatasetBuilder of glyphs/<config>, drawing the set first if data_dir lacks it.
+def undrawn(config: str, data_dir: str) -> Any:
+    """Returns the tfds.core.DatasetBuilder of glyphs/<config>. Writes nothing: its images may still have to be drawn.
 
     Args:
       config: "full" (4,000 training and 1,000 validation images) or "tiny" (256 and 64).
-      data_dir: where TFDS keeps its data sets; None or "" for $TFDS_DATA_DIR, or else TFDS's own default.
+      data_dir: where its images are, or will be, in a folder of their own.
     Returns: a builder of examples {"image": uint8 (256, 256, 3), stored as JPEG, "label": int64 ()}.
-    Raises UserError if there is no such config, or as `drawn` does.
+    Raises UserError if there is no such config.
     """
-    return drawn(undrawn(config, data_dir))
-
-
-def undrawn(config: str = "full", data_dir: str | None = None) -> Any:
-    """Returns what `builder` returns, but writes nothing: its images may still have to be drawn."""
     if config not in SPLITS:
         raise UserError(f"there is no data set 'glyphs/{config}': use one of glyphs/{', glyphs/'.join(SPLITS)}")
-    return _builder_class()(config=config, data_dir=data_dir or None)
+    return _builder_class()(config=config, data_dir=data_dir)
 
 
 def splits(made: Any) -> Any:
