@@ -15,10 +15,10 @@ slip of the finger from filling the memory, or from compiling for hours.
 
 import json
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from alexnet_jax import UserError, cifar, model, network, optimizer
@@ -157,7 +157,7 @@ FIELDS = {
     "name": Field("", text(), FREE),  # a label; without --workdir a run's folder is runs/ and this
     "seed": Field(0, whole(0, 2**32 - 1), TRAINING),  # of initial values, order, crops and dropout
     "batch_size": Field(128, COUNT, TRAINING),  # images in a step, over all devices
-    "epochs": Field(90, whole(1, EPOCHS), TRAINING),  # may be raised when a run resumes, see claims.py
+    "epochs": Field(90, whole(1, EPOCHS), TRAINING),  # may be raised when a run resumes, see ownership.py
     #
     # The network.
     "model.num_classes": Field(0, whole(0, 10**6), SHAPE),  # 0: as many as the data has
@@ -319,24 +319,20 @@ def fields_of(*purposes: str) -> frozenset[str]:
     return frozenset(name for name, field in FIELDS.items() if field.purpose in purposes)
 
 
-def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The fields of a config, (dotted name, value)."""
-    for name, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from fields(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+def fields(config: ConfigDict) -> dict[str, Any]:
+    """The fields of a config, {dotted name: value}."""
+    return flatten_dict(config.to_dict(), sep=".")
 
 
-def flat(tree: dict | ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """A config, or what was read from its JSON, as {dotted name: value}, the values as JSON has them: lists."""
-    if isinstance(tree, ConfigDict):
-        tree = json.loads(tree.to_json())
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        out |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return out
+def flat(tree: Any) -> dict[str, Any]:
+    """A config, or what was read from its JSON, as {dotted name: value}, the values as JSON has them: lists.
+
+    Raises ValueError if it is no tree of fields.
+    """
+    tree = json.loads(tree.to_json() if isinstance(tree, ConfigDict) else json.dumps(tree))
+    if not isinstance(tree, dict):
+        raise ValueError(f"it is {json.dumps(tree)[:40]} and must be an object")
+    return flatten_dict(tree, sep=".")
 
 
 def unflat(values: dict[str, Any]) -> ConfigDict:
@@ -362,7 +358,7 @@ def check_without_data(config: ConfigDict):
 
 def refuse_wrong_values(config: ConfigDict):
     """Raises UserError if a field is missing, is none of FIELDS, or holds what it may not; each is judged alone."""
-    there = dict(fields(config))
+    there = fields(config)
     if unknown := there.keys() - FIELDS.keys():
         raise UserError(f"--config.{min(unknown)} is no field of a config: alexnet_jax/config.py has them all")
     if missing := FIELDS.keys() - there.keys() - OPTIONAL:
@@ -392,7 +388,7 @@ def refuse_idle(config: ConfigDict, given: Collection[str]):
 
     given: dotted names of these fields. Others may be idle, as those that a preset took over from another one.
     """
-    there = dict(fields(config))
+    there = fields(config)
     for name in sorted(given):
         section = name.rpartition(".")[0]
         other, values = READ_IF.get(name) or READ_IF.get(section) or ("", ())
@@ -472,10 +468,10 @@ TAKEN = ("params", "ids", "labels", "classes", "workdir", "step", "config")  # b
 
 
 def _refuse_chain(m: ConfigDict):
-    for name, value in flat(m, "model.").items():
-        default = json.loads(json.dumps(FIELDS[name].default))
-        if name.removeprefix("model.") not in IN_CHAINS and value != default:
-            raise _misfit(name, value, f"has no effect on a network of model.layers: leave it at {default}")
+    for name, value in flat(m).items():
+        default = json.loads(json.dumps(FIELDS[f"model.{name}"].default))
+        if name not in IN_CHAINS and value != default:
+            raise _misfit(f"model.{name}", value, f"has no effect on a network of model.layers: leave it at {default}")
     names, kinds = zip(*(entry[:2] for entry in m.layers), strict=True)
     if twice := [name for name in names if names.count(name) > 1]:
         raise _misfit("model.layers", names, f"names {twice[0]} twice")

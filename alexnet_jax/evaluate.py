@@ -63,7 +63,7 @@ def evaluate(members: Sequence[Member], batch_size: int, views: int = 1, progres
         for results in zip(*streams, strict=True)
     )
     totals = dict.fromkeys(("loss", "top1_error", "top5_error", "images"), 0.0)
-    for sums, results in inference.one_late(batches):
+    for sums, results in inference.late(batches):
         for member, result in zip(members, results, strict=True):
             inference.refuse_not_finite(member.run, result.not_finite)
         # Added up in Python's own floats, float64: only within a batch are sums of float32.

@@ -8,6 +8,7 @@ Evaluation, predictions, features, figures and retrieval all come through here, 
 results of a batch are fetched once the next one is on its way, so the devices never wait for the host.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -19,7 +20,7 @@ from ml_collections import FrozenConfigDict
 
 from alexnet_jax import UserError, towers
 from alexnet_jax.data import augment
-from alexnet_jax.data.batches import Batch, filled
+from alexnet_jax.data.batches import Batch
 from alexnet_jax.data.images import Images
 from alexnet_jax.model import AlexNet, fc6_side
 from alexnet_jax.network import shapes
@@ -148,7 +149,7 @@ def batch_size(run: Run, images: int, asked: int | None = None) -> int:
         raise UserError(
             f"--batch-size={asked} must be a positive multiple of the {copies} data-parallel copies of the network"
         )
-    return filled(asked, images, copies)
+    return min(asked, -(-images // copies) * copies)
 
 
 def on_devices(run: Run, forward: Forward, images: Images, batch_size: int, views: int = 1) -> Iterator[Result]:
@@ -170,19 +171,19 @@ def rows(
 
     Arguments as of on_devices. Raises UserError if an array contains NaN or infinity.
     """
-    for result in one_late(on_devices(run, forward, images, batch_size, views)):
+    for result in late(on_devices(run, forward, images, batch_size, views)):
         refuse_not_finite(run, result.not_finite)
         count = len(result.batch.ids)
         yield result.batch, {name: np.asarray(array, np.float32)[:count] for name, array in result.arrays.items()}
 
 
-def one_late(items: Iterable[T]) -> Iterator[T]:
-    """Yields each item once the next one is made, so that the devices work while the host waits for results."""
-    held: list[T] = []
+def late(items: Iterable[T], by: int = 1) -> Iterator[T]:
+    """Yields each item once `by` more are made, so that the devices work while the host waits for results."""
+    held: deque[T] = deque()
     for item in items:
-        if held:
-            yield held.pop()
         held.append(item)
+        if len(held) > by:
+            yield held.popleft()
     yield from held
 
 

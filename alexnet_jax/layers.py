@@ -116,13 +116,11 @@ def dense(x: jax.Array, kernel: jax.Array, *, groups: int) -> jax.Array:
       x: (b, c) or (b, h, w, c), flattened with the channel fastest. kernel: (inputs / groups, outputs).
     Returns: (b, outputs).
     """
-    batch, channels = x.shape[0], x.shape[-1]
-    if groups == 1:
-        return _product(x.reshape(batch, -1), kernel)
-    x = x.reshape(batch, -1, groups, channels // groups)
-    kernel = kernel.reshape(kernel.shape[0], groups, -1)
-    out = [_product(x[:, :, i].reshape(batch, -1), kernel[:, i]) for i in range(groups)]
-    return jnp.concatenate(out, axis=1)
+
+    def tower(x, kernel):
+        return _product(x.reshape(x.shape[0], -1), kernel)
+
+    return by_tower(tower, x, kernel, groups=groups)
 
 
 @jax.custom_vjp

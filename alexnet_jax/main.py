@@ -37,7 +37,8 @@ from alexnet_jax.data.batches import steps_in_epoch
 from alexnet_jax.data.prepare import prepare
 from alexnet_jax.data.records import Prepared
 from alexnet_jax.files import expanded
-from alexnet_jax.runs import claims, finetune, provenance
+from alexnet_jax.metrics import METRICS
+from alexnet_jax.runs import finetune, ownership, provenance
 from alexnet_jax.runs.run import load_run
 from alexnet_jax.train import train
 
@@ -112,8 +113,8 @@ def run(config: ConfigDict, workdir: Path, given: Collection[str] = ()) -> int:
     check(config)
     refuse_idle(config, given)
     refuse_other_config(config)
-    claims.refuse_converted(workdir)
-    together(lambda: claims.refuse_unusable(workdir, config) if towers.leads() else None)
+    ownership.refuse_converted(workdir)
+    together(lambda: ownership.refuse_unusable(workdir, config) if towers.leads() else None)
     mesh = towers.make_mesh(config.devices, config.model.towers, config.batch_size)
     config, prepared, facts = together(lambda: ready(config, mesh, workdir))
     refuse_other_data(facts)
@@ -156,15 +157,15 @@ def claimed(workdir: Path, config: ConfigDict, prepared: Prepared, facts: dict, 
         def claim() -> None:
             machine = provenance.of_machine(mesh)
             statistics, classes = prepared.statistics, prepared.classes
-            lock = held.enter_context(claims.claim(workdir, config, statistics, classes, facts, machine))
+            lock = held.enter_context(ownership.claim(workdir, config, statistics, classes, facts, machine))
             if jax.process_count() > 1:
-                claims.sign(lock, word)
+                ownership.sign(lock, word)
             if checkpoint.latest_step(workdir) is not None and (warning := provenance.warning(machine, workdir)):
                 print(warning, file=sys.stderr)
 
         together(claim if towers.leads() else lambda: None)
         if jax.process_count() > 1:
-            together(lambda: claims.refuse_unsigned(workdir, word))
+            together(lambda: ownership.refuse_unsigned(workdir, word))
         yield
 
 
@@ -288,7 +289,7 @@ def conclude(result: dict[str, Any], prepared: Prepared, workdir: Path) -> None:
     )
     if best != latest:
         print(f"  the best checkpoint in one view is step {best}: alexnet evaluate uses it, or --which latest")
-    for what, path in {"checkpoints": workdir / "checkpoints", "metrics": workdir / "metrics.jsonl", **drawn}.items():
+    for what, path in {"checkpoints": workdir / "checkpoints", "metrics": workdir / METRICS, **drawn}.items():
         print(f"  {what + ':':22} {path}")
     if not drawn:
         print(f"  pictures:              alexnet figures --workdir {workdir}")

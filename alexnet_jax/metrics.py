@@ -21,6 +21,7 @@ from tqdm import tqdm
 from alexnet_jax import UserError, one_line
 from alexnet_jax.files import replacing
 
+METRICS = "metrics.jsonl"  # in the folder of a run
 OLD = "metrics.old{}.jsonl"  # the records of a run that started again, once for each time
 TOP = 5  # section 2: top-1 and top-5 error
 
@@ -142,7 +143,7 @@ class Log:
         self.batch_size = batch_size
         self.workdir = workdir
         if workdir is not None:
-            path = workdir / "metrics.jsonl"
+            path = workdir / METRICS
             _drop_after(path, step, steps_per_epoch)
             self.file = path.open("a")
             from tensorboard.summary import Writer  # not at the top: whoever only reads records does not need it

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -108,14 +107,9 @@ def program(config: ConfigDict, mesh: Mesh) -> Program:
     return Program(apply, step, jax.jit(make_state, out_shardings=shardings), towers.abstract(like, mesh))
 
 
-def prefetch(batches: Iterable[dict], sharding, ahead: int = 2) -> Iterator[dict]:
-    """Yields batches that are on the devices already; moves each there `ahead` batches before it is used."""
-    queue: deque[dict] = deque()
-    for batch in batches:
-        queue.append(towers.place(batch, sharding))
-        if len(queue) > ahead:
-            yield queue.popleft()
-    yield from queue
+def prefetch(batches: Iterable[dict], sharding) -> Iterator[dict]:
+    """Yields batches that are on the devices already; moves each there two batches before it is used."""
+    return inference.late((towers.place(batch, sharding) for batch in batches), by=2)
 
 
 class Pending(NamedTuple):

@@ -18,9 +18,11 @@ from tqdm import tqdm
 from alexnet_jax import UserError, checkpoint, main, one_line
 from alexnet_jax.cli import stopping
 from alexnet_jax.cli.commands import set_up_libraries
+from alexnet_jax.config import flat
 from alexnet_jax.data.host import sees_gpus
 from alexnet_jax.files import taken
-from alexnet_jax.runs import claims
+from alexnet_jax.metrics import METRICS
+from alexnet_jax.runs import ownership
 from experiments import results
 
 DAYS = 7  # after which a job is stopped
@@ -43,7 +45,7 @@ class Cell:
     def epochs_done(self) -> float:
         """How many epochs the run has trained; all of them only once its last evaluation is recorded."""
         run = results.read(self.workdir)
-        if run.state == "finished" and run.settings["epochs"] == self.config.epochs:
+        if self._finished(run):
             return float(self.config.epochs)
         furthest = max((results.number(r, "epoch") or 0.0 for r in run.records), default=0.0)
         return min(furthest, self.config.epochs - 0.01)
@@ -53,7 +55,7 @@ class Cell:
         run = results.read(self.workdir)
         if not run.records or not run.settings:
             return
-        mine = results.computes(results.completed(self.config.to_dict()))
+        mine = results.computes(flat(self.config))
         fields = results.departing(results.computes(run.settings), mine)
         if run.settings["epochs"] < self.config.epochs:
             fields.remove("epochs")  # it goes on
@@ -65,8 +67,8 @@ class Cell:
                 f"{self.workdir} has a run of another config ({there}): remove it, or name another --workdir"
             )
 
-    def finished(self) -> bool:
-        return self.epochs_done() == self.config.epochs
+    def _finished(self, run: results.Outcome) -> bool:
+        return run.state == "finished" and run.settings["epochs"] == self.config.epochs
 
     def failure(self) -> Path:
         """The file that says why it failed."""
@@ -74,10 +76,10 @@ class Cell:
 
     def done(self) -> bool:
         """Whether nothing is left to do: after its last evaluation a run may still fail, or be killed, saving."""
-        if self.failure().exists() or not self.finished():
-            return False
         run = results.read(self.workdir)
-        return run.state != "finished" or checkpoint.latest_step(self.workdir) in (None, run.final["step"])
+        if self.failure().exists() or not self._finished(run):
+            return False
+        return checkpoint.latest_step(self.workdir) in (None, run.final["step"])
 
     def failed_since(self, moment: float) -> str | None:
         """Why it failed, if another sweep says that it has since a moment (time.time())."""
@@ -90,7 +92,7 @@ class Cell:
     def stamp(self) -> tuple[int, int] | None:
         """What changes whenever epochs_done may have changed."""
         try:
-            stat = (self.workdir / claims.METRICS).stat()
+            stat = (self.workdir / METRICS).stat()
         except OSError:
             return None
         return stat.st_mtime_ns, stat.st_size
@@ -117,7 +119,7 @@ def train_cell(config: str, workdir: str, cores: tuple[int, ...] = (), gpus: str
             if main.run(ConfigDict(json.loads(config)), path) == 0:  # else a signal has stopped it
                 (path / results.FAILED).unlink(missing_ok=True)  # that of another job for which this one waited
             return
-        except claims.Busy:
+        except ownership.Busy:
             time.sleep(2)
         except Exception as e:
             reason = e if isinstance(e, UserError) else one_line(e)
@@ -151,7 +153,9 @@ def launch(cells: list[Cell], executor: submitit.Executor, at_once: int = 1) -> 
         bar.write(f"{len(cells) - len(waiting) - len(running)} of {len(cells)} runs are finished", file=sys.stderr)
         try:
             while waiting or running:
-                for cell in list(waiting) if free else []:
+                for cell in list(waiting):
+                    if not free:
+                        break
                     lock = take(cell, Path(executor.folder)) if here else None
                     if here and lock is None:
                         continue
@@ -167,8 +171,6 @@ def launch(cells: list[Cell], executor: submitit.Executor, at_once: int = 1) -> 
                     cell.failure().unlink(missing_ok=True)  # an earlier run's
                     with _ctrl_c_later() if here else contextlib.nullcontext():
                         running[cell] = _submit(executor, cell, cores, gpus), cores, lock
-                    if not free:
-                        break
                 for cell in [c for c, (job, _, _) in running.items() if job.done()]:
                     job, cores, lock = running.pop(cell)
                     free.append(cores)

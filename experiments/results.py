@@ -9,13 +9,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
 from alexnet_jax import UserError, one_line
-from alexnet_jax.config import FREE, fields_of
-from alexnet_jax.metrics import read_metrics
-from alexnet_jax.runs.run import renewed
+from alexnet_jax.config import FREE, fields_of, flat
+from alexnet_jax.metrics import METRICS, read_metrics
+from alexnet_jax.runs.run import CONFIG, renewed
 from experiments.changes import CHANGES, Change
 
 PLAN = "sweep.json"  # in the folder of a sweep: its base, seeds and cells
@@ -35,9 +35,8 @@ class Outcome:
     reason: str = ""  # why it is not in the numbers, and how far it came; empty if finished
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # its config, flat; empty if it has none
     records: Sequence[dict] = ()
-    final: dict = dataclasses.field(
-        default_factory=dict
-    )  # the last epoch's validation record in all views, if finished
+    # The last epoch's validation record in all views, if it is finished.
+    final: dict = dataclasses.field(default_factory=dict)
 
     @property
     def seed(self) -> int | None:
@@ -47,8 +46,8 @@ class Outcome:
 def read(folder: Path) -> Outcome:
     """Reads a run's folder. What is wrong with it becomes its state and reason, not an error."""
     try:
-        settings = _settings(folder / "config.json") if (folder / "config.json").exists() else {}
-        records = read_metrics(folder / "metrics.jsonl") if (folder / "metrics.jsonl").exists() else []
+        settings = _settings(folder / CONFIG) if (folder / CONFIG).exists() else {}
+        records = read_metrics(folder / METRICS) if (folder / METRICS).exists() else []
         failure = folder / FAILED
         failed = printable(failure.read_text(errors="replace"))[:300] if failure.exists() else None
     except UserError as error:
@@ -143,24 +142,18 @@ def missing(settings: dict) -> list[str]:
     return wrong
 
 
-def _flat(tree: dict) -> dict:
-    """{"model": {"dropout": 0.5}} as {"model.dropout": 0.5}, with JSON's lists for tuples. Raises TypeError."""
-    if not isinstance(tree, dict):
-        raise TypeError(f"{tree!r:.40} is not a tree of fields")
-    return flatten_dict(json.loads(json.dumps(tree)), sep=".")
-
-
 def completed(tree: dict) -> dict[str, Any]:
     """A config of any version as flat settings, so that old and new runs compare.
 
-    Raises TypeError if it is not a tree of fields.
+    Raises ValueError if it is not a tree of fields.
     """
-    return renewed(_flat(tree))
+    return renewed(flat(tree))
 
 
 def computes(settings: dict) -> dict:
     """The settings that determine what a run computes, apart from its seed."""
-    return {k: v for k, v in settings.items() if k not in {"name", "seed", *fields_of(FREE)}}
+    others = {"name", "seed", *fields_of(FREE)}
+    return {k: v for k, v in settings.items() if k not in others}
 
 
 def differing(settings: dict, other: dict) -> list[str]:
@@ -258,7 +251,7 @@ def planned(sweep: Path) -> tuple[str, str, list[Group]]:
             raise ValueError(f"its config has no usable {', '.join(wrong)}")
         groups = []
         for cell, what in plan["cells"].items():
-            group = Group(printable(what["title"]), computes(base | _flat(what["fields"])))
+            group = Group(printable(what["title"]), computes(base | flat(what["fields"])))
             group.name = printable(cell)
             seeds = [int(seed) for seed in what.get("seeds", plan.get("seeds"))]  # the plan's, until 2026-11-28
             group.runs = [_planned_run(sweep / cell / f"seed{seed}", seed, group) for seed in seeds]
@@ -350,7 +343,7 @@ def find_change(group: Group, base: Group) -> Change | None:
         return None
     for change in CHANGES.values():
         try:
-            changed = _flat(change.fields(config))
+            changed = flat(change.fields(config))
         except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError):  # an older base, or an edited one
             continue
         effect = {f: v for f, v in changed.items() if f not in base.settings or base.settings[f] != v}

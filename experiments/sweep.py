@@ -31,7 +31,7 @@ from tqdm import tqdm
 from alexnet_jax import UserError, one_line
 from alexnet_jax.cli import config_file
 from alexnet_jax.cli.commands import add_workdir
-from alexnet_jax.config import check, fields
+from alexnet_jax.config import check, fields, flat
 from alexnet_jax.data.prepare import prepare
 from alexnet_jax.files import expanded, locked, replacing
 from alexnet_jax.runs import finetune
@@ -82,7 +82,7 @@ def main(flags: Namespace) -> int:
         print_plan(cells, base, ablations)
         return 0
     executor = make_executor(flags.launcher, workdir / "jobs", flags.slurm)
-    record(workdir, flags.sweep, base, planned, {name: change.title for name, change in ablations.items()})
+    write_plan(workdir, flags.sweep, base, planned, {name: change.title for name, change in ablations.items()})
     prepare(base.data, base.model.num_classes)  # once, before the runs need it
     try:
         failed = launch(cells, executor, flags.at_once)
@@ -173,7 +173,7 @@ def make_cells(base: ConfigDict, ablations: dict[str, Change], seeds: int, workd
 def _changed(base: ConfigDict, change: Change | None) -> ConfigDict:
     """The base with a change. Raises UserError, or what change.fields or ml_collections raises."""
     config = base.copy_and_resolve_references()
-    known = dict(fields(config))
+    known = fields(config)
     changed = change.fields(base) if change else {}
     for field in changed:
         if field not in known:
@@ -202,7 +202,7 @@ def unrecorded(cells: list[Cell], name: str, folder: Path = file.RECORDS) -> lis
     recorded = file.finished(path)
 
     def known(cell: Cell) -> bool:
-        mine = results.computes(results.completed(cell.config.to_dict()))
+        mine = results.computes(flat(cell.config))
         return any(seed == cell.seed and not results.departing(settings, mine) for settings, seed in recorded)
 
     left = [cell for cell in cells if not known(cell)]
@@ -210,8 +210,8 @@ def unrecorded(cells: list[Cell], name: str, folder: Path = file.RECORDS) -> lis
     return left
 
 
-def record(workdir: Path, sweep: str, base: ConfigDict, cells: list[Cell], titles: dict[str, str]):
-    """Writes the plan, sweep.json, for the report, or adds to it. titles: of the ablations, by name.
+def write_plan(workdir: Path, sweep: str, base: ConfigDict, cells: list[Cell], titles: dict[str, str]):
+    """Writes the plan, sweep.json, for the report, or adds to one that is there. titles: of the ablations, by name.
 
     Raises UserError if the folder has the plan of another base, or if the plan cannot be read or written.
     """
@@ -239,10 +239,10 @@ def record(workdir: Path, sweep: str, base: ConfigDict, cells: list[Cell], title
 
 def _planned(base: ConfigDict, cells: list[Cell], titles: dict[str, str]) -> dict[str, dict]:
     """The cells of a plan: each title, the fields that its runs have otherwise than the base, and their seeds."""
-    settings = results.computes(results.completed(base.to_dict()))
+    settings = results.computes(flat(base))
     planned = {}
     for cell in cells:
-        ours = results.computes(results.completed(cell.config.to_dict()))
+        ours = results.computes(flat(cell.config))
         changes = {name: ours[name] for name in results.differing(ours, settings)}
         one = planned.setdefault(cell.name, {"title": titles.get(cell.name, cell.name), "fields": changes, "seeds": []})
         one["seeds"].append(cell.seed)
@@ -255,8 +255,9 @@ def _planned(base: ConfigDict, cells: list[Cell], titles: dict[str, str]) -> dic
 def print_plan(cells: list[Cell], base: ConfigDict, ablations: dict[str, Change]):
     """Prints the cells and what they will cost."""
     width = max(map(len, ("base", *ablations)))
+    trained = {cell: cell.epochs_done() for cell in cells}
     for name in ("base", *ablations):
-        progress = [c.epochs_done() / c.config.epochs for c in cells if c.name == name]
+        progress = [trained[c] / c.config.epochs for c in cells if c.name == name]
         marks = "".join(map(_mark, progress))
         what = base.name
         if name != "base":
@@ -264,8 +265,8 @@ def print_plan(cells: list[Cell], base: ConfigDict, ablations: dict[str, Change]
         print(f"{name:{width}}  {marks}  {what}")
     print("one mark for each seed: x finished, ~ started, - not started")
     seconds = run_seconds(base)
-    left = sum(1 - c.epochs_done() / c.config.epochs for c in cells)
-    epochs = sum(c.config.epochs - c.epochs_done() for c in cells)
+    left = sum(1 - trained[c] / c.config.epochs for c in cells)
+    epochs = sum(c.config.epochs - trained[c] for c in cells)
     print(
         f"a run of the base takes about {_time(seconds)} here; the {left:.1f} runs that remain take "
         f"{_time(epochs / base.epochs * seconds)}, one after the other, if their epochs cost as much"

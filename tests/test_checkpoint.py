@@ -20,7 +20,7 @@ from alexnet_jax import UserError, checkpoint, main, metrics, optimizer, towers
 from alexnet_jax.config import FIELDS, flat
 from alexnet_jax.data import prepare
 from alexnet_jax.model import AlexNet
-from alexnet_jax.runs import claims, finetune, provenance
+from alexnet_jax.runs import finetune, ownership, provenance
 from alexnet_jax.runs.run import load_run, read_config, read_statistics
 from alexnet_jax.train import program
 from configs import quickstart, six_conv
@@ -70,7 +70,7 @@ def claim(config, tmp_path):
     workdir = tmp_path / "run"
 
     def make(facts=None, step=None):
-        claims.claim(workdir, config, {"mean": np.zeros(3)}, ["a"], facts, MACHINE).close()
+        ownership.claim(workdir, config, {"mean": np.zeros(3)}, ["a"], facts, MACHINE).close()
         if step is not None:
             (workdir / "checkpoints" / f"step_{step}").mkdir(parents=True)
         return workdir
@@ -132,16 +132,16 @@ def test_what_a_claim_would_refuse_is_refused_before_the_data_is_prepared(config
     claim()
     other = config.copy_and_resolve_references()
     other.batch_size, other.model.num_classes = 4, 0
-    claims.refuse_unusable(tmp_path / "run", other)  # nothing is trained: another may take its place
+    ownership.refuse_unusable(tmp_path / "run", other)  # nothing is trained: another may take its place
     (tmp_path / "run/metrics.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match=r"another config \(batch_size: \d+ there, 4 here\)"):
         main.run(other, tmp_path / "run")
     other.batch_size = config.batch_size
-    claims.refuse_unusable(tmp_path / "run", other)
+    ownership.refuse_unusable(tmp_path / "run", other)
     saved = json.loads((tmp_path / "run/config.json").read_text())
     saved["data"]["name"], other.data.name = "photos", "./photos"  # as folders could be written once
     (tmp_path / "run/config.json").write_text(json.dumps(saved))
-    claims.refuse_unusable(tmp_path / "run", other)
+    ownership.refuse_unusable(tmp_path / "run", other)
 
 
 def test_other_data_is_refused(config, claim, photos, tmp_path, monkeypatch):
@@ -310,7 +310,7 @@ def test_damaged_statistics_are_named_and_written_again(config, copy):
         assert "\n" not in str(e.value)
         config.epochs, names = 2, [str(name) for name in arrays["classes"]]
         mine = {name: a for name, a in arrays.items() if name != "classes"}
-        claims.claim(copy, config, mine, names).close()
+        ownership.claim(copy, config, mine, names).close()
         assert load_run(copy).classes == names
 
 
@@ -382,7 +382,7 @@ def test_a_damaged_log_is_named_and_kept(copy, content):
 def test_a_workdir_that_is_a_file_is_refused(config, tmp_path):
     (tmp_path / "run").touch()
     with pytest.raises(UserError, match="cannot write to the workdir"):
-        claims.claim(tmp_path / "run", config, {}, [])
+        ownership.claim(tmp_path / "run", config, {}, [])
     with pytest.raises(UserError, match="holds no run"):
         load_run(tmp_path / "run")
 
@@ -584,5 +584,5 @@ def test_every_file_is_strict_json(config, tmp_path):
         assert checkpoint.restore(checkpoints, state)[2] == host
     config.optimizer.min_improvement = float("nan")
     with pytest.raises(UserError, match="optimizer.min_improvement is nan"):
-        claims.claim(tmp_path / "run", config, {}, [])
+        ownership.claim(tmp_path / "run", config, {}, [])
     assert not (tmp_path / "run").exists()

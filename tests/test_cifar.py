@@ -320,7 +320,7 @@ def changed(sweep, name):
 def test_a_cell_of_the_four_networks_is_the_preset(name):
     _, other = changed(cifar10, name)
     other.name = name
-    assert dict(fields(other)) == dict(fields(preset(name)))
+    assert fields(other) == fields(preset(name))
 
 
 def test_without_its_norms_the_11_percent_network_has_the_same_parameters():
@@ -333,14 +333,14 @@ def test_without_its_norms_the_11_percent_network_has_the_same_parameters():
 
 def test_figure_1_compares_nothing_but_the_nonlinearity_and_its_rate():
     base, other = changed(figure1, "tanh")
-    differ = {field for field, value in fields(base) if value != dict(fields(other))[field]}
+    differ = {field for field, value in fields(base).items() if value != fields(other)[field]}
     assert differ <= {"model.layers", "optimizer.learning_rate", "epochs"}
     kinds = [[kind for _, kind, *_ in c.model.layers] for c in (base, other)]
     assert kinds[0].count("relu") == 3 and kinds[1] == ["tanh" if kind == "relu" else kind for kind in kinds[0]]
     assert base.optimizer.weight_decay == 0 and not base.optimizer.layer_decays  # section 3.1: no regularization
     tanh = figure1.get_config("tanh")
     tanh.name = other.name
-    assert dict(fields(tanh)) == dict(fields(other))
+    assert fields(tanh) == fields(other)
 
 
 # --- Their layers -----------------------------------------------------------------------------------------------------

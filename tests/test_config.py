@@ -55,7 +55,7 @@ def test_every_config_keeps_the_rules(name):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_field_has_a_row_and_every_row_is_a_field(name):
-    there = dict(fields(importlib.import_module(f"configs.{name}").get_config()))
+    there = fields(importlib.import_module(f"configs.{name}").get_config())
     assert FIELDS.keys() - OPTIONAL <= there.keys() <= FIELDS.keys()
 
 
@@ -119,7 +119,7 @@ def test_nonsense_of_every_type_is_refused_by_name_or_makes_a_network(field):
     assert refused >= 15
 
 
-NUMBERS = sorted(name for name, value in fields(paper.get_config()) if type(value) in (int, float))
+NUMBERS = sorted(name for name, value in fields(paper.get_config()).items() if type(value) in (int, float))
 
 
 @pytest.mark.parametrize(

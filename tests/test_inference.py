@@ -15,7 +15,8 @@ def split(run):
     return prepare(run.config.data).evaluation
 
 
-def test_results_come_one_late():
+@pytest.mark.parametrize("by, made_then", [(1, [2, 3, 4, 4]), (2, [3, 4, 4, 4])])
+def test_results_come_late(by, made_then):
     made = []
 
     def items():
@@ -23,9 +24,9 @@ def test_results_come_one_late():
             made.append(i)
             yield i
 
-    seen = [(item, len(made)) for item in inference.one_late(items())]
-    assert seen == [(0, 2), (1, 3), (2, 4), (3, 4)]
-    assert list(inference.one_late([])) == []
+    seen = [(item, len(made)) for item in inference.late(items(), by)]
+    assert seen == list(enumerate(made_then))
+    assert list(inference.late([], by)) == []
 
 
 def test_batch_sizes(tiny_run, run):

@@ -176,7 +176,7 @@ def test_a_folder_with_results_of_another_config_is_no_cell(config, tmp_path):
     settings = flat(read_config(here))
     config = read_config(here)
     jobs.Cell("base", 0, config, here).check()
-    assert jobs.Cell("base", 0, config, here).finished()
+    assert jobs.Cell("base", 0, config, here).done()
     for field, value in (("optimizer.learning_rate", 0.5), ("epochs", 2), ("seed", 1)):
         other = config.copy_and_resolve_references()
         other.update_from_flattened_dict({field: value})
@@ -185,7 +185,7 @@ def test_a_folder_with_results_of_another_config_is_no_cell(config, tmp_path):
     config.epochs += 1  # it goes on
     longer = jobs.Cell("base", 0, config, here)
     longer.check()
-    assert not longer.finished()
+    assert not longer.done()
 
 
 def test_a_sweep_skips_what_is_recorded(mine, tmp_path, monkeypatch, capsys):
@@ -245,7 +245,7 @@ def test_only_takes_families():
 def test_a_workdir_of_another_base_is_refused(config, tmp_path):
     def record(ablations, seeds):
         cells = sweep.make_cells(config, ablations, seeds, tmp_path)
-        sweep.record(tmp_path, "mine", config, cells, {name: change.title for name, change in ablations.items()})
+        sweep.write_plan(tmp_path, "mine", config, cells, {name: change.title for name, change in ablations.items()})
 
     record({}, 1)
     record({"pooling": CHANGES["pooling"]}, 3)

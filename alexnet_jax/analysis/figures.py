@@ -28,7 +28,7 @@ from alexnet_jax.data.images import SplitImages, subset
 from alexnet_jax.data.records import Split
 from alexnet_jax.evaluate import images_for
 from alexnet_jax.files import expanded
-from alexnet_jax.metrics import read_metrics
+from alexnet_jax.metrics import METRICS, read_metrics
 from alexnet_jax.runs.run import Run, data_of, load_run, read_config
 
 QUICK = ("kernels", "curves", "predictions")  # drawn at the end of training: they need eight images at most
@@ -57,7 +57,7 @@ def draw(
     if "kernels" in what and kernel is not None:
         drawn["conv1 kernels"] = kernels(kernel, folder / "kernels.png", run.config.model.towers)
     if "curves" in what:
-        records = {run.config.name: read_metrics(run.workdir / "metrics.jsonl")}
+        records = {run.config.name: read_metrics(run.workdir / METRICS)}
         drawn["training curves"] = curves(records, folder / "curves.png", len(run.classes))
     if split is not None:
         drawn |= _draw_answers(run, split, what, folder, batch_size)
@@ -236,7 +236,7 @@ def _possible(run: Run, what: list[str], data: str | None, asked: bool) -> tuple
     asked: whether the user named it; if not, what converted weights do not have is left out. Raises UserError if
     something that was asked for cannot be drawn.
     """
-    converted = not (run.workdir / "metrics.jsonl").exists()
+    converted = not (run.workdir / METRICS).exists()
     if converted and "curves" in what:
         if asked:
             raise UserError(f"{run.workdir} was not trained here and has no curves (no metrics.jsonl): ask for others")
@@ -296,7 +296,7 @@ def main(flags: Namespace) -> None:
     what = _chosen(flags.what, several)
     if several:
         folders = [expanded(workdir) for workdir in flags.workdir]
-        runs = {name: read_metrics(f / "metrics.jsonl") for name, f in zip(apart(folders), folders, strict=True)}
+        runs = {name: read_metrics(f / METRICS) for name, f in zip(apart(folders), folders, strict=True)}
         classes = {read_config(folder).model.num_classes for folder in folders}
         common = classes.pop() if len(classes) == 1 else None
         print(f"training curves: {curves(runs, _folder(flags.out or '.') / 'curves.png', common)}")

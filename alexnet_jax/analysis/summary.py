@@ -26,7 +26,7 @@ from alexnet_jax.analysis import cost
 from alexnet_jax.cli import commands
 from alexnet_jax.config import check_without_data
 from alexnet_jax.runs import finetune
-from alexnet_jax.train import program
+from alexnet_jax.train import Program, program
 
 # Per chip: bfloat16 FLOP/s, which float32 matrix products run at by default; bytes/s of its memory; bytes/s that it
 # sends to its neighbours, all links together, one way. docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e (2026-11); v4's
@@ -40,25 +40,26 @@ CHIPS = {
 CORES = {"v4": 2}  # devices that share a chip, where it is not one; jax finds two on v4 without megacore
 
 
-def layer_costs(config: ConfigDict, mesh: Mesh) -> list[dict]:
+def layer_costs(config: ConfigDict, mesh: Mesh, net: Program | None = None) -> list[dict]:
     """A row for everything that the network returns by name, in the order in which it is computed.
 
     Each: name; of one image the output's shape, the kernel's shape, parameters and macs (multiply-accumulates); on each
-    device activation_bytes, and parameter_bytes, which include what the update rule keeps, such as velocities.
+    device activation_bytes, and parameter_bytes, which include what the update rule keeps, such as velocities. net: the
+    config's program, if there is one already.
     """
     m, crop = config.model, config.data.crop
-    net = network.network(m)
+    module = network.network(m)
     parameters = network.shapes(m, crop)
     names: list[str] = []
 
     def forward(params: dict, images: jax.Array) -> dict[str, jax.Array]:
-        activations: Any = net.apply({"params": params}, images)[1]
+        activations: Any = module.apply({"params": params}, images)[1]
         names.extend(activations)  # jax sorts a dict that a traced function returns
         return activations
 
     images = jax.ShapeDtypeStruct((1, crop, crop, 3), jnp.float32)
     outputs = jax.eval_shape(forward, parameters, images)
-    held = _state_bytes(config, mesh)
+    held = _state_bytes(net or program(config, mesh))
     data, tower = mesh.shape["data"], mesh.shape["tower"]
     rows = []
     for name in names:
@@ -77,11 +78,10 @@ def layer_costs(config: ConfigDict, mesh: Mesh) -> list[dict]:
     return rows
 
 
-def _state_bytes(config: ConfigDict, mesh: Mesh) -> Counter[str]:
+def _state_bytes(net: Program) -> Counter[str]:
     """The bytes of each layer's parameters and of what the update rule keeps of them, on each device."""
     held: Counter[str] = Counter()
-    state = program(config, mesh).state
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(net.state):
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
         if len(names) > 1:  # ..., the layer, kernel or bias
             held[names[-2]] += math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
@@ -90,8 +90,9 @@ def _state_bytes(config: ConfigDict, mesh: Mesh) -> Counter[str]:
 
 def summarize(config: ConfigDict, mesh: Mesh, topology: str | None = None) -> dict[str, Any]:
     """Everything, as one tree of plain values. Bytes, FLOPs and seconds are those of one device's training step."""
-    rows = layer_costs(config, mesh)
-    step = cost.compile_step(config, mesh)
+    net = program(config, mesh)
+    rows = layer_costs(config, mesh, net)
+    step = cost.compile_step(config, mesh, net)
     counted: Any = step.cost_analysis()
     found = cost.exchanges(step.as_text() or "")
     out = {

@@ -236,11 +236,6 @@ def eval_batches(split: Split, batch_size: int, shard: Shard = (0, 1)) -> Iterat
             yield batch
 
 
-def filled(batch_size: int, images: int, copies: int) -> int:
-    """The batch size, or, if fewer images would fill it, the smallest multiple of `copies` that holds them all."""
-    return min(batch_size, -(-images // copies) * copies)
-
-
 def _slice_of(batch_size: int, shard: Shard) -> slice:
     """The rows of a batch that a shard has. Raises UserError if the batch does not divide."""
     index, count = shard

@@ -48,7 +48,7 @@ def resolved(config: ConfigDict, workdir: Path | None = None, given: Collection[
 def _adopt(config: ConfigDict, theirs: ConfigDict, given: Collection[str]):
     model = {name for name in FIELDS if name.startswith("model.")} - {"model.num_classes"}
     taken = (model | fields_of(INPUT, VIEW)) - set(given)
-    config.update_from_flattened_dict({name: value for name, value in fields(theirs) if name in taken})
+    config.update_from_flattened_dict({name: value for name, value in fields(theirs).items() if name in taken})
     config.start.adopt = False
 
 
@@ -80,7 +80,7 @@ def refuse_other_function(config: ConfigDict):
     """
     theirs = _read_start(config)
     there, here = flat(theirs), flat(config)
-    differ = [name for name in FIELDS if name in fields_of(FUNCTION, INPUT) and there[name] != here[name]]
+    differ = [name for name, row in FIELDS.items() if row.purpose in (FUNCTION, INPUT) and there[name] != here[name]]
     if _chain(config.model, config.start.fresh) != _chain(theirs.model, config.start.fresh):
         differ.append("model.layers")
     if differ:
@@ -134,9 +134,8 @@ def parameters(config: ConfigDict, like: dict) -> dict:
 
     Several processes call this together, and each reads its part.
 
-    Args: like: shapes, dtypes and shardings of all layers.
-    Raises UserError as refuse_other_function does, or if the start has no checkpoint that can be read.
+    Args: config: one that refuse_other_function takes; like: shapes, dtypes and shardings of all layers.
+    Raises UserError if the start has no checkpoint that can be read.
     """
-    refuse_other_function(config)
     taken = {name: layer for name, layer in like.items() if name not in config.start.fresh}
     return checkpoint.read_params(expanded(config.start.workdir), taken)[1]

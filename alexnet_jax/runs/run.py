@@ -121,8 +121,6 @@ def read_config(workdir: Path) -> ConfigDict:
 
 def _completed(tree: Any) -> ConfigDict:
     """The config in the tree of a config.json, of any version. Raises ValueError, naming the field, if it is none."""
-    if not isinstance(tree, dict):
-        raise ValueError(f"it is {json.dumps(tree)[:40]} and must be an object")
     there = {name: value for name, value in flat(tree).items() if name in FIELDS}
     if lacks := [name for name, row in FIELDS.items() if not (row.newer or name in OPTIONAL or name in there)]:
         raise ValueError(f"it lacks {lacks[0]}")

@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import UserError, files, network
 from alexnet_jax.cli import commands, config_file
 from alexnet_jax.config import check
-from alexnet_jax.runs import claims
+from alexnet_jax.runs import ownership
 from alexnet_jax.runs.run import Run, load_run
 from alexnet_jax.weights import caffe, ilsvrc, npy, onnx_graph, pytorch, stablehlo
 from alexnet_jax.weights.layouts import CAFFE, PYTORCH, TENSORFLOW, Arrays, Layout, fc6_maps, our_shape, to_ours
@@ -227,7 +227,7 @@ def _write_run(
         with files.alone(lock, busy):
             try:
                 shutil.rmtree(partial, ignore_errors=True)  # left by a killed conversion
-                claims.write_converted(partial, config, statistics, classes, params, about)
+                ownership.write_converted(partial, config, statistics, classes, params, about)
                 partial.rename(workdir)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)

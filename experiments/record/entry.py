@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from alexnet_jax import UserError
+from alexnet_jax.metrics import METRICS
 from alexnet_jax.runs import provenance
 from alexnet_jax.runs.run import read_statistics
 from experiments import results
@@ -64,7 +65,7 @@ def of_run(run: Outcome, cell: str, seed: int) -> dict[str, Any]:
         entry["mean"] = mean
     if machines := came_from.get("machines"):
         entry["machine"] = {name: machines[-1].get(name) for name in MACHINE}
-    if date := _date(run.folder / "metrics.jsonl"):
+    if date := _date(run.folder / METRICS):
         entry["date"] = date
     return entry
 

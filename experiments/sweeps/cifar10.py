@@ -16,9 +16,9 @@ def _preset(name: str, title: str) -> Change:
     """The fields in which another preset differs from the base."""
 
     def changed(base: ConfigDict) -> dict:
-        there = dict(fields(base))
+        there = fields(base)
         other = fields(importlib.import_module(f"configs.{name}").get_config())
-        return {field: value for field, value in other if field != "name" and there[field] != value}
+        return {field: value for field, value in other.items() if field != "name" and there[field] != value}
 
     return Change(title, changed, source="cuda-convnet")
 

@@ -15,11 +15,11 @@ from ml_collections import ConfigDict
 from alexnet_jax import UserError, checkpoint, optimizer
 from alexnet_jax.config import FREE, fields_of, flat, refuse_wrong_values
 from alexnet_jax.files import replacing, taken
+from alexnet_jax.metrics import METRICS
 from alexnet_jax.network import shapes
 from alexnet_jax.runs import provenance
 from alexnet_jax.runs.run import CONFIG, CONVERTED, STATISTICS, read_config
 
-METRICS = "metrics.jsonl"
 LOCK = ".lock"
 WRITTEN = (STATISTICS, provenance.FILE, CONFIG)  # by a claim, in this order
 # What a killed claim leaves: files.replacing's temporary files, and those of earlier versions.
