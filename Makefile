@@ -36,9 +36,9 @@ lint: .venv/.installed-dev
 	$(INSTALL) -e .
 	touch $@
 
-.venv/.installed-dev: .venv/.installed
+.venv/.installed-dev: .venv/bin/python pyproject.toml requirements.txt
 	$(INSTALL) -e '.[dev]'
-	touch $@
+	touch .venv/.installed $@
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -20,7 +20,7 @@ FLOORS = [
         "data.batches", "data.images",
     ],
     ["layers", "towers", "model", "cifar", "network", "optimizer", "config", "metrics", "checkpoint"],
-    ["runs.run", "runs.provenance", "runs.claims", "runs.finetune", "inference", "evaluate", "train"],
+    ["runs.run", "runs.provenance", "runs.ownership", "runs.finetune", "inference", "evaluate", "train"],
     [
         "analysis.specialisation", "analysis.plots", "analysis.curves", "analysis.features", "analysis.predict",
         "analysis.neighbours", "analysis.retrieve", "analysis.figures", "analysis.cost", "analysis.summary",
@@ -93,8 +93,9 @@ def test_each_library_has_its_place(name):
 
 
 @pytest.mark.slow
-def test_trains_where_tensorflow_is_not_installed(config, tiny_run, tmp_path):
+def test_trains_where_tensorflow_is_not_installed(chain_config, tiny_run, tmp_path):
     """From a prepared set held on the device; tiny_run has prepared it."""
+    config = chain_config
     config.epochs, config.data.on_device = 1, True
     code = (
         "import sys\nsys.modules['tensorflow'] = sys.modules['tensorflow_datasets'] = None\n"

@@ -385,8 +385,14 @@ def test_jpegs_are_of_quality_95_with_full_colour(prepared):
     assert [component[1:3] for component in image.layer] == [(1, 1)] * 3
 
 
-def test_splits_that_share_images_are_refused(tmp_path):
-    config = data_config("glyphs/tiny", tmp_path)
+@pytest.fixture(scope="module")
+def glyphs_dir(tmp_path_factory):
+    """Where glyphs/tiny is drawn once, by the first who prepares a set of it."""
+    return tmp_path_factory.mktemp("glyphs")
+
+
+def test_splits_that_share_images_are_refused(glyphs_dir):
+    config = data_config("glyphs/tiny", glyphs_dir)
     for training, validation, shared in (
         ("train", "train[90%:]", 26), ("train+validation", "validation", 64), ("train[:90%]", "train[90%:]", 0)
     ):  # fmt: skip
@@ -399,8 +405,8 @@ def test_splits_that_share_images_are_refused(tmp_path):
             assert len(prepare(config, 10).evaluation) == 26
 
 
-def test_glyphs_are_prepared_and_copied_to_a_machine_without_tensorflow(tmp_path, monkeypatch):
-    made = prepare(data_config("glyphs/tiny", tmp_path))
+def test_glyphs_are_prepared_and_copied_to_a_machine_without_tensorflow(glyphs_dir, tmp_path, monkeypatch):
+    made = prepare(data_config("glyphs/tiny", glyphs_dir))
     assert (len(made.train), len(made.evaluation), len(made.classes)) == (256, 64, 10)
     images = made.train.images()
     drawn = [draw(0, index) for index in range(len(images))]  # stored in another order

@@ -3,12 +3,11 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import verbs
 from helpers.folders import contents, data_config, make_folder, message, photo, two_classes
 from ml_collections import ConfigDict
 
@@ -260,13 +259,13 @@ def test_classes_that_do_not_fit_the_network_are_refused_before_anything_is_writ
 def test_a_data_set_on_the_command_line_brings_its_classes(tmp_path):
     """smoke's glyphs have ten classes. The first error is about the batch size, which is checked after the classes."""
     root = two_classes(tmp_path / "photos")
-    command = [
-        sys.executable, "-m", "alexnet_jax.main", "--config=configs/paper.py:smoke", f"--config.data.name={root}",
+    words = [
+        f"--config={ROOT}/configs/paper.py:smoke", f"--config.data.name={root}",
         f"--config.data.prepared_dir={tmp_path / 'prepared'}", f"--workdir={tmp_path / 'run'}",
         "--config.data.validation_fraction=0.3", "--config.batch_size=1000",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 1 and "batch_size=1000" in done.stderr.splitlines()[-1], done.stderr
+    with pytest.raises(UserError, match="batch_size=1000"):
+        verbs.run(main, *words)
     config = paper.get_config()
     main.own_classes(config, {"data.name": str(root), "model.num_classes": 3})
     assert config.model.num_classes == 1000  # as the command line says it

@@ -15,25 +15,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import tiny_config
+from helpers.fixtures import tiny_config
 from helpers.runs import check_equal, check_same_checkpoint, records, run_until_killed, start, write_config
 from ml_collections import ConfigDict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
 from alexnet_jax import UserError, checkpoint, main, metrics, optimizer, towers, train
-from alexnet_jax.analysis import figures
 from alexnet_jax.cli import commands
 from alexnet_jax.data import prepare
-from alexnet_jax.runs import claims
+from alexnet_jax.runs import ownership
 from alexnet_jax.runs.run import load_run, read_config
 from configs import paper
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """Runs of this process draw none, which saves a second each. What they draw is in test_figures."""
-    monkeypatch.setattr(figures, "draw", lambda *args: {})
 
 
 def test_it_learns_and_reports_it(config, tmp_path, capsys):
@@ -219,7 +212,8 @@ def test_stopped_before_its_first_step_it_ends_in_one_line(tmp_path, number):
     assert not (tmp_path / "run").exists()
 
 
-def test_keeps_the_latest_and_the_best(config, tmp_path):
+def test_keeps_the_latest_and_the_best(chain_config, tmp_path):
+    config = chain_config
     config.optimizer.rule = "plateau"
     main.run(config, tmp_path / "run")
     steps = sorted(int(p.name.split("_")[-1]) for p in (tmp_path / "run" / "checkpoints").iterdir())
@@ -231,13 +225,14 @@ def test_keeps_the_latest_and_the_best(config, tmp_path):
 
 
 @pytest.mark.slow
-def test_patience_counts_epochs_where_evaluations_are_rarer(config, tmp_path):
+def test_patience_counts_epochs_where_evaluations_are_rarer(chain_config, tmp_path):
     """Evaluated after epochs 2 and 4: two epochs without improvement make a drop. The evaluation after 5 makes none."""
+    config = chain_config
     config.epochs, config.evaluation.every_epochs, config.evaluation.views = 5, 2, 1
     config.optimizer.update({"rule": "plateau", "patience": 2, "min_improvement": 1.0})
     main.run(config, tmp_path / "run")
     rates = {r["epoch"]: r["learning_rate"] for r in records(tmp_path / "run") if r["split"] == "train"}
-    assert [rates[epoch] for epoch in (1, 2, 3, 4, 5)] == pytest.approx([0.003] * 4 + [0.0003])
+    assert [rates[epoch] for epoch in (1, 2, 3, 4, 5)] == pytest.approx([0.0001] * 4 + [0.00001])
     mesh = towers.make_mesh(config.devices, config.model.towers, config.batch_size)
     plateau = checkpoint.restore(checkpoint.manager(tmp_path / "run"), train.program(config, mesh).state)[2]["plateau"]
     assert (plateau["waited"], plateau["drops"]) == (0, 1)
@@ -270,8 +265,9 @@ def test_a_workdir_of_another_config_is_refused(config, tiny_run, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_full_disk_stops_the_run_in_one_line(config, tmp_path, monkeypatch):
+def test_a_full_disk_stops_the_run_in_one_line(chain_config, tmp_path, monkeypatch):
     """The checkpoint before stays, and the run resumes from there once there is room."""
+    config = chain_config
     full = shutil.disk_usage(tmp_path)._replace(free=1000)
     config.checkpoint_every_steps = 100
     saves = iter([shutil.disk_usage(tmp_path), full])
@@ -285,11 +281,12 @@ def test_a_full_disk_stops_the_run_in_one_line(config, tmp_path, monkeypatch):
 
 
 def test_two_processes_do_not_share_a_workdir(config, tmp_path):
-    with claims.claim(tmp_path / "run", config, {}, []), pytest.raises(UserError, match="another process"):
+    with ownership.claim(tmp_path / "run", config, {}, []), pytest.raises(UserError, match="another process"):
         main.run(config, tmp_path / "run")
 
 
-def test_the_step_is_compiled_once(config, tmp_path, caplog):
+def test_the_step_is_compiled_once(chain_config, tmp_path, caplog):
+    config = chain_config
     config.epochs = 2
     with jax.log_compiles(), caplog.at_level("WARNING"):
         main.run(config, tmp_path / "run")
