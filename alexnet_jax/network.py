@@ -1,7 +1,5 @@
 """The network of a config: AlexNet, or the chain of layers that `model.layers` lists, which is never both."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -17,12 +15,7 @@ def network(config: ConfigDict) -> AlexNet | Chain:
 
 
 def shapes(config: ConfigDict, crop: int) -> dict:
-    """The parameters' shapes and dtypes, {layer: {"kernel", "bias"}}, without computing anything. Not to be changed."""
-    return _shapes(FrozenConfigDict(config), crop)
-
-
-@functools.cache  # a trace takes half a second, and a command asks several times
-def _shapes(config: FrozenConfigDict, crop: int) -> dict:
+    """The parameters' shapes and dtypes, {layer: {"kernel", "bias"}}, without computing anything."""
     images = jax.ShapeDtypeStruct((1, crop, crop, 3), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))  # a real one would take an accelerator for this process
     return jax.eval_shape(network(config).init, key, images)["params"]
