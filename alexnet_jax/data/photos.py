@@ -22,16 +22,6 @@ SUFFIXES = {
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
 }  # fmt: skip
 MIN_SIDE = 16  # pixels: smaller photos, enlarged more than 16 times, show nothing; CIFAR-10 has 32
-ORIENTATION = 0x0112  # its tag in EXIF
-TURNS = {  # what makes a photo of each orientation upright, except 1, which is
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 NONE = "there was no photo to be read: name photos, or folders of photos"
 MAX_ASPECT = 10  # beyond this the centre square is less than a tenth of the photo
 
@@ -82,7 +72,9 @@ def square(
             raise ValueError("its pixels are floating or 32-bit numbers without a known black and white")
         image.draft("RGB", (2 * size, 2 * size))  # decodes large JPEGs directly at a half, a quarter or an eighth
         if upright:
-            image = _upright(image)
+            image.load()  # before the turn, so that damaged pixels raise
+            with contextlib.suppress(Exception):  # as for the pixels, almost anything: damaged EXIF turns nothing
+                ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I"):  # 16 bits of grey
             image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
         if image.has_transparency_data:
@@ -92,16 +84,6 @@ def square(
         if resize == "shorter":
             return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
         return image.resize((size, size), Image.Resampling.BICUBIC)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Turns a photo as its EXIF orientation says; one with damaged EXIF stays as it is."""
-    image.load()  # Pillow turns a TIFF here, and forgets its orientation
-    try:
-        turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # as for the pixels, almost anything
-        return image
-    return image if turn is None else image.transpose(turn)
 
 
 def is_sliver(size: tuple[int, int]) -> bool:
