@@ -1,7 +1,8 @@
 """Files written safely: complete under their name or not there at all, by one process at a time.
 
-with replacing(Path("table.md")) as partial:
-    partial.write_text(table)
+write_text(Path("table.md"), table)
+with replacing(Path("picture.png")) as partial:
+    figure.savefig(partial, format="png")
 """
 
 import contextlib
@@ -43,6 +44,12 @@ def replacing(path: Path) -> Iterator[Path]:
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
+
+
+def write_text(path: Path, text: str):
+    """Makes `text` the content of the file, in UTF-8. Raises UserError as `replacing` does."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager

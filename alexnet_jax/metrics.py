@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from alexnet_jax import UserError, one_line
-from alexnet_jax.files import replacing
+from alexnet_jax.files import write_text
 
 METRICS = "metrics.jsonl"  # in the folder of a run
 OLD = "metrics.old{}.jsonl"  # the records of a run that started again, once for each time
@@ -123,8 +123,7 @@ def _drop_after(path: Path, step: int, steps_per_epoch: int) -> None:
         print(f"warning: {path} has records and no checkpoint is left: they are kept in {old}", file=sys.stderr)
     elif step:
         print(f"warning: {path} does not exist: a new one begins at step {step}", file=sys.stderr)
-    with replacing(path) as partial:
-        partial.write_text("".join(line(record) for record in kept))
+    write_text(path, "".join(line(record) for record in kept))
 
 
 # ---------------------------------------------------------------- the log of a run

@@ -33,7 +33,7 @@ from alexnet_jax.cli import config_file
 from alexnet_jax.cli.commands import add_workdir
 from alexnet_jax.config import check, fields, flat
 from alexnet_jax.data.prepare import prepare
-from alexnet_jax.files import expanded, locked, replacing
+from alexnet_jax.files import expanded, locked, write_text
 from alexnet_jax.runs import finetune
 from experiments import results
 from experiments.benchmark.stepper import stepper
@@ -231,8 +231,7 @@ def write_plan(workdir: Path, sweep: str, base: ConfigDict, cells: list[Cell], t
                     cell = plan["cells"][name]
                     cell["seeds"] = sorted({*cells_there[name]["seeds"], *cell["seeds"]})
                 plan["cells"] = cells_there | plan["cells"]
-            with replacing(path) as partial:
-                partial.write_text(json.dumps(plan, indent=2) + "\n")
+            write_text(path, json.dumps(plan, indent=2) + "\n")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise UserError(f"{path} cannot be read or written ({one_line(e)}): name another --workdir") from e
 

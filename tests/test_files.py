@@ -8,7 +8,7 @@ import pytest
 from helpers.runs import full_disk
 
 from alexnet_jax import UserError
-from alexnet_jax.files import alone, expanded, locked, replacing
+from alexnet_jax.files import alone, expanded, locked, replacing, write_text
 
 
 def names(folder):
@@ -46,7 +46,9 @@ def test_a_file_appears_when_it_is_complete(path):
     assert path.read_text() == "new" and names(path.parent) == ["table.md"]
     with replacing(path.with_name("other.md")) as partial:
         partial.write_text("first")
-    assert path.with_name("other.md").read_text() == "first" and names(path.parent) == ["other.md", "table.md"]
+    assert path.with_name("other.md").read_text() == "first"
+    write_text(path, "größer")
+    assert path.read_bytes() == b"gr\xc3\xb6\xc3\x9fer" and names(path.parent) == ["other.md", "table.md"]
 
 
 @pytest.mark.parametrize("raised", [KeyboardInterrupt, ValueError, UserError])

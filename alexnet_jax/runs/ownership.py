@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import UserError, checkpoint, optimizer
 from alexnet_jax.config import FREE, fields_of, flat, refuse_wrong_values
-from alexnet_jax.files import replacing, taken
+from alexnet_jax.files import replacing, taken, write_text
 from alexnet_jax.metrics import METRICS
 from alexnet_jax.network import shapes
 from alexnet_jax.runs import provenance
@@ -84,11 +84,8 @@ def claim(
         with replacing(workdir / STATISTICS) as path, path.open("wb") as file:
             np.savez(file, **statistics, classes=np.array(classes))
         if data and machine:
-            text = provenance.text(data, machine, workdir, fresh=not trained)
-            with replacing(workdir / provenance.FILE) as path:
-                path.write_text(text)
-        with replacing(workdir / CONFIG) as path:
-            path.write_text(json.dumps(json.loads(config.to_json()), indent=2, allow_nan=False) + "\n")
+            write_text(workdir / provenance.FILE, provenance.text(data, machine, workdir, fresh=not trained))
+        write_text(workdir / CONFIG, json.dumps(json.loads(config.to_json()), indent=2, allow_nan=False) + "\n")
         for left in [path for path in workdir.iterdir() if LEFT.fullmatch(path.name)]:
             left.unlink(missing_ok=True)
         held.pop_all()  # the lock is kept only if nothing was raised
@@ -189,8 +186,7 @@ def write_converted(
         checkpoint.save(checkpoints, 0, {"params": params}, host={})
         checkpoint.finish(checkpoints)
         checkpoints.close()
-        with replacing(workdir / CONVERTED) as path:
-            path.write_text(json.dumps(origin, indent=2) + "\n")
+        write_text(workdir / CONVERTED, json.dumps(origin, indent=2) + "\n")
 
 
 def refuse_converted(workdir: Path):

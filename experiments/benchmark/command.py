@@ -38,7 +38,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import UserError
 from alexnet_jax.cli.commands import add_config
 from alexnet_jax.config import check_without_data
-from alexnet_jax.files import expanded, refuse_no_file, replacing
+from alexnet_jax.files import expanded, refuse_no_file, write_text
 from alexnet_jax.runs import finetune
 from experiments.benchmark import input_pipeline, machine, scaling, split, steps, table, turns
 
@@ -180,8 +180,7 @@ def report(found: dict[str, Any], flags: Namespace):
 def save(found: dict[str, Any], flags: Namespace):
     """Writes what is found so far to --save's file, if there is one. Raises UserError if it cannot be written."""
     if flags.save:
-        with replacing(expanded(flags.save)) as partial:
-            partial.write_text(line(found, flags) + "\n")
+        write_text(expanded(flags.save), line(found, flags) + "\n")
 
 
 def line(found: dict[str, Any], flags: Namespace) -> str:

@@ -11,7 +11,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from alexnet_jax import UserError
-from alexnet_jax.files import expanded, replacing
+from alexnet_jax.files import expanded, write_text
 from experiments.claims import page, pictures
 from experiments.claims.measures import Records
 from experiments.record import file
@@ -40,8 +40,7 @@ def main(flags: Namespace):
     written = {out: page.page(records), readme: page.with_block(text, records, str(readme))}
     for path, text in written.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial:
-            partial.write_text(text, encoding="utf-8")
+        write_text(path, text)
     beside.mkdir(parents=True, exist_ok=True)
     drawn = pictures.draw(records, beside)
     print(f"{len(records)} records: {', '.join(map(str, [*written, *drawn]))}")

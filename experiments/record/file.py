@@ -17,7 +17,7 @@ from typing import Any
 
 from alexnet_jax import UserError, one_line
 from alexnet_jax.config import FIELDS, FREE, fields_of, refuse_wrong_values, unflat
-from alexnet_jax.files import replacing
+from alexnet_jax.files import write_text
 from alexnet_jax.runs.run import renewed
 from experiments import results
 from experiments.record import entry as entries
@@ -104,8 +104,7 @@ def write(record: Record, path: Path):
     if record.ensembles:
         text += f',\n"ensembles": [\n{lines(map(line, sorted(record.ensembles, key=_order)))}\n]'
     text += "}\n"
-    with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def _order(ensemble: dict) -> tuple[str, list[int]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 
 from alexnet_jax import UserError
-from alexnet_jax.files import expanded, replacing
+from alexnet_jax.files import expanded, write_text
 from experiments.report import page, pictures, table
 from experiments.report.rows import make_report
 
@@ -39,9 +39,9 @@ def main(flags: Namespace):
     except OSError as error:
         raise UserError(f"cannot make the folder {flags.out} ({error.strerror}): name another --out") from error
     print(table.text(report), flush=True)
-    _write(flags.out / "table.md", table.markdown(report))
+    write_text(flags.out / "table.md", table.markdown(report))
     drawn = pictures.draw(report, flags.out)
-    _write(flags.out / "report.html", page.html(report, drawn, _command(flags)))
+    write_text(flags.out / "report.html", page.html(report, drawn, _command(flags)))
     print(f"\n{flags.out / 'report.html'}, table.md and the pictures beside it")
 
 
@@ -50,8 +50,3 @@ def _command(flags: Namespace) -> str:
     if flags.base:
         words += ["--base", flags.base]
     return shlex.join(map(str, words))
-
-
-def _write(path: Path, text: str):
-    with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")

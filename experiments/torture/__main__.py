@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 from alexnet_jax import UserError
 from alexnet_jax.cli import commands
-from alexnet_jax.files import expanded, replacing
+from alexnet_jax.files import expanded, write_text
 from experiments.torture import disk, fields, files, images, kills
 from experiments.torture.cases import Case, Result, kills_by_phase, markdown, rows, run_all
 from experiments.torture.processes import ROOT
@@ -83,8 +83,7 @@ def main(flags: Namespace) -> int:
     everything = {"about": told, "table": table, "kills": phases, "findings": found, "notes": notes}
     everything["accepted"] = [name for (part, name), r in results.items() if (part, r.note) == ("fields", "accepted")]
     for name, content in (("table.md", text), ("table.json", json.dumps(everything, indent=1) + "\n")):
-        with replacing(out / name) as path:
-            path.write_text(content)
+        write_text(out / name, content)
     print(text)
     return 1 if found else 0
 
@@ -138,8 +137,7 @@ def claim(out: Path, seed: int):
     if out.exists() and not path.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty: name another --out")
     out.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(mine))
+    write_text(path, json.dumps(mine))
 
 
 def about(command: str) -> dict[str, str]:
