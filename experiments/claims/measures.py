@@ -95,10 +95,8 @@ def difference(study: str, cell: str, of: Values = error, *, sign: int = 1, nois
         if found is None:
             return None
         verdict = judge(found, sign, seen=intervals.detectable(*groups))
-        if found.counts and noise:
-            verdict = "2012's number is within noise"
-        elif found.counts and found.excludes_zero and not sign:
-            verdict = "significant; no claim of 2012"
+        if found.counts and found.excludes_zero and (noise or not sign):
+            verdict = f"significant; {'the number of 2012 is within noise' if noise else 'no claim of 2012'}"
         return _found(records[study], cell, points(found), verdict, found)
 
     return measure

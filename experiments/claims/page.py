@@ -13,7 +13,8 @@ BEGIN, END = "<!-- claims -->", "<!-- /claims -->"  # around the README's block
 SHOWN = 10  # rows of the README
 SHORT = {  # how a verdict begins, and its name where verdicts are counted
     "agrees that": "agrees in direction, not in size",
-    "significant": "no claim of 2012",
+    "significant; the": "significant, beside a number within noise",
+    "significant; no": "significant, no claim of 2012",
     "higher": "not compatible",
     "lower": "not compatible",
     "in ": "in some runs",
@@ -23,7 +24,7 @@ SHORT = {  # how a verdict begins, and its name where verdicts are counted
     word: word
     for word in (
         "agrees", "compatible", "contradicts", "not significant", "out of reach", "too few seeds", "one seed",
-        "one set", "2012's number is within noise", "not comparable", "the same step in every run",
+        "one set", "not comparable", "the same step in every run",
     )
 }  # fmt: skip
 Row = tuple[Claim, Found | None]
@@ -47,10 +48,11 @@ hand: they are computed from the [records](records) of the runs, and a test comp
   No interval covers the choice of a rate.
 - **agrees, contradicts**: the interval excludes zero, and the sign is the paper's, or is not. **not significant**: it
   includes zero; behind it is the smallest difference that so many seeds would have seen with probability 0.8. **too few
-  seeds**: there are fewer than three. **2012's number is within noise**: it is the difference of two single runs, a
-  tenth of a point or so. **significant; no claim of 2012**: of a change that 2012 says nothing of. **not comparable**:
-  ours is counted otherwise, as the row says. **agrees that ..., but not N times**: a ratio's interval excludes 1 and
-  the paper's number. **one set**: one average of several networks' probabilities.
+  seeds**: there are fewer than three. **significant; no claim of 2012**: of a change that 2012 says nothing of.
+  **significant; the number of 2012 is within noise**: that is the difference of two single runs, a tenth of a point or
+  so, so its sign means nothing. **not comparable**: ours is counted otherwise, as the row says. **agrees that ..., but
+  not N times**: a ratio's interval excludes 1 and the paper's number. **one set**: one average of several networks'
+  probabilities.
 - A change **overfits** if the training error falls and the error rises, both significantly; the verdict is the less
   favourable of the two. One row, that of smaller pools, looks at the difference of the two instead. Training errors are
   those of the last epoch's crops: with augmentation and with dropout, where the network has them.
