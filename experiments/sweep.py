@@ -159,7 +159,7 @@ def make_cells(base: ConfigDict, ablations: dict[str, Change], seeds: int, workd
     configs = {}
     for name in ("base", *ablations):
         try:
-            configs[name] = _changed(base, ablations.get(name))
+            configs[name] = _changed(base, name, ablations.get(name))
         except Exception as e:  # also whatever the user's own fields() raises
             reason = e if isinstance(e, UserError) else one_line(e)
             raise UserError(f"ablation {name} makes no valid config: {reason}") from e
@@ -170,11 +170,11 @@ def make_cells(base: ConfigDict, ablations: dict[str, Change], seeds: int, workd
     ]
 
 
-def _changed(base: ConfigDict, change: Change | None) -> ConfigDict:
-    """The base with a change. Raises UserError, or what change.fields or ml_collections raises."""
+def _changed(base: ConfigDict, name: str, change: Change | None) -> ConfigDict:
+    """The base, or with a change and its name. Raises UserError, or what change.fields or ml_collections raises."""
     config = base.copy_and_resolve_references()
     known = fields(config)
-    changed = change.fields(base) if change else {}
+    changed = {"name": name} | change.fields(base) if change else {}
     for field in changed:
         if field not in known:
             raise UserError(f"{field}: {config_file.unknown(str(field), known, 'the base')}")
