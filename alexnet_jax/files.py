@@ -24,6 +24,15 @@ def expanded(path: str | Path) -> Path:
         raise UserError(f"{path}: there is no user of this name: write the folder's full path") from error
 
 
+def cache_folder() -> Path:
+    """Where what is kept between runs goes: alexnet_jax below $XDG_CACHE_HOME or ~/.cache. Raises UserError."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "alexnet_jax"
+    except RuntimeError as error:
+        message = "this user has no home folder: set XDG_CACHE_HOME to a folder for what is kept between runs"
+        raise UserError(message) from error
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path to write to. Its file is renamed to `path` when the block ends, and removed if the block fails.

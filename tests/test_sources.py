@@ -298,7 +298,7 @@ def test_errors_about_folders_are_one_line(photos, tmp_path):
     assert "inside the images' own folder" in message(photos, photos / "prepared")
     for path in (tmp_path / "file" / "below", tmp_path / "file", "/proc/prepared"):
         assert "--config.data.prepared_dir=" in message(photos, path)
-    assert "~nobody_at_all/x is in the home of an unknown user" in message(photos, "~nobody_at_all/x")
+    assert "~nobody_at_all/x: there is no user of this name" in message(photos, "~nobody_at_all/x")
     for path in ("train/a", "validation/a"):
         (tmp_path / "strange" / path).mkdir(parents=True)
         (tmp_path / "strange" / path / "x.jpg").write_text("no image")

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from alexnet_jax import UserError, no_platform, one_line, out_of_memory
+from alexnet_jax.files import cache_folder
 
 MOST_DEVICES = 1024  # that --devices asks for: on CPU each is virtual and costs a thread
 
@@ -75,19 +76,14 @@ def parse(module: ModuleType, words: Sequence[str], prog: str = "alexnet") -> Na
 def set_up_libraries() -> None:
     """What a process does before it computes: fewer messages from libraries, and a cache of what JAX compiles.
 
-    The cache is $JAX_COMPILATION_CACHE_DIR, or a folder below $XDG_CACHE_HOME or ~/.cache. All commands share it.
-    Raises UserError if there is neither of them nor a home folder.
+    The cache is $JAX_COMPILATION_CACHE_DIR, or in files.cache_folder. All commands share it. Raises UserError if there
+    is neither.
     """
     import jax
     from absl import logging
 
     if not jax.config.values["jax_compilation_cache_dir"]:
-        cache = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-        if cache.startswith("~"):
-            raise UserError(
-                "this user has no home folder: set XDG_CACHE_HOME to a folder for what is kept between runs"
-            )
-        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "alexnet_jax", "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
     logging.set_verbosity(logging.ERROR)  # TFDS and Orbax report every file at the level below
 
 

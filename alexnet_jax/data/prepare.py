@@ -46,7 +46,7 @@ from alexnet_jax.data.records import (
     starts,
 )
 from alexnet_jax.data.sources import Example, Source, folder_of, has_more, open_source, refuse_classes, some, warn
-from alexnet_jax.files import alone, slug
+from alexnet_jax.files import alone, cache_folder, expanded, slug
 
 FORMAT = 1  # increase it when the same source would be prepared differently
 MAX_SIZE = 4096  # pixels: the sums over larger images would not fit into memory
@@ -137,12 +137,8 @@ def _refuse_nonsense(config: ConfigDict, num_classes: int | None) -> None:
 
 
 def _cache(config: ConfigDict) -> Path:
-    """The folder of the prepared sets."""
-    default = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "alexnet_jax")
-    cache = os.path.expanduser(config.prepared_dir or default)
-    if cache.startswith("~"):
-        raise UserError(f"{cache} is in the home of an unknown user: set --config.data.prepared_dir=...")
-    return Path(cache).absolute()
+    """The folder of the prepared sets. Raises UserError if it is in a home folder that does not exist."""
+    return (expanded(config.prepared_dir) if config.prepared_dir else cache_folder()).absolute()
 
 
 def _folder_name(config: ConfigDict, root: Path | None) -> str:
