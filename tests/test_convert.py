@@ -440,12 +440,14 @@ def test_other_data_is_labelled_by_name(converted, photos, tmp_path):
 
 
 def test_figures_of_converted_weights(converted, photos, tmp_path, capsys):
-    """Kernels without images; with a folder of photos, the figures that show photos; never curves."""
+    """Kernels without images; with a folder of photos, the figures that show photos; never curves. It says why."""
     run = ["--workdir", str(converted), "--out", str(tmp_path)]
     run_verb(["figures", *run])
     out, err = capsys.readouterr()
     assert [p.name for p in tmp_path.iterdir()] == ["kernels.png"] and "tower 1" in out
-    assert len(err.splitlines()) == 1 and "no predictions, confusion, mistakes: " in err and "--data" in err
+    no_curves, no_images = err.splitlines()
+    assert "was not trained here and has no curves" in no_curves
+    assert no_images.startswith("no predictions, confusion, mistakes: ") and "--data" in no_images
     run_verb(["figures", *run, "--data", str(photos)])
     names = ["confusion", "kernels", "mistakes", "predictions"]
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"{name}.png" for name in names]

@@ -233,26 +233,22 @@ def _chosen(asked: str | None, several: bool) -> list[str]:
 def _possible(run: Run, what: list[str], data: str | None, asked: bool) -> tuple[list[str], Split | None]:
     """What can be drawn, and the images for it.
 
-    asked: whether the user named it; if not, what converted weights do not have is left out. Raises UserError if
-    something that was asked for cannot be drawn.
+    asked: whether the user named it; if not, what cannot be drawn is left out, and the reason printed. Raises UserError
+    if something that was asked for cannot be drawn.
     """
     converted = not (run.workdir / METRICS).exists()
-    if converted and "curves" in what:
+    missing = {}
+    if converted:
+        missing["curves"] = f"{run.workdir} was not trained here and has no curves (no metrics.jsonl)"
+    if first_kernels(run) is None:
+        missing["kernels"] = f"the first layer of {run.workdir} is no convolution and has no kernels to draw"
+    if (n := len(run.classes)) > MOST_CLASSES:
+        missing["confusion"] = f"a confusion matrix of {n:,} classes is too large to draw (at most {MOST_CLASSES:,})"
+    for name in [name for name in what if name in missing]:
         if asked:
-            raise UserError(f"{run.workdir} was not trained here and has no curves (no metrics.jsonl): ask for others")
-        what = [name for name in what if name != "curves"]
-    if "kernels" in what and first_kernels(run) is None:
-        if asked:
-            raise UserError(
-                f"the first layer of {run.workdir} is no convolution and has no kernels to draw: ask for others"
-            )
-        what = [name for name in what if name != "kernels"]
-    if "confusion" in what and len(run.classes) > MOST_CLASSES:
-        said = f"a confusion matrix of {len(run.classes):,} classes is too large to draw (at most {MOST_CLASSES:,})"
-        if asked:
-            raise UserError(f"{said}: ask for other pictures")
-        print(said, file=sys.stderr)
-        what = [name for name in what if name != "confusion"]
+            raise UserError(f"{missing[name]}: ask for other pictures")
+        print(missing[name], file=sys.stderr)
+    what = [name for name in what if name not in missing]
     if data and "neighbours" in what:
         raise UserError("neighbours are drawn from the run's own data set: leave out --data, or neighbours")
     if not set(what) & {"predictions", *ONE_PASS}:
