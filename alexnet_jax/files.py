@@ -109,7 +109,7 @@ def alone(path: Path, busy: Callable[[], object] | None = None) -> Iterator[Bina
             return
 
 
-def taken(path: Path) -> TextIO | None:
+def try_lock(path: Path) -> TextIO | None:
     """A lock that stays at `path`, held until it is closed; None if another process has it. Raises OSError."""
     lock = path.open("w")
     try:

@@ -20,7 +20,7 @@ from alexnet_jax.cli import stopping
 from alexnet_jax.cli.commands import set_up_libraries
 from alexnet_jax.config import flat
 from alexnet_jax.data.host import sees_gpus
-from alexnet_jax.files import taken
+from alexnet_jax.files import try_lock
 from alexnet_jax.metrics import METRICS
 from alexnet_jax.runs import ownership
 from experiments import results
@@ -260,7 +260,7 @@ def _stop(jobs: list[submitit.Job]):
 def take(cell: Cell, folder: Path) -> TextIO | None:
     """The lock of a cell, held until it is closed; None if another sweep has it. folder: the jobs' own, shared."""
     folder.mkdir(parents=True, exist_ok=True)
-    return taken(folder / f"{cell.name}.seed{cell.seed}.lock")
+    return try_lock(folder / f"{cell.name}.seed{cell.seed}.lock")
 
 
 def release(lock: TextIO | None):

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import UserError, checkpoint, optimizer
 from alexnet_jax.config import FREE, fields_of, flat, refuse_wrong_values
-from alexnet_jax.files import replacing, taken, write_text
+from alexnet_jax.files import replacing, try_lock, write_text
 from alexnet_jax.metrics import METRICS
 from alexnet_jax.network import shapes
 from alexnet_jax.runs import provenance
@@ -73,7 +73,7 @@ def claim(
     with contextlib.ExitStack() as held, _writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         _refuse_foreign_files(workdir)
-        if (lock := taken(workdir / LOCK)) is None:
+        if (lock := try_lock(workdir / LOCK)) is None:
             raise Busy(f"another process trains in {workdir}: wait for it, or name another --workdir")
         held.enter_context(lock)
         trained = checkpoint.latest_step(workdir) is not None
